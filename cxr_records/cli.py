@@ -1,0 +1,149 @@
+"""The command `cxr-records`. Commands are loaded when they are called, so that --help is at once there."""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from cxr_records.errors import CxrError, FoundProblems
+
+# name: (module:function, what it does)
+COMMANDS = {
+    "build": ("pipelines.cli:build", "Images and a table to a finished dataset of TFRecord shards."),
+    "plan": ("pipelines.cli:plan", "Tell what build would write, how large, how long; write nothing."),
+    "decode": ("pipelines.cli:decode", "Only the slow part of build: bring the image store up to date."),
+    "verify": ("cxr_records.cli:verify", "Check a dataset against its manifest, byte by byte."),
+    "demo": ("cxr_records.demo:demo", "Make a small look-alike set and run the main job on it."),
+}
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the check found problems, or too many images were "
+    "rejected; 130 and 143 ended by Ctrl-C and SIGTERM."
+)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Imports a command; None where there is none of the name."""
+        if name not in COMMANDS:
+            return None
+        module, function = COMMANDS[name][0].split(":")
+        return getattr(importlib.import_module(module), function)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        """Finds a command, or says which one may have been meant."""
+        from cxr_records.findings import nearest
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(package_name="cxr_records")
+def cli() -> None:
+    """NIH chest X-rays to TFRecord shards, with augmented copies of rare classes.
+
+    \b
+    Example:
+      cxr-records build --images images_*.tar.gz --metadata Data_Entry_2017_v2020.csv \\
+          --train-val-list train_val_list.txt --test-list test_list.txt --out cxr14
+    """
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--deep", is_flag=True, help="Read and check every record, not only the bytes of each file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def verify(dataset: str, deep: bool, as_json: bool, debug: bool) -> None:
+    """Check a dataset against its manifest.
+
+    Sizes and sha256 of every file; where one is damaged, which record of which image it is. With --deep
+    also every record: checksums, features, image shape, label against findings, patients across splits.
+
+    \b
+    Example:
+      cxr-records verify cxr14 --deep
+    """
+    from cxr_records.verify import check_dataset
+
+    problems = check_dataset(dataset, deep)
+    if as_json:
+        rows = [{"path": p.path, "record": p.record, "message": p.message} for p in problems]
+        click.echo(json.dumps({"ok": not problems, "problems": rows}))
+    else:
+        for problem in problems:
+            click.echo(str(problem))
+        if not problems:
+            click.echo(f"{dataset}: ok ({'every record' if deep else 'every byte'} checked)")
+    if problems:
+        raise FoundProblems(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {dataset}")
+
+
+class _Terminated(BaseException):
+    """The command was told to end by SIGTERM or SIGHUP."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated(number)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line; every error of the user's is one line, and every process has ended after it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    code = _run(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    # Beam leaves threads behind that Python would wait for, for ever after an interruption.
+    os._exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return cli.main(arguments, prog_name="cxr-records", standalone_mode=False) or 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _say("stopped; the same command goes on from here", 130)
+    except _Terminated as error:
+        return _say("told to end; the same command goes on from here", 128 + error.args[0])
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        if isinstance(error, CxrError):
+            return _say(f"Error: {error}", error.exit_code)
+        if isinstance(error, OSError) and error.strerror:
+            return _say(f"Error: {error.filename or 'the system says'}: {error.strerror}", 1)
+        text = " ".join(str(error).split())
+        return _say(f"Error: {type(error).__name__}: {text} (a fault of ours; --debug shows where)", 1)
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(text, err=True)
+    return code

@@ -1,0 +1,80 @@
+"""One picture to judge augmented copies by: each image beside its copies, their parameters underneath."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cxr_records.augment import Params
+
+# In pixels of the sheet.
+THUMBNAIL = 200
+_TITLE_WIDTH = 150
+_CAPTION_HEIGHT = 66
+_MARGIN = 12
+_TEXT_SIZE = 14
+
+_BACKGROUND, _TEXT, _QUIET = 24, 235, 160
+
+# (title, original uint8 [height, width], [(augmentation, copy uint8 [height, width]), ...])
+Row = tuple[str, np.ndarray, Sequence[tuple[Params, np.ndarray]]]
+
+
+def contact_sheet(rows: Sequence[Row]) -> Image.Image:
+    """Draws a line per image: its title, the original, and its copies with their parameters underneath.
+
+    Args:
+        rows: per image a title, such as its findings and its id, the original, and its copies with the
+            augmentation of each, as `augment.draw` returned it. Images of any size; each is fitted into
+            200 × 200 pixels.
+
+    Returns:
+        A grey picture ("L").
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("a contact sheet needs at least one image")
+    columns = 1 + max(len(copies) for _, _, copies in rows)
+    cell_width, cell_height = THUMBNAIL + _MARGIN, THUMBNAIL + _CAPTION_HEIGHT
+    left = _MARGIN + _TITLE_WIDTH
+    sheet = Image.new("L", (left + columns * cell_width, _MARGIN + len(rows) * cell_height), _BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_TEXT_SIZE)
+    for i, (title, original, copies) in enumerate(rows):
+        top = _MARGIN + i * cell_height
+        pen.multiline_text((_MARGIN, top), _wrapped(title, _TITLE_WIDTH, font), fill=_TEXT, font=font)
+        cells = [("original", "", original), *((*caption(params), copy) for params, copy in copies)]
+        for j, (name, parameters, image) in enumerate(cells):
+            x = left + j * cell_width
+            _paste(sheet, image, x, top)
+            pen.text((x, top + THUMBNAIL + 2), name, fill=_TEXT, font=font)
+            pen.multiline_text((x, top + THUMBNAIL + 20), parameters, fill=_QUIET, font=font)
+    return sheet
+
+
+def caption(augmentation: Params) -> tuple[str, str]:
+    """Returns the function, and its parameters one to a line, as in ("shift", "right -0.02\\ndown 0.045")."""
+    parameters = [f"{key} {_short(value)}" for key, value in augmentation.items() if key != "function"]
+    return augmentation["function"], "\n".join(parameters)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _paste(sheet: Image.Image, image: np.ndarray, x: int, y: int) -> None:
+    """Fits an image of any shape into the square at (x, y), in the middle."""
+    scale = THUMBNAIL / max(image.shape)
+    height, width = (max(1, round(side * scale)) for side in image.shape)
+    thumbnail = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    sheet.paste(thumbnail, (x + (THUMBNAIL - width) // 2, y + (THUMBNAIL - height) // 2))
+
+
+def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """Breaks text into lines of at most `width` pixels; findings may break at their bars."""
+    letters = max(1, int(width / font.getlength("n")))
+    lines = text.replace("|", "| ").splitlines()
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, letters) or [""])

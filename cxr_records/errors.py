@@ -1,0 +1,19 @@
+"""What the commands say instead of a traceback: one line with what was found, what was expected, what to do."""
+
+
+class CxrError(Exception):
+    """The work failed: the data or the machine is not as it must be. Commands exit with code 1."""
+
+    exit_code = 1
+
+
+class UsageError(CxrError):
+    """What was asked for is wrong: an option, or a path that does not fit it. Commands exit with code 2."""
+
+    exit_code = 2
+
+
+class FoundProblems(CxrError):
+    """The work was done and what it found is not acceptable. Commands exit with code 3."""
+
+    exit_code = 3

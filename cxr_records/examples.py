@@ -1,0 +1,163 @@
+"""What a record holds: one table of features drives writing, reading, checking and the TFDS metadata.
+
+A record is a serialized tf.train.Example. The message is declared here at run time under a package name
+of our own, so that workers need no TensorFlow and a process that imports TensorFlow sees no name twice.
+Serialization is deterministic (map keys sorted), byte for byte what TensorFlow's own writer gives.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from cxr_records.findings import FINDINGS
+
+Value = bytes | str | int | Sequence[int] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One feature of a record.
+
+    Attributes:
+        name: its key in the Example.
+        kind: "bytes", "text" (UTF-8 in a bytes list) or "int64".
+        shape: () for one value, (14,) for one per finding.
+        meaning: one line for people.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    meaning: str
+
+    @property
+    def num_values(self) -> int:
+        """How many values the feature's list holds."""
+        return int(np.prod(self.shape, dtype=int))
+
+
+# `label` is a single number in binary and multiclass records; record_features() sets its shape.
+FEATURES = (
+    Feature("image", "bytes", (), "raw uint8 pixels row by row, or PNG, or JPEG: the dataset's codec"),
+    Feature("label", "int64", (len(FINDINGS),), "0/1, class index, or 14 zeros and ones: the task's label"),
+    Feature("findings", "int64", (len(FINDINGS),), "all 14 findings as zeros and ones, whatever the task"),
+    Feature("image_id", "text", (), "file name in the NIH table, such as 00000001_000.png"),
+    Feature("patient_id", "int64", (), "number of the patient; a patient is in one split only"),
+    Feature("view", "text", (), "PA or AP; empty where unknown"),
+    Feature("sex", "text", (), "M or F; empty where unknown"),
+    Feature("age_years", "int64", (), "age in years; -1 where unknown"),
+    Feature("copy", "int64", (), "0 for the original, 1, 2, ... for augmented copies of it"),
+    Feature("augmentation", "text", (), "JSON of function and parameters; empty for the original"),
+)
+
+
+def record_features(label_shape: tuple[int, ...]) -> tuple[Feature, ...]:
+    """Returns the table for a task whose label has this shape."""
+    return tuple(dataclasses.replace(f, shape=label_shape) if f.name == "label" else f for f in FEATURES)
+
+
+def encode_example(values: Mapping[str, Value]) -> bytes:
+    """Serializes named values: bytes and str become a bytes list, ints and int arrays an int64 list."""
+    example = _Example()
+    features = example.features.feature
+    for name, value in values.items():
+        if isinstance(value, bytes):
+            features[name].bytes_list.value.append(value)
+        elif isinstance(value, str):
+            features[name].bytes_list.value.append(value.encode())
+        elif isinstance(value, int | np.integer):
+            features[name].int64_list.value.append(int(value))
+        else:
+            features[name].int64_list.value.extend(np.asarray(value).tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
+    """Parses a serialized Example into a list of values for each feature.
+
+    Raises:
+        ValueError: the bytes are no Example.
+    """
+    example = _Example()
+    try:
+        example.ParseFromString(data)
+    except DecodeError as error:
+        raise ValueError(f"no tf.train.Example: {error}") from error
+    values = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        values[name] = list(getattr(feature, kind).value) if kind else []
+    return values
+
+
+def image_bytes(data: bytes) -> bytes:
+    """Returns the `image` of a serialized Example, without unpacking the other features."""
+    example = _Example()
+    example.ParseFromString(data)
+    return example.features.feature["image"].bytes_list.value[0]
+
+
+def record_problems(
+    values: Mapping[str, Sequence[bytes] | Sequence[int]], features: Sequence[Feature]
+) -> list[str]:
+    """Returns what is wrong with a decoded record by the table: missing, unknown, mistyped, miscounted."""
+    problems = []
+    for feature in features:
+        found = values.get(feature.name)
+        if found is None:
+            problems.append(f"feature {feature.name!r} is missing")
+            continue
+        if len(found) != feature.num_values:
+            problems.append(
+                f"feature {feature.name!r} has {len(found)} values, expected {feature.num_values}"
+            )
+        expected = int if feature.kind == "int64" else bytes
+        if not all(isinstance(value, expected) for value in found):
+            problems.append(f"feature {feature.name!r} is not {feature.kind}")
+    unknown = sorted(set(values) - {feature.name for feature in features})
+    problems += [f"feature {name!r} is unknown" for name in unknown]
+    return problems
+
+
+def _example_class():
+    """Declares tf.train.Example (tensorflow/core/example/example.proto, feature.proto)."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="cxr_records/example.proto", package="cxr_records", syntax="proto3"
+    )
+
+    def add(message, name, number, kind, type_name=None, label=field.LABEL_OPTIONAL, oneof=None):
+        made = message.field.add(name=name, number=number, type=kind, label=label)
+        if type_name:
+            made.type_name = f".cxr_records.{type_name}"
+        if oneof is not None:
+            made.oneof_index = oneof
+
+    for name, kind in (
+        ("BytesList", field.TYPE_BYTES),
+        ("FloatList", field.TYPE_FLOAT),
+        ("Int64List", field.TYPE_INT64),
+    ):
+        add(file.message_type.add(name=name), "value", 1, kind, label=field.LABEL_REPEATED)
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, name in enumerate(("bytes_list", "float_list", "int64_list"), start=1):
+        type_name = name.title().replace("_", "")
+        add(feature, name, number, field.TYPE_MESSAGE, type_name, oneof=0)
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    add(entry, "key", 1, field.TYPE_STRING)
+    add(entry, "value", 2, field.TYPE_MESSAGE, "Feature")
+    add(features, "feature", 1, field.TYPE_MESSAGE, "Features.FeatureEntry", field.LABEL_REPEATED)
+    add(file.message_type.add(name="Example"), "features", 1, field.TYPE_MESSAGE, "Features")
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("cxr_records.Example"))
+
+
+_Example = _example_class()

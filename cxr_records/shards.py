@@ -1,0 +1,92 @@
+"""One shard, from stored images to a finished file: the pure function that Beam runs."""
+
+import dataclasses
+import hashlib
+import json
+
+import pyarrow.parquet as pq
+
+from cxr_records import augment, storage
+from cxr_records.errors import CxrError
+from cxr_records.examples import FEATURES, encode_example
+from cxr_records.plan import ShardSpec
+from cxr_records.store import fetch_images
+from cxr_records.tfrecord import frame
+
+_RECORD_COLUMNS = [f.name for f in FEATURES if f.name not in ("image", "augmentation")]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """A finished shard: digest of its plan, records, bytes and sha256 of the file, offset of each record."""
+
+    digest: str
+    records: int
+    bytes: int
+    sha256: str
+    offsets: list[int]
+
+
+def read_shard_info(spec: ShardSpec) -> ShardInfo | None:
+    """Returns what is known of a shard that is finished as this spec wants it; None when it is not."""
+    try:
+        info = ShardInfo(**json.loads(storage.read_bytes(spec.sidecar_path)))
+        whole = info.digest == spec.digest and info.bytes == storage.file_size(spec.path)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return info if whole else None
+
+
+def augmentation_text(spec: ShardSpec, image_id: str, copy: int) -> str:
+    """Returns the `augmentation` feature of a record: JSON of function and parameters, "" for an original."""
+    if copy == 0:
+        return ""
+    return json.dumps(augment.augmentation_for(spec.seed, image_id, copy, spec.flip), sort_keys=True)
+
+
+def write_shard(spec: ShardSpec) -> ShardInfo:
+    """Writes one shard, then its sidecar. Done already, or done twice, changes nothing.
+
+    Stored images are fetched in the order in which they lie in the store, and written in the plan's, so
+    the memory needed is that of one shard.
+
+    Raises:
+        CxrError: a stored image is damaged.
+    """
+    if done := read_shard_info(spec):
+        return done
+    with storage.open_read(spec.plan) as file:
+        rows = pq.ParquetFile(file).read_row_group(spec.row_group).to_pylist()
+    images = fetch_images(spec.store, [(row["unit"], row["offset"], row["length"]) for row in rows])
+    sha256, offsets, size = hashlib.sha256(), [], 0
+    with storage.atomic_file(spec.path) as file:
+        for place, row in enumerate(rows):
+            record = frame(encode_record(spec, row, images[place]))
+            images[place] = b""  # written: let go of it
+            file.write(record)
+            sha256.update(record)
+            offsets.append(size)
+            size += len(record)
+    info = ShardInfo(spec.digest, len(rows), size, sha256.hexdigest(), offsets)
+    storage.write_bytes(spec.sidecar_path, (json.dumps(dataclasses.asdict(info)) + "\n").encode())
+    return info
+
+
+def encode_record(spec: ShardSpec, row: dict, stored: bytes) -> bytes:
+    """Returns the serialized Example of one planned record.
+
+    Args:
+        spec: the shard's.
+        row: a row of the plan file.
+        stored: the image as the store holds it; an original takes it as it is, a copy is augmented.
+    """
+    values = {name: row[name] for name in _RECORD_COLUMNS}
+    values["augmentation"] = augmentation_text(spec, row["image_id"], row["copy"])
+    values["image"] = stored
+    if row["copy"]:
+        try:
+            pixels = spec.image_format.decode(stored)
+        except ValueError as error:
+            raise CxrError(f"stored image {row['image_id']}: {error}") from error
+        values["image"] = spec.image_format.encode(augment.apply(pixels, json.loads(values["augmentation"])))
+    return encode_example(values)

@@ -1,0 +1,405 @@
+import dataclasses
+import gzip
+import re
+import subprocess
+import sys
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.findings import FINDINGS, parse_findings
+from cxr_records.metadata import Metadata, count_findings, read_metadata
+from cxr_records.splits import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    SplitOptions,
+    cut_by_patient,
+    list_digest,
+    make_splits,
+    read_list,
+)
+
+
+def table(*rows: tuple[int, str]) -> Metadata:
+    """Makes the metadata of images 00000001_000.png and so on from each one's patient and label string."""
+    seen: dict[int, int] = {}
+    image_ids = []
+    for patient, _ in rows:
+        image_ids.append(f"{patient:08}_{seen.setdefault(patient, 0):03}.png")
+        seen[patient] += 1
+    columns = {"image_id": image_ids, "patient_id": [patient for patient, _ in rows]}
+    return Metadata(pd.DataFrame(columns), np.stack([parse_findings(text) for _, text in rows]), "other", "")
+
+
+def write(name: str, text: str | bytes) -> str:
+    url = f"memory://splits/{name}"
+    with fsspec.open(url, "wb") as file:
+        file.write(text if isinstance(text, bytes) else text.encode())
+    return url
+
+
+def lists(train_val: str, test: str, validation: str | None = None, **settings) -> SplitOptions:
+    """Writes the lists, given as patients ("1 2"), each with the patient's first image."""
+    paths = [
+        None
+        if patients is None
+        else write(f"{name}.txt", "\n".join(f"{p:>08}_000.png" for p in patients.split()))
+        for name, patients in (("train_val", train_val), ("test", test), ("validation", validation))
+    ]
+    return SplitOptions(*paths, **settings)
+
+
+FIVE = table((1, "Mass"), (2, "Mass"), (3, "No Finding"), (4, "Edema"), (5, "Mass|Edema"))
+
+tables = st.lists(
+    st.tuples(st.integers(1, 12), st.sets(st.sampled_from(FINDINGS), max_size=3)), min_size=1, max_size=60
+).map(lambda rows: table(*[(patient, "|".join(sorted(found)) or "No Finding") for patient, found in rows]))
+fractions = st.sampled_from([0, 0.1, 0.125, 0.5, 0.9])
+
+
+@given(tables, fractions, fractions, st.integers(0, 5))
+@settings(deadline=None)
+def test_every_image_has_one_split_and_no_patient_has_two(metadata, validation, test, seed):
+    splits = make_splits(metadata, SplitOptions(None, None, None, validation, test, seed))
+
+    assert set(splits.of_image) <= set(SPLITS)
+    assert metadata.table.groupby("patient_id")["image_id"].count().sum() == len(splits.of_image)
+    assert (metadata.table.assign(split=splits.of_image).groupby("patient_id")["split"].nunique() == 1).all()
+    assert TRAIN in splits.of_image
+    assert (VALIDATION in splits.of_image) <= (validation > 0)
+    assert (TEST in splits.of_image) <= (test > 0)
+
+
+@given(tables, fractions, st.integers(0, 5), st.randoms())
+@settings(deadline=None)
+def test_the_cut_depends_on_the_seed_and_not_on_the_order_of_the_rows(metadata, fraction, seed, random):
+    patients = metadata.table["patient_id"].to_numpy()
+    cut = cut_by_patient(patients, metadata.findings, fraction, seed)
+    order = np.array(random.sample(range(len(patients)), len(patients)))
+
+    assert cut.tolist() == cut_by_patient(patients, metadata.findings, fraction, seed).tolist()
+    assert (
+        cut[order].tolist()
+        == cut_by_patient(patients[order], metadata.findings[order], fraction, seed).tolist()
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_findings_that_a_single_patient_has_go_to_train(fraction):
+    metadata = table(*[(patient, finding) for patient, finding in enumerate(FINDINGS)])
+
+    assert not cut_by_patient(np.arange(14), metadata.findings, fraction, 0).any()
+
+
+@pytest.mark.parametrize("fraction", [0, 0.125, 0.5])
+def test_a_table_of_a_single_patient_is_all_train(fraction):
+    splits = make_splits(table((1, "Mass"), (1, "Edema")), SplitOptions(None, None, None, fraction, fraction))
+
+    assert splits.of_image.tolist() == ["train", "train"]
+
+
+def test_findings_are_cut_in_proportion_and_the_rarest_first():
+    rows = [(p, "Hernia|Infiltration") for p in range(8)] + [(p, "Infiltration") for p in range(8, 80)]
+    rows += [(p, "No Finding") for p in range(80, 240)]
+    metadata = table(*rows)
+    cut = cut_by_patient(metadata.table["patient_id"].to_numpy(), metadata.findings, 0.125, 0)
+    counts = count_findings(metadata.findings[cut])
+
+    assert (counts["Hernia"], counts["Infiltration"], counts["No Finding"], cut.sum()) == (1, 10, 20, 30)
+
+
+def test_another_seed_cuts_other_patients_of_the_same_number():
+    metadata = table(*[(patient, "No Finding") for patient in range(80)])
+    cuts = [
+        cut_by_patient(metadata.table["patient_id"].to_numpy(), metadata.findings, 0.25, s) for s in (0, 1)
+    ]
+
+    assert [cut.sum() for cut in cuts] == [20, 20]
+    assert (cuts[0] != cuts[1]).any()
+
+
+def test_lists_decide_when_they_are_given():
+    splits = make_splits(FIVE, lists("1 2", "4 9", validation_fraction=0))
+
+    assert splits.of_image.tolist() == ["train", "train", "", "test", ""]
+    assert splits.origin == "lists given (not the official NIH lists)"
+    assert not splits.official
+    assert (splits.in_no_list, splits.not_in_table) == (2, 1)
+    assert splits.list_digests == {
+        "train_val": list_digest(["00000002_000.png", "00000001_000.png"]),
+        "test": list_digest(["00000004_000.png", "00000009_000.png"]),
+    }
+
+
+def test_a_validation_list_is_taken_out_of_train_val():
+    splits = make_splits(FIVE, lists("1 2 3", "4 5", "2"))
+
+    assert splits.of_image.tolist() == ["train", "validation", "train", "test", "test"]
+    assert splits.origin == "lists given (not the official NIH lists); validation from a list given"
+    assert list(splits.list_digests) == ["train_val", "test", "validation"]
+
+
+def test_validation_is_cut_from_train_val_only():
+    splits = make_splits(FIVE, lists("1 2 3 5", "4", validation_fraction=0.5))
+
+    assert splits.of_image[3] == TEST
+    assert sorted(splits.of_image) == ["test", "train", "train", "validation", "validation"]
+    assert splits.origin == (
+        "lists given (not the official NIH lists); validation cut from train_val by patient with seed 0"
+    )
+
+
+def test_without_lists_the_splits_are_called_unofficial():
+    splits = make_splits(FIVE, SplitOptions(seed=7))
+
+    assert splits.origin == "unofficial: cut by patient with seed 7"
+    assert (splits.official, splits.list_digests, splits.in_no_list, splits.not_in_table) == (False, {}, 0, 0)
+
+
+def test_the_test_images_do_not_depend_on_the_validation_fraction():
+    metadata = table(*[(patient, FINDINGS[patient % 14]) for patient in range(200)])
+    first, second = (make_splits(metadata, SplitOptions(validation_fraction=f)).of_image for f in (0, 0.3))
+
+    assert (first == TEST).sum() == 42
+    assert ((first == TEST) == (second == TEST)).all()
+
+
+def test_a_list_is_the_first_word_of_each_line():
+    text = "\ufeffb.png 0 1 0\r\n\r\n  a.png\tMass\n\nb.png\n"
+
+    assert read_list(write("list.txt", text)) == ["b.png", "a.png"]
+    assert read_list(write("list.txt.gz", gzip.compress(text.encode()))) == ["b.png", "a.png"]
+
+
+def test_the_digest_of_a_list_is_that_of_its_sorted_names():
+    # printf 'a\nb' | sha256sum
+    expected = "7e18f737311b2dc3b2f269dd78396b0351f14fb66efa879f768cb23181883c78"
+
+    assert list_digest(["b", "a"]) == list_digest(["a", "b"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"train_val_list": "a"},
+            "found --train-val-list without --test-list; give both, or neither for an unofficial split",
+        ),
+        (
+            {"test_list": "a"},
+            "found --test-list without --train-val-list; give both, or neither for an unofficial split",
+        ),
+        (
+            {"validation_list": "a"},
+            "found --validation-list without --train-val-list and --test-list; give all three, or use "
+            "--validation-fraction",
+        ),
+        (
+            {"validation_fraction": 1.0},
+            "found --validation-fraction 1.0; expected a share of at least 0 and below 1",
+        ),
+        ({"test_fraction": -0.1}, "found --test-fraction -0.1; expected a share of at least 0 and below 1"),
+        (
+            {"test_fraction": float("nan")},
+            "found --test-fraction nan; expected a share of at least 0 and below 1",
+        ),
+    ],
+)
+def test_wrong_options_are_refused_when_they_are_made(settings, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        SplitOptions(**settings)
+
+
+@pytest.mark.parametrize(
+    ("given_lists", "message"),
+    [
+        (
+            ("1 2", "2 3", None),
+            "memory://splits/test.txt: found 00000002_000.png in --train-val-list too; an image must be in "
+            "one list only, so remove it from one of the two",
+        ),
+        (
+            ("1 2 3", "2 3 4", None),
+            "memory://splits/test.txt: found 00000002_000.png and 1 more in --train-val-list too; an image "
+            "must be in one list only, so remove it from one of the two",
+        ),
+        (
+            ("1 2", "3", "2 3"),
+            "memory://splits/validation.txt: found '00000003_000.png', which is not in --train-val-list; "
+            "validation images must come from there",
+        ),
+        (
+            ("8 9", "3", None),
+            "memory://splits/train_val.txt: none of its 2 names (the first is '00000008_000.png') is in the "
+            "table (whose first is 00000001_000.png); --train-val-list must hold one 'Image Index' per line",
+        ),
+        (
+            ("1", "", None),
+            "memory://splits/test.txt: found an empty file; download it again, or correct --test-list",
+        ),
+    ],
+    ids=["in both", "several in both", "validation outside", "strange names", "empty"],
+)
+def test_lists_that_cannot_be_right_are_refused(given_lists, message):
+    with pytest.raises(CxrError, match=f"^{re.escape(message)}$"):
+        make_splits(FIVE, lists(*given_lists))
+
+
+def test_a_patient_in_two_lists_is_refused_with_an_image_of_each_side():
+    metadata = table((1, "Mass"), (1, "Edema"), (2, "Mass"), (2, "Mass"), (3, "Mass"))
+    train_val = write("a.txt", "00000001_000.png\n00000002_000.png\n00000003_000.png")
+    test = write("b.txt", "00000001_001.png\n00000002_001.png")
+    message = (
+        "found patient 1 in two splits: 00000001_000.png in train, 00000001_001.png in test (such patients "
+        "in all: 2); a patient must be in one split only, so correct the lists"
+    )
+
+    with pytest.raises(CxrError, match=f"^{re.escape(message)}$"):
+        make_splits(metadata, SplitOptions(train_val, test, validation_fraction=0))
+
+
+def test_a_validation_list_that_tears_a_patient_is_refused():
+    metadata = table((1, "Mass"), (1, "Edema"), (2, "Mass"))
+    train_val = write("a.txt", "00000001_000.png\n00000001_001.png")
+    options = SplitOptions(train_val, write("b.txt", "00000002_000.png"), write("c.txt", "00000001_001.png"))
+
+    with pytest.raises(
+        CxrError,
+        match=r"^found patient 1 in two splits: \w+\.png in train, 00000001_001\.png in validation; ",
+    ):
+        make_splits(metadata, options)
+
+
+def test_a_missing_list_is_a_wrong_use_and_names_its_option():
+    options = SplitOptions(write("a.txt", "00000001_000.png"), "memory://splits/absent.txt")
+
+    with pytest.raises(
+        UsageError, match=r"absent\.txt: found no such file; --test-list must name an existing file$"
+    ):
+        make_splits(FIVE, options)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x1f\x8b\x08", b"\xef\xbb\xbf", b"\x1c"])
+def test_a_list_that_is_no_text_is_refused(content):
+    with pytest.raises(CxrError, match=r"^memory://splits/bad\.txt: found "):
+        read_list(write("bad.txt", content))
+
+
+def test_splits_and_tasks_are_imported_without_pandas():
+    code = "import sys, cxr_records.splits, cxr_records.tasks; sys.exit('pandas' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def official(nih) -> SplitOptions:
+    return SplitOptions(str(nih / "train_val_list.txt.gz"), str(nih / "test_list.txt.gz"))
+
+
+def test_the_official_lists_are_known_and_give_the_published_counts(nih_v2020, official):
+    splits = make_splits(nih_v2020, dataclasses.replace(official, validation_fraction=0))
+    patients = nih_v2020.table["patient_id"].to_numpy()
+    train_val, test = (splits.of_image == split for split in (TRAIN, TEST))
+    in_train_val, in_test = (count_findings(nih_v2020.findings[rows]) for rows in (train_val, test))
+
+    assert (splits.official, splits.origin) == (True, "official NIH lists")
+    assert (splits.in_no_list, splits.not_in_table) == (0, 0)
+    assert (train_val.sum(), test.sum()) == (86_524, 25_596)
+    assert (len(set(patients[train_val])), len(set(patients[test]))) == (28_008, 2_797)
+    assert {
+        name: (in_train_val[name], in_test[name])
+        for name in ("Hernia", "Pneumonia", "Infiltration", "No Finding")
+    } == {
+        "Hernia": (141, 86),
+        "Pneumonia": (876, 555),
+        "Infiltration": (13_782, 6_112),
+        "No Finding": (50_500, 9_861),
+    }
+
+
+def prevalence_ratios(metadata: Metadata, of_image: np.ndarray, split: str) -> dict[str, float]:
+    """Returns, for each finding and No Finding, its share of the split over its share of train."""
+    there, train = (count_findings(metadata.findings[of_image == name]) for name in (split, TRAIN))
+    return {
+        name: (there[name] / (of_image == split).sum()) / (train[name] / (of_image == TRAIN).sum())
+        for name in there
+    }
+
+
+def test_every_finding_is_as_frequent_in_the_real_validation_split_as_in_train(nih_v2020, official):
+    splits = make_splits(nih_v2020, official)
+    ratios = prevalence_ratios(nih_v2020, splits.of_image, VALIDATION)
+    validation = splits.of_image == VALIDATION
+    patients = nih_v2020.table["patient_id"].to_numpy()
+    by_view = [
+        (nih_v2020.table["view"][splits.of_image == split] == "AP").mean() for split in (TRAIN, VALIDATION)
+    ]
+
+    assert len(ratios) == 15
+    assert all(0.97 < ratio < 1.03 for ratio in ratios.values()), ratios
+    assert validation.sum() == 10_815
+    assert len(set(patients[validation])) == pytest.approx(0.125 * 28_008, rel=0.02)
+    assert by_view[0] == pytest.approx(by_view[1], abs=0.02)
+
+
+def test_the_real_validation_split_never_changes(nih_v2020, official):
+    """A changed cut makes results incomparable: change this digest only with a line in the changelog."""
+    splits = make_splits(nih_v2020, official)
+    cut = nih_v2020.table["image_id"][splits.of_image == VALIDATION].tolist()
+
+    assert list_digest(cut) == "3a2fd934c80837ff31aed97ebfbf20bd80f0b1d8b43fcb6c4066514b5c813835"
+
+
+def test_the_tables_of_2017_and_2020_have_the_same_official_splits(nih, nih_v2020, official):
+    old = read_metadata(str(nih / "Data_Entry_2017.csv.gz"))
+
+    assert (make_splits(old, official).of_image == make_splits(nih_v2020, official).of_image).all()
+
+
+def test_the_real_table_without_lists_is_cut_in_proportion_by_patient(nih_v2020):
+    splits = make_splits(nih_v2020, SplitOptions())
+    shares = {split: (splits.of_image == split).mean() for split in SPLITS}
+
+    assert shares == pytest.approx({TRAIN: 0.7, VALIDATION: 0.1, TEST: 0.2}, abs=0.0005)
+    for split in (VALIDATION, TEST):
+        ratios = prevalence_ratios(nih_v2020, splits.of_image, split)
+        assert all(0.97 < ratio < 1.03 for ratio in ratios.values()), ratios
+
+
+def test_the_published_validation_list_is_taken_as_it_is(nih, nih_v2020, official):
+    options = dataclasses.replace(official, validation_list=str(nih / "patient_val_val.txt.gz"))
+    splits = make_splits(nih_v2020, options)
+
+    assert [(splits.of_image == split).sum() for split in SPLITS] == [75_312, 11_212, 25_596]
+    assert splits.official
+    assert splits.origin == "official NIH lists; validation from a list given"
+    assert count_findings(nih_v2020.findings[splits.of_image == VALIDATION])["Hernia"] == 15
+
+
+def test_the_kaggle_sample_with_the_official_lists_is_official(nih, official):
+    splits = make_splits(read_metadata(str(nih / "sample_labels.csv.gz")), official)
+
+    assert splits.official
+    assert (splits.in_no_list, splits.not_in_table) == (0, 112_120 - 5_606)
+    assert set(splits.of_image) == set(SPLITS)
+
+
+def test_a_part_of_the_real_table_without_test_images_is_still_official(official):
+    splits = make_splits(table((1, "Cardiomegaly"), (2, "No Finding")), official)
+
+    assert splits.official
+    assert splits.of_image.tolist() == ["train", "train"]
+
+
+def test_a_real_table_given_as_a_list_is_refused(nih, nih_v2020, official):
+    options = dataclasses.replace(official, test_list=str(nih / "Data_Entry_2017.csv.gz"))
+
+    with pytest.raises(CxrError, match=r"none of its 112,\d+ names \(the first is 'Image'\) is in the table"):
+        make_splits(nih_v2020, options)

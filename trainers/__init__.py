@@ -1,0 +1,1 @@
+"""Keras trainers; they know only the dataset directory."""
