@@ -4,9 +4,19 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
-from cxr_records.augment import Params
+from cxr_records import storage
+from cxr_records.augment import Params, apply, augmentation_for
+from cxr_records.errors import CxrError
+from cxr_records.examples import decode_example
+from cxr_records.findings import format_findings
+from cxr_records.images import ImageFormat
+from cxr_records.manifest import read_manifest, read_records_table
+from cxr_records.splits import TRAIN
+from cxr_records.tasks import parse_task
+from cxr_records.tfrecord import read_records
 
 # In pixels of the sheet.
 THUMBNAIL = 200
@@ -53,6 +63,53 @@ def contact_sheet(rows: Sequence[Row]) -> Image.Image:
             pen.text((x, top + THUMBNAIL + 2), name, fill=_TEXT, font=font)
             pen.multiline_text((x, top + THUMBNAIL + 20), parameters, fill=_QUIET, font=font)
     return sheet
+
+
+def sheet_of_dataset(dataset: str, num_images: int = 6) -> Image.Image:
+    """Draws training images of the rarest classes of a finished dataset, each with its ten copies.
+
+    The copies are drawn as the build draws them, whether or not it made that many of an image.
+
+    Args:
+        dataset: folder or URL.
+        num_images: how many images; one of each of the rarest classes.
+
+    Raises:
+        CxrError: there is no finished dataset, or it has no training split.
+    """
+    config = read_manifest(dataset)["config"]
+    image_format = ImageFormat(config["size"], config["codec"], config["resample"])
+    rows = []
+    for values in _rare_examples(dataset, num_images):
+        image_id = values["image_id"][0].decode()
+        original = image_format.decode(values["image"][0])
+        drawn = [augmentation_for(config["seed"], image_id, copy, config["flip"]) for copy in range(1, 11)]
+        copies = [(augmentation, apply(original, augmentation)) for augmentation in drawn]
+        findings = np.array(values["findings"], np.uint8)
+        rows.append((f"{format_findings(findings)}\n{image_id}", original, copies))
+    return contact_sheet(rows)
+
+
+def _rare_examples(dataset: str, num_images: int) -> list[dict]:
+    """Decoded records of originals in train: for each of the rarest classes, the first that holds it."""
+    manifest = read_manifest(dataset)
+    table = read_records_table(dataset)
+    originals = table.filter(pc.and_(pc.equal(table["split"], TRAIN), pc.equal(table["copy"], 0)))
+    if not len(originals):
+        raise CxrError(f"{dataset} has no training images to show")
+    task = parse_task(manifest["config"]["task"], manifest["config"]["with_no_finding"])
+    classes = task.class_rows(np.array(originals["label"].to_pylist()))
+    chosen: list[int] = []
+    for place in np.argsort(classes.sum(axis=0), kind="stable"):
+        holding = [row for row in np.flatnonzero(classes[:, place]).tolist() if row not in chosen]
+        chosen += holding[:1]
+    examples = []
+    for row in originals.take(chosen[:num_images]).to_pylist():
+        shard = storage.join(dataset, row["shard"])
+        with storage.open_read(shard) as file:
+            file.seek(row["offset"])
+            examples.append(decode_example(next(read_records(file))[1]))
+    return examples
 
 
 def caption(augmentation: Params) -> tuple[str, str]:

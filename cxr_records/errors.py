@@ -1,4 +1,4 @@
-"""What the commands say instead of a traceback: one line with what was found, what was expected, what to do."""
+"""What the commands say instead of a traceback: one line of what was found, expected, and to be done."""
 
 
 class CxrError(Exception):

@@ -94,10 +94,17 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
 
 
 def image_bytes(data: bytes) -> bytes:
-    """Returns the `image` of a serialized Example, without unpacking the other features."""
+    """Returns the `image` of a serialized Example, without unpacking the other features.
+
+    Raises:
+        ValueError: the bytes are no Example, or one without an image.
+    """
     example = _Example()
-    example.ParseFromString(data)
-    return example.features.feature["image"].bytes_list.value[0]
+    try:
+        example.ParseFromString(data)
+        return example.features.feature["image"].bytes_list.value[0]
+    except (DecodeError, IndexError) as error:
+        raise ValueError(f"no tf.train.Example with an image: {error}") from error
 
 
 def record_problems(

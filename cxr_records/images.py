@@ -2,9 +2,10 @@
 
 import dataclasses
 import io
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cxr_records.errors import CxrError, UsageError
 
@@ -96,17 +97,17 @@ def decode_image(data: bytes, image_format: ImageFormat) -> DecodedImage:
     """
     if not data:
         raise ImageDecodeError("the file is empty")
-    if data[_DICOM_MARK] == b"DICM":
-        grey, mode = _decode_dicom(data)
-    else:
-        grey, mode = _decode_picture(data)
+    # Decoders warn of what is odd, image by image; what is wrong comes as an error.
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        grey, mode = _decode_dicom(data) if data[_DICOM_MARK] == b"DICM" else _decode_picture(data)
     width, height = grey.size
     side = image_format.size
     small = grey.resize((side, side), RESAMPLING[image_format.resample])
     return DecodedImage(np.asarray(small), width, height, mode)
 
 
-class _decoding:  # noqa: N801 - reads as the context that it is
+class _decoding:
     """Turns whatever a decoder raises on bad bytes into ImageDecodeError."""
 
     def __enter__(self):
@@ -120,6 +121,8 @@ class _decoding:  # noqa: N801 - reads as the context that it is
         if not isinstance(error, Exception):
             return False
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no image of the kind expected"  # Pillow names the address of a buffer
         raise ImageDecodeError(f"cannot be decoded: {reason}") from error
 
 
@@ -139,7 +142,7 @@ def _decode_picture(data: bytes) -> tuple[Image.Image, str]:
         if mode.startswith("I"):
             deep = np.asarray(image).astype(np.uint32)
             return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)), mode
-        if image.format == "JPEG":
+        if image.format != "PNG":  # JPEG, and MPO, which is several of them
             image = ImageOps.exif_transpose(image)
         return image.convert("L"), mode
 
@@ -153,13 +156,16 @@ def _decode_dicom(data: bytes) -> tuple[Image.Image, str]:
     with _decoding():
         dicom = pydicom.dcmread(io.BytesIO(data))
         _check_pixels(int(dicom.Columns), int(dicom.Rows))
-        photometric = str(dicom.PhotometricInterpretation)
+        photometric, frames = str(dicom.PhotometricInterpretation), int(dicom.get("NumberOfFrames") or 1)
+        if frames != 1 or not photometric.startswith("MONOCHROME"):
+            raise ImageDecodeError(f"DICOM of {frames} {photometric} frames: expected one grey frame")
         stored = dicom.pixel_array
-        if stored.ndim != 2 or not photometric.startswith("MONOCHROME"):
-            shape = "x".join(map(str, stored.shape))
-            raise ImageDecodeError(f"DICOM of {photometric} {shape}: expected one grey frame")
+        if stored.ndim != 2:
+            raise ImageDecodeError(f"DICOM of {stored.shape[-1]} samples per pixel: expected one grey frame")
         values = apply_voi_lut(apply_modality_lut(stored, dicom), dicom).astype(np.float64)
         low, high = _dicom_range(dicom)
+        if not abs(high - low) > 0:
+            raise ImageDecodeError("DICOM whose tables give one value for every pixel")
         grey = np.clip((values - low) / (high - low), 0, 1)
         if photometric == "MONOCHROME1":  # the smallest value is white (PS3.3, C.7.6.3.1.2)
             grey = 1 - grey
@@ -167,14 +173,18 @@ def _decode_dicom(data: bytes) -> tuple[Image.Image, str]:
 
 
 def _dicom_range(dicom) -> tuple[float, float]:
-    """The smallest and largest value that a DICOM's tables can give."""
-    if "VOILUTSequence" in dicom:
-        return 0.0, float(2 ** dicom.VOILUTSequence[0].LUTDescriptor[2] - 1)
+    """The values of black and white that a DICOM's tables can give."""
+    for tables in (dicom.get("VOILUTSequence"), dicom.get("ModalityLUTSequence")):
+        if tables:
+            return 0.0, float(2 ** tables[0].LUTDescriptor[2] - 1)
     bits = int(dicom.BitsStored)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dicom.PixelRepresentation else (0, 2**bits - 1)
-    slope, intercept = float(dicom.get("RescaleSlope", 1)), float(dicom.get("RescaleIntercept", 0))
-    ends = sorted((low * slope + intercept, high * slope + intercept))
-    return ends[0], ends[1]
+    if "RescaleSlope" in dicom and "RescaleIntercept" in dicom:
+        low = low * float(dicom.RescaleSlope) + float(dicom.RescaleIntercept)
+        high = high * float(dicom.RescaleSlope) + float(dicom.RescaleIntercept)
+    # A falling slope swaps the ends; a window then gives `low`, now the larger one, for black.
+    windowed = dicom.get("WindowCenter") is not None and dicom.get("WindowWidth") is not None
+    return (low, high) if windowed else (min(low, high), max(low, high))
 
 
 def _check_pixels(width: int, height: int) -> None:

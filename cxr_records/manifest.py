@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import Feature, record_features
-from cxr_records.plan import BUILD_FOLDER, Plan, ShardSpec
+from cxr_records.plan import BUILD_FOLDER, SHARD_NAME, Plan, ShardSpec
 from cxr_records.shards import ShardInfo, augmentation_text
 from cxr_records.splits import TRAIN
 
@@ -28,12 +28,17 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 RECORDS_FILE = "records.parquet"
 REJECTED_FILE = "rejected.csv"
+LABELS_FILE = "label.labels.txt"  # where TFDS looks for class names; multilabel datasets have none
 LOCK_FILE = "lock"
 TFDS_NAME, TFDS_VERSION = "cxr14", "1.0.0"
 
 
 class ManifestError(CxrError):
     """The manifest is absent, damaged, or of another version; the message says which."""
+
+
+class DamagedManifestError(ManifestError):
+    """The manifest is there, and not byte for byte what was written."""
 
 
 def read_manifest(dataset: str) -> dict:
@@ -56,13 +61,18 @@ def read_manifest(dataset: str) -> dict:
         content = {key: value for key, value in manifest.items() if key != "checksum"}
         known = {"format": FORMAT, "format_version": FORMAT_VERSION}
         if manifest["checksum"] != _checksum(content) or data != manifest_bytes(manifest):
-            raise ManifestError(damaged)
+            raise DamagedManifestError(damaged)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ManifestError(damaged) from None
+        raise DamagedManifestError(damaged) from None
     if any(manifest.get(key) != value for key, value in known.items()):
         found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"
         raise ManifestError(f"{path}: {found}, expected {FORMAT!r} version {FORMAT_VERSION}")
     return manifest
+
+
+def read_records_table(dataset: str) -> pa.Table:
+    """Reads the table of records: one row per record, in the order of the shards."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(dataset, RECORDS_FILE))))
 
 
 def manifest_bytes(manifest: Mapping) -> bytes:
@@ -77,8 +87,15 @@ def check_folder(dataset: str) -> None:
         UsageError: with the first strange name found.
     """
     names = storage.list_names(dataset)
-    if not names or BUILD_FOLDER in names:
+    if not names:
         return
+    if BUILD_FOLDER in names:
+        # Other tools keep a .build too, and what is in ours is cleared.
+        inside = storage.list_names(storage.join(dataset, BUILD_FOLDER))
+        ours = ("plan-", "cxr14-", LOCK_FILE, REJECTED_FILE)
+        if all(name.removeprefix(".").startswith(ours) for name in inside):  # a dot: temporary
+            return
+        names = [BUILD_FOLDER]
     if MANIFEST_FILE in names:
         try:
             read_manifest(dataset)
@@ -109,13 +126,15 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
         "dataset_info.json": _tfds_info(plan, infos),
     }
     if plan.config.task.kind != "multilabel":
-        files["label.labels.txt"] = "".join(f"{name}\n" for name in plan.config.task.class_names).encode()
+        files[LABELS_FILE] = "".join(f"{name}\n" for name in plan.config.task.class_names).encode()
     manifest = _manifest(plan, infos, files)
     written = manifest_bytes(manifest)
     path = storage.join(dataset, MANIFEST_FILE)
     if storage.exists(path) and storage.read_bytes(path) == written and _all_there(dataset, files):
         return manifest
     storage.remove(path)
+    if LABELS_FILE not in files:
+        storage.remove(storage.join(dataset, LABELS_FILE))  # of an earlier task
     for name, data in files.items():
         storage.write_bytes(storage.join(dataset, name), data)
     storage.write_bytes(path, written)
@@ -134,7 +153,7 @@ def clear_stale(dataset: str, specs: Sequence[ShardSpec], will_change: bool) -> 
     build = storage.join(dataset, BUILD_FOLDER)
     planned = {spec.file for spec in specs}
     stale = [
-        name for name in storage.list_names(dataset) if name.startswith("cxr14-") and name not in planned
+        name for name in storage.list_names(dataset) if SHARD_NAME.fullmatch(name) and name not in planned
     ]
     if will_change or stale:
         storage.remove(storage.join(dataset, MANIFEST_FILE))

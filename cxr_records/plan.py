@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ from cxr_records.tfrecord import OVERHEAD_BYTES
 BUILD_FOLDER = ".build"  # in a dataset: its plan, and a sidecar for each finished shard
 RECORD_VERSION = 1  # raised whenever the same plan would give other bytes
 SHARD_MB = (1, 4096)
+SHARD_NAME = re.compile(r"cxr14-(train|validation|test)\.tfrecord-\d{5,}-of-\d{5,}")
 # Readers shuffle whole shards against each other, so a split is cut into 16 even where its bytes ask for
 # fewer, as long as each has 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64

@@ -8,6 +8,8 @@ import contextlib
 import hashlib
 import io
 import os
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -25,8 +27,13 @@ from cxr_records.errors import CxrError, UsageError
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 ARCHIVE_ENDINGS = {".zip": "zip", ".tar": "tar", ".tar.gz": "targz", ".tgz": "targz"}
 MAX_FILE_BYTES = 256 << 20  # no X-ray file is near 256 MiB; a larger one is damage or an attack
-GZIP_SPACING = 8 << 20  # bytes between restart points: 16 MB of index for an NIH archive of 4 GB
+GZIP_SPACING = 4 << 20  # bytes between restart points: 32 MB of index for an NIH archive of 4 GB
 GZIP_BUFFER = 16 << 20  # every read inflates anew from a restart point, so reads must be large
+
+
+_MEMBERS_SCHEMA = pa.schema(
+    [("name", pa.string()), ("member", pa.string()), ("offset", pa.int64()), ("num_bytes", pa.int64())]
+)
 
 
 class Entry(NamedTuple):
@@ -91,11 +98,11 @@ def list_sources(
         if not found:
             raise UsageError(f"--images {pattern}: nothing matches")
         for path in found:
-            before = len(entries)
+            before = len(entries), len(warnings)
             entries += _list_path(path, index_folder, keep_index, on_archive, warnings)
-            if len(entries) == before and not warnings:
+            if (len(entries), len(warnings)) == before:
                 raise UsageError(f"--images {path}: {_nothing_found(path)}")
-    return Listing(entries, warnings)
+    return Listing(list(dict.fromkeys(entries)), warnings)  # a path may be named twice
 
 
 def match_entries(
@@ -159,20 +166,17 @@ class SourceReader:
             if isinstance(archive, zipfile.ZipFile):
                 return archive.read(entry.member)
             _go_to(archive, entry.offset)
-            return archive.read(entry.num_bytes)
-        except (
-            OSError,
-            EOFError,
-            zlib.error,
-            zipfile.BadZipFile,
-            RuntimeError,
-            indexed_gzip.ZranError,
-        ) as error:
-            # RuntimeError: zipfile's word for an encrypted member, and NotImplementedError's parent.
+            data = archive.read(entry.num_bytes)
+        except MemoryError:
+            raise
+        except Exception as error:  # which one an archive or a network raises is no contract
             reason = (
                 getattr(error, "strerror", None) or str(error).split(entry.source)[0] or type(error).__name__
             )
             raise SourceReadError(f"cannot be read: {' '.join(reason.split())}") from error
+        if len(data) < entry.num_bytes:
+            raise SourceReadError(f"cut short: {len(data):,} of its {entry.num_bytes:,} bytes are there")
+        return data
 
     def _opened(self, entry: Entry) -> zipfile.ZipFile | BinaryIO:
         if self._source != entry.source:
@@ -188,6 +192,19 @@ class SourceReader:
                     self._archive = self._open.enter_context(zipfile.ZipFile(file))
             self._source = entry.source
         return self._archive
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header of a tar; tarfile takes a damaged one for the end of the archive and says nothing."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "tarfile.TarInfo":
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # the block of zeros at the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
 
 
 def archive_kind(path: str) -> str | None:
@@ -217,10 +234,10 @@ def _list_path(
                 f"{path}: damaged after {len(found):,} images ({problem}); fetch the archive again"
             )
         return found
-    return list(_list_remote(path) if storage.is_url(path) else _list_local(path))
+    return list(_list_remote(path) if storage.is_url(path) else _list_local(path, warnings))
 
 
-def _list_local(path: str) -> Iterator[Entry]:
+def _list_local(path: str, warnings: list[str]) -> Iterator[Entry]:
     """Walks folders in sorted order; links to folders are followed, as Kaggle mirrors use them."""
     if os.path.isfile(path):
         if not _is_image(path):
@@ -228,13 +245,24 @@ def _list_local(path: str) -> Iterator[Entry]:
         state = os.stat(path)
         yield Entry(os.path.basename(path), path, "file", "", 0, state.st_size, state.st_mtime_ns)
         return
-    for folder, below, names in os.walk(path, followlinks=True):
+
+    def warn(error: OSError) -> None:
+        warnings.append(f"{error.filename}: cannot be listed ({error.strerror})")
+
+    seen = set()
+    for folder, below, names in os.walk(path, followlinks=True, onerror=warn):
+        state = os.stat(folder)
+        if (state.st_dev, state.st_ino) in seen:  # two links to one folder, or a link to one above it
+            below.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
         below.sort()
         for name in sorted(filter(_is_image, names)):
             full = os.path.join(folder, name)
             with contextlib.suppress(FileNotFoundError):  # a link to nothing is no image
                 state = os.stat(full)
-                yield Entry(name, full, "file", "", 0, state.st_size, state.st_mtime_ns)
+                if stat.S_ISREG(state.st_mode):  # reading a pipe would wait for ever
+                    yield Entry(name, full, "file", "", 0, state.st_size, state.st_mtime_ns)
 
 
 def _list_remote(url: str) -> Iterator[Entry]:
@@ -261,7 +289,7 @@ def _list_zip(path: str) -> tuple[list[Entry], str]:
                 for info in archive.infolist()
                 if _is_image(info.filename)
             ], ""
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         # The table of contents is at the end of a zip: without it nothing can be found.
         raise CxrError(f"--images {path}: damaged or cut short ({error}); fetch the archive again") from error
 
@@ -275,29 +303,27 @@ def _list_targz(path: str, index_folder: str | None, keep_index: bool) -> tuple[
     mtime_ns = _changed(path)
     index = index_folder and _index_path(index_folder, path, mtime_ns)
     members = index and index.removesuffix(".gzidx") + ".parquet"
-    if not (members and storage.exists(members)):
-        with _open_gzip(path, None) as file:
-            found, problem = _tar_members(file, path, "targz", mtime_ns)
-            # Nothing is kept of a damaged archive: the next run looks again.
-            if index and keep_index and not problem:
-                _keep_index(file, found, index, members)
-        return found, problem
-    with storage.open_read(members) as file:
-        rows = pq.read_table(file).to_pylist()
-    return [
-        Entry(row["name"], path, "targz", row["member"], row["offset"], row["num_bytes"], mtime_ns)
-        for row in rows
-    ], ""
+    if index and storage.exists(members) and _read_index(index):
+        with contextlib.suppress(pa.ArrowException, OSError), storage.open_read(members) as file:
+            rows = pq.read_table(file, schema=_MEMBERS_SCHEMA, page_checksum_verification=True).to_pylist()
+            return [Entry(kind="targz", source=path, mtime_ns=mtime_ns, **row) for row in rows], ""
+    with _open_gzip(path, None) as file:
+        found, problem = _tar_members(file, path, "targz", mtime_ns)
+        # Nothing is kept of a damaged archive: the next run looks again.
+        if index and keep_index and not problem:
+            _keep_index(file, found, index, members)
+    return found, problem
 
 
 def _keep_index(file: indexed_gzip.IndexedGzipFile, found: Sequence[Entry], index: str, members: str) -> None:
     storage.make_folder(index.rsplit("/", 1)[0])
-    with storage.atomic_file(index) as target:
-        file.export_index(fileobj=target)
-    names = ("name", "member", "offset", "num_bytes")
-    columns = {name: [getattr(entry, name) for entry in found] for name in names}
+    exported = io.BytesIO()
+    file.export_index(fileobj=exported)
+    data = exported.getvalue()
+    storage.write_bytes(index, _checksum(data) + data)
+    columns = {name: [getattr(entry, name) for entry in found] for name in _MEMBERS_SCHEMA.names}
     with storage.atomic_file(members) as target:
-        pq.write_table(pa.table(columns), target)
+        pq.write_table(pa.table(columns, _MEMBERS_SCHEMA), target, write_page_checksum=True)
 
 
 def _tar_members(file: BinaryIO, path: str, kind: str, mtime_ns: int) -> tuple[list[Entry], str]:
@@ -306,12 +332,15 @@ def _tar_members(file: BinaryIO, path: str, kind: str, mtime_ns: int) -> tuple[l
     try:
         # A gzip is best read straight through ("r|"); a plain tar by leaping from header to header.
         mode = "r|" if kind == "targz" else "r:"
-        with tarfile.open(fileobj=file, mode=mode, bufsize=1 << 20) as archive:
+        with tarfile.open(fileobj=file, mode=mode, bufsize=1 << 20, tarinfo=_StrictTarInfo) as archive:
             for member in archive:
                 if member.isfile() and _is_image(member.name):
-                    name, offset = _basename(member.name), member.offset_data
-                    found.append(Entry(name, path, kind, member.name, offset, member.size, mtime_ns))
-    except (tarfile.TarError, OSError, EOFError, zlib.error, indexed_gzip.ZranError) as error:
+                    path_inside = member.name.encode(errors="replace").decode()  # it may be no UTF-8
+                    name, offset = _basename(path_inside), member.offset_data
+                    found.append(Entry(name, path, kind, path_inside, offset, member.size, mtime_ns))
+    except MemoryError:
+        raise
+    except Exception as error:  # which one tarfile raises on damaged headers is no contract
         return found, " ".join(str(error).split()) or type(error).__name__
     return found, ""
 
@@ -319,9 +348,19 @@ def _tar_members(file: BinaryIO, path: str, kind: str, mtime_ns: int) -> tuple[l
 def _open_gzip(path: str, index: str | None) -> indexed_gzip.IndexedGzipFile:
     source = {"fileobj": storage.open_read(path)} if storage.is_url(path) else {"filename": path}
     file = indexed_gzip.IndexedGzipFile(**source, spacing=GZIP_SPACING, buffer_size=GZIP_BUFFER)
-    if index and storage.exists(index):
-        file.import_index(fileobj=io.BytesIO(storage.read_bytes(index)))
+    if data := index and _read_index(index):
+        file.import_index(fileobj=io.BytesIO(data))
     return file
+
+
+def _read_index(path: str) -> bytes:
+    """Returns what `_keep_index` kept of a gzip; b"" where it is absent or damaged, as it has no checksum."""
+    data = storage.read_bytes(path) if storage.exists(path) else b""
+    return data[4:] if data[:4] == _checksum(data[4:]) else b""
+
+
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "big")
 
 
 def _go_to(file: BinaryIO, offset: int) -> None:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.core import url_to_fs
 
-from cxr_records.errors import CxrError
+from cxr_records.errors import CxrError, UsageError
 
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{32}$")
 
@@ -38,13 +38,15 @@ def absolute(path: str) -> str:
 
 def join(folder: str, *names: str) -> str:
     """Returns the path of a file below a folder, local or remote."""
-    return "/".join((folder.rstrip("/"), *names)) if folder.strip("/") else os.path.join(folder, *names)
+    if folder.endswith("://") or not folder.strip("/"):  # the root of a storage, or of the machine
+        return folder + "/".join(names)
+    return "/".join((folder.rstrip("/"), *names))
 
 
 def exists(path: str) -> bool:
     """Tells whether a file or folder is there."""
     if is_url(path):
-        filesystem, name = url_to_fs(path)
+        filesystem, name = _filesystem(path)
         return filesystem.exists(name)
     return local_path(path).exists()
 
@@ -65,7 +67,7 @@ def read_bytes(path: str) -> bytes:
 def file_size(path: str) -> int:
     """Returns a file's size in bytes."""
     if is_url(path):
-        filesystem, name = url_to_fs(path)
+        filesystem, name = _filesystem(path)
         return int(filesystem.size(name))
     return local_path(path).stat().st_size
 
@@ -73,7 +75,7 @@ def file_size(path: str) -> int:
 def list_names(folder: str) -> list[str]:
     """Returns the names directly in a folder, sorted; an absent folder is empty."""
     if is_url(folder):
-        filesystem, name = url_to_fs(folder)
+        filesystem, name = _filesystem(folder)
         if not filesystem.exists(name):
             return []
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False))
@@ -88,7 +90,7 @@ def expand(pattern: str) -> list[str]:
     if not any(mark in pattern for mark in "*?[") or exists(pattern):
         return [pattern]
     if is_url(pattern):
-        filesystem, name = url_to_fs(pattern)
+        filesystem, name = _filesystem(pattern)
         return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(name))
     return sorted(glob.glob(str(local_path(pattern)), recursive=True))
 
@@ -96,7 +98,7 @@ def expand(pattern: str) -> list[str]:
 def make_folder(path: str) -> None:
     """Makes a folder and those above it; where it exists already, nothing happens."""
     if is_url(path):
-        filesystem, name = url_to_fs(path)
+        filesystem, name = _filesystem(path)
         filesystem.makedirs(name, exist_ok=True)
     else:
         local_path(path).mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ def make_folder(path: str) -> None:
 def remove(path: str) -> None:
     """Removes a file or a folder with all below it; where it is absent, nothing happens."""
     if is_url(path):
-        filesystem, name = url_to_fs(path)
+        filesystem, name = _filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm(name, recursive=True)
         return
@@ -124,12 +126,11 @@ def atomic_file(path: str) -> Iterator[BinaryIO]:
     Elsewhere: a local temporary file, uploaded in one call once it is complete.
     """
     if is_url(path):
-        with tempfile.TemporaryFile() as file:
-            yield file
-            file.seek(0)
-            filesystem, name = url_to_fs(path)
-            with filesystem.open(name, "wb") as target:
-                shutil.copyfileobj(file, target, 1 << 20)
+        filesystem, name = _filesystem(path)
+        with tempfile.NamedTemporaryFile() as file:
+            yield file.file
+            file.flush()
+            filesystem.put_file(file.name, name)
         return
     final = local_path(path)
     # A worker may run twice at once: each attempt has a name of its own, and the last rename wins.
@@ -158,10 +159,10 @@ def write_bytes(path: str, data: bytes) -> None:
 def read_ranges(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Returns the bytes of each (offset, length) of one file, in the order asked for."""
     if is_url(path):
-        filesystem, name = url_to_fs(path)
+        filesystem, name = _filesystem(path)
         starts = [offset for offset, _ in ranges]
         ends = [offset + length for offset, length in ranges]
-        return filesystem.cat_ranges([name] * len(ranges), starts, ends)
+        return filesystem.cat_ranges([name] * len(ranges), starts, ends, on_error="raise")
     descriptor = os.open(local_path(path), os.O_RDONLY)
     try:
         return [os.pread(descriptor, length, offset) for offset, length in ranges]
@@ -202,6 +203,20 @@ def lock(path: str, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Returns the storage of a URL and the name in it, with nothing remembered of what it held before.
+
+    Raises:
+        UsageError: the kind of URL is unknown, or the package that reads it is not installed.
+    """
+    try:
+        filesystem, name = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{url}: {error}") from error
+    filesystem.invalidate_cache()  # other processes write to the same folders
+    return filesystem, name
 
 
 def _sync_folder(folder: Path) -> None:

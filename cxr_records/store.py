@@ -21,7 +21,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import encode_example, image_bytes
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.sources import Entry, SourceReader, SourceReadError
-from cxr_records.tfrecord import RecordError, frame, unframe
+from cxr_records.tfrecord import frame, unframe
 
 STORE_VERSION = 1
 STORE_FILE = "store.json"
@@ -165,8 +165,8 @@ class ImageStore:
         groups = sorted(pending.items(), key=lambda item: _reading_order(item[1][0]))
         least, most = UNIT_IMAGES
         size = min(most, max(least, -(-len(groups) // 32)))
-        recorded = index[index.status == OK].groupby("image_id").sha256.agg(list)
-        known = recorded[recorded.index.isin(list(pending))].to_dict()
+        recorded = index[(index.status == OK) & index.image_id.isin(list(pending))]
+        known = recorded.groupby("image_id").sha256.agg(list).to_dict()
         cuts = [groups[start : start + size] for start in range(0, len(groups), size)]
         names = [_unit_name(self.image_format, cut) for cut in cuts]
         work = storage.join(self.path, f".work-{names[0]}.parquet")
@@ -252,7 +252,7 @@ def write_unit(spec: UnitSpec) -> None:
 
     An image that cannot be decoded has a row with its reason and no record; the others are unaffected.
     """
-    if storage.exists(spec.index_path):
+    if storage.exists(spec.index_path) and storage.exists(spec.records_path):
         return
     with storage.open_read(spec.work) as file:
         work = pq.ParquetFile(file).read_row_group(spec.row_group).to_pylist()
@@ -288,7 +288,7 @@ def fetch_images(store: str, places: Sequence[tuple[str, int, int]]) -> list[byt
             records = storage.read_ranges(path, [places[place][1:] for place in wanted])
             for place, record in zip(wanted, records, strict=True):
                 images[place] = image_bytes(unframe(record, places[place][1]))
-        except (RecordError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError) as error:
             raise CxrError(
                 f"{path}: {error}; delete it, then run again: its images are decoded anew"
             ) from error

@@ -56,7 +56,7 @@ def unframe(record: bytes, offset: int = 0) -> bytes:
     length = _checked_length(record[:HEADER_BYTES], offset)
     if len(record) != length + OVERHEAD_BYTES:
         expected = length + OVERHEAD_BYTES
-        raise RecordError(offset, f"cut short: {len(record)} bytes, its header says {expected}")
+        raise RecordError(offset, f"{len(record)} bytes, its header says {expected}")
     data = record[HEADER_BYTES:-FOOTER_BYTES]
     _check_data(data, record[-FOOTER_BYTES:], offset)
     return data

@@ -33,6 +33,7 @@ LOCAL_RUNNER = "FnApiRunner"
 SECONDS_WORTH_PROCESSES = 12.0
 ATTEMPTS = 3  # of a local job whose workers died, as long as each attempt finished something
 _POLL_SECONDS = 0.25
+_WORKER_DIED = "a worker process died, perhaps for want of memory"
 _SAID_BY_WORKER = re.compile(r"@@cxr-error:([A-Za-z0-9+/=]+)@@")
 
 
@@ -112,14 +113,14 @@ def run(job: Job, engine: Engine) -> None:
                     f"{len(job.specs)} parts undone; run the same command again"
                 )
             if engine.runner != LOCAL_RUNNER or len(left) == len(pending) or attempt == ATTEMPTS:
-                raise failure
+                raise CxrError(f"{job.phase}: {failure}; run the same command to go on, --debug shows all")
             say(f"{job.phase}: {failure}; going on with what is left")
             pending = left
 
 
 def _run_once(
     job: Job, pending: Sequence[Any], engine: Engine, show: Callable[[int], None]
-) -> CxrError | None:
+) -> str | None:
     """Runs specs once. Returns the engine's failure, if any; raises what a worker itself said."""
     total = sum(map(job.size, job.specs))
     undone = {id(spec): spec for spec in pending}
@@ -139,7 +140,7 @@ def _run_once(
 
 def _run_in_process(
     function: Callable, specs: Sequence[Any], engine: Engine, watch: Callable[[], None]
-) -> CxrError | None:
+) -> str | None:
     failures: list[BaseException] = []
 
     def work() -> None:
@@ -159,12 +160,12 @@ def _run_in_process(
     _raise_what_worker_said(str(failures[0]))
     if engine.debug:
         raise failures[0]
-    return CxrError(f"Beam failed ({_last_line(str(failures[0]))}); --debug shows all")
+    return f"Beam failed ({_last_line(str(failures[0]))})"
 
 
 def _run_below(
     function: Callable, specs: Sequence[Any], engine: Engine, watch: Callable[[], None]
-) -> CxrError | None:
+) -> str | None:
     """Runs the pipeline in a process group below this one, and ends the group whatever happens."""
     child = subprocess.Popen(
         [sys.executable, "-m", "pipelines.engines"],
@@ -200,13 +201,11 @@ def _run_below(
     _raise_what_worker_said(log)
     if child.returncode == 0:
         return None
+    if died := next((line for line in said if line.startswith(_WORKER_DIED)), None):
+        return died
     if child.returncode < 0:
-        reason = f"killed by {signal.Signals(-child.returncode).name}, perhaps for want of memory"
-    else:
-        reason = _last_line(log)
-    return CxrError(
-        f"Beam's process ended early ({reason}); run the same command to go on, --debug shows all"
-    )
+        return f"Beam's process was killed by {signal.Signals(-child.returncode).name}"
+    return f"Beam's process ended early ({_last_line(log)})"
 
 
 def _read_log(child: subprocess.Popen, said: list[str], debug: bool) -> None:
@@ -268,9 +267,21 @@ def _main() -> None:
     """The process below the command: reads a job from stdin and runs it."""
     job = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the command that started this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.excepthook = _end_without_worker
     run_pipeline(*job)
     sys.stdout.flush()
     os._exit(0)  # Beam's threads have nothing left to do, and some of them would be waited for
+
+
+def _end_without_worker(failure: threading.ExceptHookArgs) -> None:
+    """Ends this process when a worker died: FnApiRunner (2.77) would wait for its answer for ever.
+
+    Beam waits for each worker process in a thread of this name, which raises when the process was killed.
+    """
+    threading.__excepthook__(failure)
+    if failure.thread is not None and failure.thread.name == "run_worker":
+        print(f"{_WORKER_DIED} ({failure.exc_value})", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _end_with_parent() -> None:

@@ -1,10 +1,20 @@
-"""The real NIH files, for the tests that need them; those skip where the files are absent."""
+"""What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cxr_records.images import ImageFormat
+from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.metadata import Metadata, read_metadata
+from cxr_records.plan import DatasetConfig
+from cxr_records.sampling import CopyRule
+from cxr_records.splits import SplitOptions
+from cxr_records.tasks import parse_task
+from pipelines.build import BuildRequest, BuildResult, build_dataset
+from pipelines.engines import Engine
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +30,65 @@ def nih() -> Path:
 def nih_v2020(nih: Path) -> Metadata:
     """The real table of 112,120 images, with the labels of 2020."""
     return read_metadata(str(nih / "Data_Entry_2017_v2020.csv.gz"))
+
+
+@pytest.fixture(scope="session")
+def lookalike(tmp_path_factory: pytest.TempPathFactory) -> LookalikePaths:
+    """A look-alike set of 150 images of 64 x 64 pixels."""
+    return make_lookalike(tmp_path_factory.mktemp("lookalike"), num_images=150, image_size=64)
+
+
+@pytest.fixture(scope="session")
+def build(lookalike: LookalikePaths, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuildResult]:
+    """Builds a dataset of the look-alike set, with Beam in this process.
+
+    build(out, task="multilabel", codec="raw", **changes) takes any field of BuildRequest, DatasetConfig,
+    CopyRule (as `rule`, `target`, `max_records`) or SplitOptions. Images are 32 x 32; those of one codec come
+    from one store, unless `store` says otherwise. Classes below a tenth of the images are copied.
+    """
+    stores = tmp_path_factory.mktemp("stores")
+
+    def build(
+        out: Path, task: str = "multilabel", codec: str = "raw", with_no_finding: bool = False, **changes
+    ) -> BuildResult:
+        def taken(defaults: dict) -> dict:
+            return {name: changes.pop(name, value) for name, value in defaults.items()}
+
+        rule = CopyRule(**taken({"rule": "linear", "target": 0.1, "max_records": 10}))
+        config = DatasetConfig(
+            task=parse_task(task, with_no_finding),
+            image_format=ImageFormat(32, codec),
+            copies=rule,
+            **taken({"seed": 0, "flip": False, "shard_mb": 64}),
+        )
+        split_options = SplitOptions(
+            str(lookalike.train_val_list),
+            str(lookalike.test_list),
+            **taken({"validation_list": None, "validation_fraction": 0.125}),
+        )
+        request = {
+            "images": (str(lookalike.images),),
+            "metadata": str(lookalike.metadata),
+            "out": str(out),
+            "config": config,
+            "split_options": split_options,
+            "store": str(stores / codec),
+            "engine": Engine(workers=1),
+        }
+        return build_dataset(BuildRequest(**{**request, **changes}))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A multilabel dataset of raw pixels, with copies. Leave it as it is; `copied_dataset` may be damaged."""
+    out = tmp_path_factory.mktemp("dataset") / "cxr14"
+    build(out)
+    return out
+
+
+@pytest.fixture
+def copied_dataset(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of that dataset."""
+    return Path(shutil.copytree(dataset, tmp_path / "cxr14"))

@@ -2,6 +2,7 @@ import gzip
 import io
 import re
 import sys
+import zipfile
 
 import fsspec
 import numpy as np
@@ -134,6 +135,19 @@ def test_csv_gzip_and_workbook_have_the_same_dialect_and_digest(text):
     ]
 
     assert {(other.digest, other.dialect) for other in others} == {(plain.digest, plain.dialect)}
+
+
+def test_a_workbook_that_states_too_small_a_size_is_read_whole():
+    original = zipfile.ZipFile(io.BytesIO(workbook(V2020)))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as changed:
+        for name in original.namelist():
+            changed.writestr(name, re.sub(rb'(?<=<dimension ref=")[^"]+', b"A1:D2", original.read(name)))
+
+    assert (
+        read_metadata(write("t.xlsx", buffer.getvalue())).digest
+        == read_metadata(write("t.csv", V2020)).digest
+    )
 
 
 @pytest.mark.parametrize(

@@ -398,6 +398,13 @@ def test_a_part_of_the_real_table_without_test_images_is_still_official(official
     assert splits.of_image.tolist() == ["train", "train"]
 
 
+def test_the_official_lists_with_another_hospitals_table_are_refused(official):
+    with pytest.raises(
+        CxrError, match=r"none of its 86,524 names .* \(whose first is 00099999_000\.png\); --train"
+    ):
+        make_splits(table((99_999, "Mass")), official)
+
+
 def test_a_real_table_given_as_a_list_is_refused(nih, nih_v2020, official):
     options = dataclasses.replace(official, test_list=str(nih / "Data_Entry_2017.csv.gz"))
 

@@ -1,0 +1,41 @@
+# Two commands do all set-up: `make demo` and `make test`. Python 3.10 or newer is all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint test-wheel bench clean
+
+help:
+	@echo "make demo        the main job end to end on a small look-alike set (IMAGES=... METADATA=... for your own)"
+	@echo "make test        the test suite"
+	@echo "make lint        style and likely mistakes"
+	@echo "make test-wheel  the package from its wheel in a fresh environment, without TensorFlow"
+	@echo "make bench       the figures of the README"
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else f"Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with make PYTHON=...")'
+	@echo "Setting up $(VENV) (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/cxr-records demo --out demo $(if $(IMAGES),--images $(IMAGES)) $(if $(METADATA),--metadata $(METADATA)) \
+		$(if $(TRAIN_VAL_LIST),--train-val-list $(TRAIN_VAL_LIST)) $(if $(TEST_LIST),--test-list $(TEST_LIST))
+
+test: $(VENV)/.installed
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+test-wheel: $(VENV)/.installed
+	@BIN=$(BIN) PYTHON=$(PYTHON) bash tests/wheel.sh
+
+bench: $(VENV)/.installed
+	@$(BIN)/python benchmarks/bench_build.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

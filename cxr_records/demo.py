@@ -1,0 +1,73 @@
+"""The command `demo`: the main job end to end, on a small look-alike set or on files of one's own."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from cxr_records import contact_sheet, lookalike
+from cxr_records.cli import cli
+
+SHEET_IMAGES = 6
+
+
+@click.command()
+@click.option("--out", default="demo", show_default=True, metavar="DIR", help="Where everything goes.")
+@click.option("--images", multiple=True, metavar="PATH", help="Your images instead of the look-alike set.")
+@click.option("--metadata", metavar="TABLE", help="The table of your images.")
+@click.option("--train-val-list", metavar="FILE", help="As for build.")
+@click.option("--test-list", metavar="FILE", help="As for build.")
+@click.option("--num-images", default=600, show_default=True, help="Size of the look-alike set.")
+@click.option("--workers", type=int, default=None, help="As for build.")
+def demo(
+    out: str,
+    images: Sequence[str],
+    metadata: str | None,
+    train_val_list: str | None,
+    test_list: str | None,
+    num_images: int,
+    workers: int | None,
+) -> None:
+    """Make a small look-alike set and run the main job on it: plan, build, verify, build again.
+
+    \b
+    Example:
+      cxr-records demo --out demo
+      cxr-records demo --out demo --images images_001 --metadata Data_Entry_2017_v2020.csv
+    """
+    if bool(images) != bool(metadata):
+        raise click.UsageError("give --images and --metadata together, or neither for the look-alike set")
+    folder = Path(out)
+    if not images:
+        click.echo(f"Drawing {num_images:,} look-alike X-rays with planted findings in {folder / 'nih'}")
+        made = lookalike.make_lookalike(folder / "nih", num_images, workers=workers or 1)
+        images, metadata = [str(made.images)], str(made.metadata)
+        train_val_list, test_list = str(made.train_val_list), str(made.test_list)
+    inputs = ["--images", *images, "--metadata", str(metadata), "--allow-missing"]
+    lists = {"--train-val-list": train_val_list, "--test-list": test_list, "--workers": workers}
+    for option, value in lists.items():
+        inputs += [option, str(value)] if value is not None else []
+    dataset, binary = str(folder / "cxr14"), str(folder / "cxr14-binary")
+    _run("plan", *inputs, "--out", dataset)
+    _run("build", *inputs, "--out", dataset)
+    _run("verify", dataset, "--deep")
+    click.echo("\nAnother task from the same decoded images: nothing is decoded again.")
+    _run("build", *inputs, "--out", binary, "--task", "binary")
+    sheet = folder / "contact_sheet.png"
+    contact_sheet.sheet_of_dataset(dataset, SHEET_IMAGES).save(sheet)
+    click.echo(
+        f"\nWhere to look:\n"
+        f"  {dataset}/                  the dataset: shards, manifest.json, records.parquet, rejected.csv\n"
+        f"  {binary}/           the same images for the task binary\n"
+        f"  {sheet}      rare images with their ten augmented copies: judge them yourself"
+    )
+
+
+def _run(*words: str) -> None:
+    """Runs one of our commands, showing it as a user would type it and how long it took."""
+    click.echo(f"\n$ {shlex.join(('cxr-records', *words))}")
+    started = time.monotonic()
+    cli.main(list(words), standalone_mode=False)
+    click.echo(f"({time.monotonic() - started:.1f} s)")

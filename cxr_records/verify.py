@@ -1,0 +1,350 @@
+"""Checks a finished dataset: every byte against the manifest; with `deep`, every record against the rest."""
+
+import collections
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cxr_records import storage
+from cxr_records.augment import FUNCTIONS
+from cxr_records.examples import Feature, decode_example, record_features, record_problems
+from cxr_records.findings import FINDINGS, NO_FINDING
+from cxr_records.images import ImageFormat
+from cxr_records.manifest import (
+    MANIFEST_FILE,
+    RECORDS_FILE,
+    DamagedManifestError,
+    read_manifest,
+    read_records_table,
+)
+from cxr_records.plan import SHARD_NAME
+from cxr_records.splits import TRAIN
+from cxr_records.tasks import Task, parse_task
+from cxr_records.tfrecord import RecordError, read_records, unframe
+
+_REBUILD = "delete it and run the build command again: it writes this file anew"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it must be.
+
+    Attributes:
+        path: the file.
+        message: what was found, and what was expected.
+        record: number of the record in the file, from 0; None where it is about the whole file.
+        image: the record's image_id, where it is known.
+    """
+
+    path: str
+    message: str
+    record: int | None = None
+    image: str | None = None
+
+    def __str__(self) -> str:
+        where = self.path if self.record is None else f"{self.path} record {self.record}"
+        return f"{where}{f' ({self.image})' if self.image else ''}: {self.message}"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as the manifest names it, with its rows of the table of records."""
+
+    path: str
+    split: str
+    entry: Mapping
+    rows: Sequence[Mapping] | None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What of a record is compared with the others."""
+
+    shard: _Shard
+    number: int
+    image: str
+    patient: int
+    copy: int
+    findings: tuple[int, ...]
+    label: tuple[int, ...]
+
+    def problem(self, message: str) -> Problem:
+        return Problem(self.shard.path, message, self.number, self.image)
+
+
+def check_dataset(dataset: str, deep: bool = False) -> list[Problem]:
+    """Checks a finished dataset.
+
+    Always: the manifest against its own digest; presence, size and sha256 of every file that it names, and
+    that there are no other shards. Where a shard is damaged, which of its records are. With `deep` also every
+    record: both checksums, features, image, label against findings, the table of records, counts, copies in
+    train only and beside their original, no patient in two splits.
+
+    Args:
+        dataset: folder or URL.
+        deep: whether to read every record.
+
+    Returns:
+        The problems, in the order of the files; empty when there is none.
+
+    Raises:
+        CxrError: there is no finished dataset.
+    """
+    try:
+        manifest = read_manifest(dataset)
+    except DamagedManifestError as error:
+        path = storage.join(dataset, MANIFEST_FILE)
+        return [Problem(path, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}: "))]
+    problems = [problem for entry in manifest["files"] if (problem := _check_file(dataset, entry))]
+    problems += _check_strays(dataset, manifest)
+    table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else read_records_table(dataset)
+    shards = list(_shards(dataset, manifest, table))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for found in pool.map(_check_shard, shards):
+            problems += found
+    if deep:
+        problems += _check_records(manifest, shards, {problem.path for problem in problems})
+    return problems
+
+
+def _check_file(dataset: str, entry: Mapping) -> Problem | None:
+    """Presence, size and sha256 of one file."""
+    path = storage.join(dataset, entry["file"])
+    if not storage.exists(path):
+        return Problem(path, f"the file is missing; {_REBUILD}")
+    size = storage.file_size(path)
+    if size != entry["bytes"]:
+        return Problem(path, f"{size:,} bytes, the manifest says {entry['bytes']:,}; {_REBUILD}")
+    sha256 = hashlib.sha256()
+    with storage.open_read(path) as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    if sha256.hexdigest() != entry["sha256"]:
+        return Problem(path, f"its sha256 is not that of the manifest; {_REBUILD}")
+    return None
+
+
+def _check_strays(dataset: str, manifest: Mapping) -> list[Problem]:
+    known = {entry["file"] for counts in manifest["splits"].values() for entry in counts["shards"]}
+    strays = [
+        name for name in storage.list_names(dataset) if SHARD_NAME.fullmatch(name) and name not in known
+    ]
+    return [
+        Problem(storage.join(dataset, name), "a shard that the manifest does not name") for name in strays
+    ]
+
+
+def _shards(dataset: str, manifest: Mapping, table: pa.Table | None) -> Iterator[_Shard]:
+    """The manifest's shards with their rows of the table of records."""
+    rows_of = collections.defaultdict(list)
+    for row in [] if table is None else table.to_pylist():
+        rows_of[row["shard"]].append(row)
+    for split, counts in manifest["splits"].items():
+        for entry in counts["shards"]:
+            rows = rows_of[entry["file"]] or None
+            yield _Shard(storage.join(dataset, entry["file"]), split, entry, rows)
+
+
+def _check_shard(shard: _Shard) -> list[Problem]:
+    """The bytes of one shard; where they are wrong, which records that concerns."""
+    problem = _check_file(os.path.dirname(shard.path), shard.entry)
+    if problem is None or not storage.exists(shard.path):
+        return [problem] if problem else []
+    damaged = [found for _, found in _read_shard(shard) if isinstance(found, Problem)]
+    return [problem, *damaged]
+
+
+def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
+    """Yields (number, data or the problem with it) of each record.
+
+    Offsets come from the table of records, so that the records behind a damaged one are still found; without
+    the table, reading ends at the first damage.
+    """
+    with storage.open_read(shard.path) as file:
+        if shard.rows is None:
+            number = -1
+            try:
+                for number, (_, data) in enumerate(read_records(file)):
+                    yield number, data
+            except RecordError as error:
+                text = f"{error} (at byte {error.offset:,})"
+                yield number + 1, Problem(shard.path, text, number + 1)
+            return
+        size = storage.file_size(shard.path)
+        ends = [row["offset"] for row in shard.rows[1:]] + [max(size, shard.entry["bytes"])]
+        for number, (row, end) in enumerate(zip(shard.rows, ends, strict=True)):
+            offset = row["offset"]
+            file.seek(offset)
+            try:
+                yield number, unframe(file.read(end - offset), offset)
+            except RecordError as error:
+                text = f"{error} (at byte {offset:,})"
+                yield number, Problem(shard.path, text, number, row["image_id"])
+
+
+def _check_records(manifest: Mapping, shards: Sequence[_Shard], damaged: set[str]) -> list[Problem]:
+    """Every record that can be read, by itself and against the others."""
+    config = manifest["config"]
+    task = parse_task(config["task"], config["with_no_finding"])
+    image_format = ImageFormat(config["size"], config["codec"], config["resample"])
+    features = record_features(task.label_shape)
+    problems, records = [], []
+    all_read = True
+    for shard in shards:
+        read, whole = 0, len(records)
+        for number, data in _read_shard(shard) if storage.exists(shard.path) else ():
+            read += 1
+            if isinstance(data, Problem):
+                if shard.path not in damaged:
+                    problems.append(data)
+                continue
+            found, record = _check_record(shard, number, data, features, image_format)
+            problems += found
+            if record:
+                records.append(record)
+        told = shard.entry["records"]
+        if read != told and shard.path not in damaged:
+            problems.append(Problem(shard.path, f"{read:,} records, the manifest says {told:,}"))
+        all_read &= len(records) - whole == told
+    problems += _check_labels(task, records)
+    problems += _check_relations(records, all_read)
+    if not problems and not damaged:  # counts of a damaged dataset are wrong in any case
+        problems += _check_counts(manifest, task, records)
+    return problems
+
+
+def _check_record(
+    shard: _Shard, number: int, data: bytes, features: Sequence[Feature], image_format: ImageFormat
+) -> tuple[list[Problem], _Record | None]:
+    """One record by itself: schema, image, copy, and its row in the table of records."""
+    row = shard.rows[number] if shard.rows else None
+    name = row["image_id"] if row else None
+    try:
+        values = decode_example(data)
+    except ValueError as error:
+        return [Problem(shard.path, str(error), number, name)], None
+    if wrong := record_problems(values, features):
+        return [Problem(shard.path, text, number, name) for text in wrong], None
+    messages = []
+    try:
+        image_format.decode(values["image"][0])
+    except ValueError as error:
+        messages.append(f"image: {error}")
+    image, copy = values["image_id"][0].decode(errors="replace"), values["copy"][0]
+    augmentation = values["augmentation"][0].decode(errors="replace")
+    if copy and shard.split != TRAIN:
+        messages.append(f"copy {copy} of an image in {shard.split}; copies belong in {TRAIN} only")
+    if not _augmentation_fits(copy, augmentation):
+        expected = "a known function" if copy else "none, as this is an original"
+        messages.append(f"augmentation {augmentation!r} of copy {copy}, expected {expected}")
+    record = _Record(
+        shard, number, image, values["patient_id"][0], copy, tuple(values["findings"]), tuple(values["label"])
+    )
+    if row:
+        label = row["label"] if isinstance(row["label"], list) else [row["label"]]
+        told = (row["image_id"], row["patient_id"], row["copy"], row["augmentation"], tuple(label))
+        held = (image, record.patient, copy, augmentation, record.label)
+        if told != held or row["split"] != shard.split:
+            messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {held}")
+    return [record.problem(message) for message in messages], record
+
+
+def _augmentation_fits(copy: int, augmentation: str) -> bool:
+    """An original has no augmentation; a copy has one that we know."""
+    if copy == 0:
+        return augmentation == ""
+    try:
+        return copy > 0 and json.loads(augmentation)["function"] in FUNCTIONS
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _check_labels(task: Task, records: Sequence[_Record]) -> list[Problem]:
+    """Labels must be what the task makes of the findings."""
+    if not records:
+        return []
+    findings = np.array([record.findings for record in records])
+    labels = np.array([record.label for record in records])
+    selection = task.select(findings.astype(np.uint8))
+    expected = selection.labels.reshape(len(records), -1)
+    bad_bits = ~np.isin(findings, (0, 1)).all(axis=1)
+    wrong = bad_bits | ~selection.kept | (expected != labels).any(axis=1)
+    problems = []
+    for place in np.flatnonzero(wrong):
+        names = "|".join(name for name, on in zip(FINDINGS, findings[place], strict=True) if on) or NO_FINDING
+        if bad_bits[place]:
+            text = f"findings {findings[place].tolist()}, expected zeros and ones"
+        elif not selection.kept[place]:
+            text = f"takes no part in the task {task.name} ({selection.reasons[place]}: {names})"
+        else:
+            text = f"label {labels[place].tolist()}, expected {expected[place].tolist()} of {names}"
+        problems.append(records[place].problem(text))
+    return problems
+
+
+def _check_relations(records: Sequence[_Record], all_read: bool) -> list[Problem]:
+    """No patient in two splits, no record twice, no copy without its original.
+
+    Where some records could not be read, an original may well be among them.
+    """
+    problems = []
+    first_of_patient: dict[int, _Record] = {}
+    seen: dict[tuple[str, int], _Record] = {}
+    for record in records:
+        first = first_of_patient.setdefault(record.patient, record)
+        if first.shard.split != record.shard.split:
+            problems.append(
+                record.problem(
+                    f"patient {record.patient} is in {record.shard.split} and, with {first.image}, "
+                    f"in {first.shard.split}"
+                )
+            )
+        twin = seen.setdefault((record.image, record.copy), record)
+        if twin is not record:
+            problems.append(
+                record.problem(f"copy {record.copy} is in {twin.shard.path} record {twin.number} too")
+            )
+    problems += [
+        record.problem(f"copy {record.copy} without its original")
+        for record in records
+        if all_read and record.copy and (record.image, 0) not in seen
+    ]
+    return problems
+
+
+def _check_counts(manifest: Mapping, task: Task, records: Sequence[_Record]) -> list[Problem]:
+    """Records, images, copies and patients of each split, and the records of each class."""
+    path = storage.join(os.path.dirname(records[0].shard.path), MANIFEST_FILE) if records else MANIFEST_FILE
+    problems = []
+    by_split = collections.defaultdict(list)
+    for record in records:
+        by_split[record.shard.split].append(record)
+    for split, counts in manifest["splits"].items():
+        here = by_split[split]
+        found = {
+            "records": len(here),
+            "images": sum(record.copy == 0 for record in here),
+            "copies": sum(record.copy > 0 for record in here),
+            "patients": len({record.patient for record in here}),
+        }
+        for name, number in found.items():
+            if counts[name] != number:
+                problems.append(
+                    Problem(path, f"{counts[name]:,} {name} in {split}, the shards hold {number:,}")
+                )
+        labels = np.array([record.label for record in here]).reshape(len(here), *task.label_shape)
+        held = task.class_rows(labels)
+        original = np.array([record.copy == 0 for record in here], dtype=int)
+        for name, column in zip(task.class_names, held.T, strict=True):
+            told = manifest["classes"][name]["splits"][split]
+            for kind, number in (("records", int(column.sum())), ("images", int(column @ original))):
+                if told[kind] != number:
+                    text = f"{told[kind]:,} {kind} of {name} in {split}, the shards hold {number:,}"
+                    problems.append(Problem(path, text))
+    return problems

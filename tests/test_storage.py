@@ -1,0 +1,431 @@
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
+
+from cxr_records import storage
+from cxr_records.errors import CxrError, UsageError
+
+# Takes a lock, says so, and waits to be killed.
+HOLD_LOCK = """
+import sys, time
+from cxr_records import storage
+with storage.lock(sys.argv[1], "the store"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+class RememberingFileSystem(MemoryFileSystem):
+    """Memory whose listings are remembered until told otherwise, as those of S3 are."""
+
+    protocol = "remembering"
+    listings = {}  # noqa: RUF012 - shared on purpose, as MemoryFileSystem's store is
+
+    def ls(self, path, detail=True, **_):
+        key = (path, detail)
+        if key not in self.listings:
+            self.listings[key] = super().ls(path, detail=detail)
+        return self.listings[key]
+
+    def invalidate_cache(self, path=None):
+        self.listings.clear()
+
+
+@pytest.fixture(autouse=True)
+def empty_memory():
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def folder(request, tmp_path):
+    """A folder given as a plain path, as a file:// URL and as a URL of fsspec."""
+    made = {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": "memory://bucket/folder"}
+    storage.make_folder(made[request.param])
+    return made[request.param]
+
+
+def write_in_pieces(path, *pieces, then=None):
+    """Writes a file piece by piece; before its end, raises what is to happen then."""
+    with storage.atomic_file(path) as file:
+        for piece in pieces:
+            file.write(piece)
+        if then:
+            raise then
+
+
+def write_parquet(path, *values):
+    with storage.atomic_file(path) as file:
+        pq.write_table(pa.table({"a": values}), file)
+
+
+def files_below(path: Path) -> list[str]:
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
+
+
+# ---- paths ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"),
+    [
+        ("a/b", "a/b/x"),
+        ("a/b/", "a/b/x"),
+        ("/", "/x"),
+        ("", "x"),
+        ("s3://bucket", "s3://bucket/x"),
+        ("s3://bucket/a/", "s3://bucket/a/x"),
+        ("memory://", "memory://x"),
+    ],
+)
+def test_a_name_is_joined_to_a_folder_with_one_slash(folder, path):
+    assert storage.join(folder, "x") == path
+
+
+def test_only_what_fsspec_must_open_is_a_url():
+    assert [storage.is_url(p) for p in ("s3://b/x", "https://h/x", "file:///x", "/x", "x", "C:x")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_an_absolute_path_means_the_same_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.absolute("a/../b") == str(tmp_path / "b")
+    assert storage.absolute("~/x") == "/home/someone/x"
+    assert storage.absolute("file:///data/x") == "/data/x"
+    assert storage.absolute("s3://bucket/a") == "s3://bucket/a"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("nosuch://bucket/x", "Protocol not known: nosuch"), ("missing://x", "pip install missing")],
+)
+def test_a_kind_of_url_that_cannot_be_read_is_wrong_usage(url, words, monkeypatch):
+    missing = {"class": "no_such_module.FileSystem", "err": "pip install missing"}
+    monkeypatch.setitem(known_implementations, "missing", missing)
+    for ask in (storage.exists, storage.list_names, storage.file_size, storage.make_folder):
+        with pytest.raises(UsageError) as caught:
+            ask(url)
+        assert str(caught.value).startswith(f"{url}: ")
+        assert words in str(caught.value)
+
+
+# ---- reading and listing --------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_there_and_read_back(folder):
+    path = storage.join(folder, "a b é.bin")
+    assert not storage.exists(path)
+    storage.write_bytes(path, b"first")
+    storage.write_bytes(path, b"second, longer")
+    assert storage.exists(path)
+    assert storage.read_bytes(path) == b"second, longer"
+    assert storage.file_size(path) == 14
+    assert storage.list_names(folder) == ["a b é.bin"]
+    with storage.open_read(path) as file:
+        file.seek(8)
+        assert file.read(6) == b"longer"
+
+
+def test_ranges_come_in_the_order_asked_for_and_end_with_the_file(folder):
+    path = storage.join(folder, "x")
+    storage.write_bytes(path, bytes(range(100)))
+    ranges = [(90, 5), (0, 3), (50, 0), (0, 3), (98, 10)]
+    read = storage.read_ranges(path, ranges)
+    assert read == [bytes(range(100))[start : start + length] for start, length in ranges]
+    assert storage.read_ranges(path, []) == []
+
+
+def test_ranges_of_an_absent_file_are_an_error_and_no_value(folder):
+    with pytest.raises(FileNotFoundError):
+        storage.read_ranges(storage.join(folder, "absent"), [(0, 1)])
+
+
+def test_errors_of_asynchronous_storage_are_raised_too(monkeypatch):
+    # By default fsspec's asynchronous storages put the exception in the place of the bytes.
+    asked = {}
+
+    def cat_ranges(self, paths, starts, ends, max_gap=None, on_error="return", **_):
+        asked["on_error"] = on_error
+        return [b""] * len(paths)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_ranges", cat_ranges)
+    storage.read_ranges("memory://x", [(0, 1)])
+    assert asked == {"on_error": "raise"}
+
+
+def test_an_absent_folder_is_empty(folder):
+    assert storage.list_names(storage.join(folder, "absent")) == []
+
+
+def test_names_are_sorted_and_hold_folders_too(folder):
+    for name in ("b", "a", "c/d"):
+        if "/" in name:
+            storage.make_folder(storage.join(folder, "c"))
+        storage.write_bytes(storage.join(folder, name), b"")
+    assert storage.list_names(folder) == ["a", "b", "c"]
+
+
+def test_what_another_process_wrote_is_listed_although_the_storage_remembers_an_older_listing():
+    fsspec.register_implementation("remembering", RememberingFileSystem, clobber=True)
+    storage.make_folder("remembering://bucket")
+    assert storage.list_names("remembering://bucket") == []
+    fsspec.filesystem("remembering").pipe_file("remembering://bucket/new", b"")
+    assert storage.list_names("remembering://bucket") == ["new"]
+
+
+def test_a_pattern_names_what_matches_and_a_plain_path_itself(folder):
+    for name in ("a_2.zip", "a_1.zip", "b.zip", "odd[1].zip"):
+        storage.write_bytes(storage.join(folder, name), b"")
+    found = storage.expand(storage.join(folder, "a_*.zip"))
+    assert [path.rsplit("/", 1)[1] for path in found] == ["a_1.zip", "a_2.zip"]
+    assert [storage.read_bytes(path) for path in found] == [b"", b""]
+    assert storage.expand(storage.join(folder, "none*")) == []
+    odd = storage.join(folder, "odd[1].zip")
+    assert storage.expand(odd) == [odd]
+    absent = storage.join(folder, "absent")
+    assert storage.expand(absent) == [absent]
+
+
+def test_removing_takes_files_and_folders_and_minds_nothing_absent(folder):
+    below = storage.join(folder, "below")
+    storage.make_folder(below)
+    storage.make_folder(below)
+    storage.write_bytes(storage.join(below, "x"), b"")
+    storage.write_bytes(storage.join(folder, "y"), b"")
+    for name in ("below", "y", "absent"):
+        storage.remove(storage.join(folder, name))
+    assert storage.list_names(folder) == []
+
+
+def test_removing_a_link_leaves_what_it_points_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x").touch()
+    (tmp_path / "link").symlink_to("real")
+    storage.remove(str(tmp_path / "link"))
+    assert files_below(tmp_path) == ["real", "real/x"]
+
+
+# ---- whole or absent ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_nothing(folder, error):
+    with pytest.raises(error):
+        write_in_pieces(storage.join(folder, "x"), b"half", then=error)
+    assert storage.list_names(folder) == []
+
+
+def test_an_interrupted_write_leaves_the_older_file_as_it_was(folder):
+    path = storage.join(folder, "x")
+    storage.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError):
+        write_in_pieces(path, b"new", then=RuntimeError)
+    assert storage.read_bytes(path) == b"old"
+    assert storage.list_names(folder) == ["x"]
+
+
+def test_nothing_is_under_the_name_until_the_file_is_whole(folder):
+    path = storage.join(folder, "x")
+    with storage.atomic_file(path) as file:
+        file.write(b"half")
+        file.flush()
+        assert not storage.exists(path)
+    assert storage.read_bytes(path) == b"half"
+
+
+def test_writers_at_once_leave_one_whole_file(folder):
+    path, contents = storage.join(folder, "x"), [bytes([n]) * 200_000 for n in range(8)]
+    start = threading.Barrier(len(contents))
+
+    def write(data):
+        start.wait()
+        write_in_pieces(path, *[data[at : at + 50_000] for at in range(0, len(data), 50_000)])
+
+    threads = [threading.Thread(target=write, args=[data]) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert storage.read_bytes(path) in contents
+    assert storage.list_names(folder) == ["x"]
+
+
+def test_the_file_is_on_disk_before_its_name_and_the_name_before_the_end(tmp_path, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
+        steps.append(("fsync", "folder" if os.path.isdir(target) else os.path.getsize(target)))
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        steps.append(("rename", os.path.basename(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    storage.write_bytes(str(tmp_path / "x"), b"12345")
+    assert steps == [("fsync", 5), ("rename", "x"), ("fsync", "folder")]
+
+
+def test_a_write_into_an_absent_folder_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.write_bytes(str(tmp_path / "absent" / "x"), b"")
+    assert str(tmp_path / "absent") in caught.value.filename
+
+
+def test_parquet_is_written_to_every_storage(folder):
+    path = storage.join(folder, "x.parquet")
+    write_parquet(path, 1, 2)
+    with storage.open_read(path) as file:
+        assert pq.read_table(file).to_pydict() == {"a": [1, 2]}
+
+
+def test_only_what_killed_writers_left_is_removed(folder):
+    path = storage.join(folder, "x")
+    storage.write_bytes(path, b"kept")
+    kept = ["x", ".lock", ".x.tmp-short", "x.tmp-" + "0" * 32, ".tmp-" + "0" * 32]
+    left = [".x.tmp-" + "0123456789abcdef" * 2, ".unit-1.parquet.tmp-" + "f" * 32]
+    for name in kept + left:
+        storage.write_bytes(storage.join(folder, name), b"")
+    assert storage.remove_temporary(folder) == 2
+    assert storage.list_names(folder) == sorted(kept)
+    assert storage.remove_temporary(storage.join(folder, "absent")) == 0
+
+
+def test_a_writer_killed_midway_leaves_only_what_remove_temporary_removes(tmp_path):
+    script = (
+        "import os, signal, sys\nfrom cxr_records import storage\n"
+        "with storage.atomic_file(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")])
+    assert ended.returncode == -signal.SIGKILL
+    assert len(files_below(tmp_path)) == 1
+    assert not (tmp_path / "x").exists()
+    assert storage.remove_temporary(str(tmp_path)) == 1
+    assert files_below(tmp_path) == []
+
+
+# ---- a disk that is full --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small disk takes more rights")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("write", "parts"),
+    [
+        (write_in_pieces, [bytes(2 << 20)]),
+        (write_in_pieces, [bytes(1024)] * 2048),
+        (write_parquet, [os.urandom(1 << 20), os.urandom(1 << 20)]),
+    ],
+    ids=["at once", "in pieces", "parquet"],
+)
+def test_a_full_disk_names_the_file_and_keeps_nothing_of_it(small_disk, write, parts):
+    path = str(small_disk / "x")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(path, *parts)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == path
+    assert files_below(small_disk) == []
+    storage.write_bytes(path, bytes(500_000))
+    assert files_below(small_disk) == ["x"]
+
+
+def test_a_file_over_the_limit_of_the_process_names_the_file_and_keeps_nothing_of_it(tmp_path):
+    path = str(tmp_path / "x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            storage.write_bytes(path, bytes(200_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename == path
+    assert files_below(tmp_path) == []
+
+
+# ---- locks ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds tmp_path/lock."""
+    arguments = [sys.executable, "-c", HOLD_LOCK, str(tmp_path / "lock")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_lock_that_another_process_holds_is_refused_with_its_number_and_machine(tmp_path, holder):
+    message = (
+        f"the image store x is in use by process {holder.pid} on {os.uname().nodename}; "
+        "wait until it ends, or name another"
+    )
+    for _ in range(2):
+        with pytest.raises(CxrError) as caught, storage.lock(str(tmp_path / "lock"), "the image store x"):
+            pytest.fail("two processes hold one lock")
+        assert str(caught.value) == message
+
+
+def test_a_lock_of_a_killed_process_does_not_block(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "lock").read_text().startswith(f"process {holder.pid} on ")
+    with storage.lock(str(tmp_path / "lock"), "the store"):
+        text = (tmp_path / "lock").read_text()
+    assert text == f"process {os.getpid()} on {os.uname().nodename}\n"
+
+
+def test_a_lock_can_be_taken_again_after_success_and_after_failure(tmp_path):
+    path = str(tmp_path / "lock")
+    with storage.lock(path, "it"):
+        pass
+    with pytest.raises(RuntimeError), storage.lock(path, "it"):
+        raise RuntimeError
+    second = storage.lock(path, "it")
+    with storage.lock(path, "it"), pytest.raises(CxrError, match="it is in use by process"):
+        second.__enter__()
+
+
+def test_on_remote_storage_there_is_no_lock():
+    with storage.lock("memory://x/lock", "it"), storage.lock("memory://x/lock", "it"):
+        pass
+    assert not storage.exists("memory://x/lock")

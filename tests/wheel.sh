@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Builds the wheel, installs it alone in a fresh environment, and runs the main job from another folder.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+"$BIN/python" -m pip wheel --quiet --no-deps --wheel-dir "$folder" .
+"$PYTHON" -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip install --quiet -c constraints.txt "$folder"/cxr_records-*.whl
+cd "$folder"
+venv/bin/cxr-records --version
+venv/bin/python -c 'import importlib.util as u; assert not u.find_spec("tensorflow"), "TensorFlow came with the core"'
+venv/bin/cxr-records demo --out demo --num-images 60 --workers 1 >log 2>&1 || { cat log; exit 1; }
+tail -n 4 log
+# Worker processes import the installed package, and nothing of the same name in the user's folder.
+mkdir pipelines && echo 'raise SystemExit("the wrong pipelines")' >pipelines/__init__.py
+venv/bin/python -I - <<'PYTHON'
+from cxr_records.cli import main
+from pipelines import engines
+
+engines.SECONDS_WORTH_PROCESSES = 0
+table = "demo/nih/Data_Entry_2017_v2020.csv"
+main(["build", "--images", "demo/nih/images", "--metadata", table, "--out", "out/two", "--workers", "2"])
+PYTHON
+venv/bin/cxr-records verify out/two --deep
+echo "wheel: ok"
