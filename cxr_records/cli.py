@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
-    code = _run(arguments)
+    code = run(arguments)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -119,7 +119,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os._exit(code)
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code; what went wrong has been said in one line on stderr."""
     try:
         return cli.main(arguments, prog_name="cxr-records", standalone_mode=False) or 0
     except click.exceptions.Exit as error:

@@ -62,7 +62,7 @@ def read_manifest(dataset: str) -> dict:
         known = {"format": FORMAT, "format_version": FORMAT_VERSION}
         if manifest["checksum"] != _checksum(content) or data != manifest_bytes(manifest):
             raise DamagedManifestError(damaged)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedManifestError(damaged) from None
     if any(manifest.get(key) != value for key, value in known.items()):
         found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"

@@ -30,7 +30,7 @@ SHARD_NAME = re.compile(r"cxr14-(train|validation|test)\.tfrecord-\d{5,}-of-\d{5
 # Readers shuffle whole shards against each other, so a split is cut into 16 even where its bytes ask for
 # fewer, as long as each has 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64
-EXAMPLE_BYTES = 420  # what a record holds beside its image, about
+EXAMPLE_BYTES = 235  # what a record holds beside its image, about
 BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.62, "jpeg": 0.30}  # of NIH images at 224; used before any is stored
 # One core of 2023's servers: a 1024x1024 PNG decoded and resized, a record copied, a copy augmented.
 SECONDS_PER_DECODE, SECONDS_PER_RECORD, SECONDS_PER_COPY = 14e-3, 0.12e-3, 1.2e-3
@@ -60,6 +60,7 @@ class DatasetConfig:
         low, high = SHARD_MB
         if not low <= self.shard_mb <= high:
             raise UsageError(f"--shard-mb {self.shard_mb}: expected {low} to {high}")
+        self.copies.check_names(self.task.class_names)
 
     def to_json(self) -> dict:
         """Returns the config as the manifest holds it."""

@@ -74,6 +74,19 @@ class CopyRule:
             )
         object.__setattr__(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
 
+    def check_names(self, class_names: Sequence[str]) -> None:
+        """Refuses to copy for a class that a task does not have.
+
+        Raises:
+            UsageError: with the name most like it.
+        """
+        for name in self.of:
+            if name not in class_names:
+                raise UsageError(
+                    f"--copies-of {name}: no such class{nearest(name, class_names)}; "
+                    f"expected one of this task's: {', '.join(class_names)}"
+                )
+
 
 @dataclass(frozen=True)
 class ClassBalance:
@@ -271,12 +284,7 @@ def class_weights(records: Sequence[int], total: int) -> list[float]:
 
 def _chosen(classes: np.ndarray, class_names: Sequence[str], rule: CopyRule) -> np.ndarray:
     """Returns bool [k]: the classes that the rule may copy for."""
-    for name in rule.of:
-        if name not in class_names:
-            raise UsageError(
-                f"--copies-of {name}: no such class{nearest(name, class_names)}; "
-                f"expected one of this task's: {', '.join(class_names)}"
-            )
+    rule.check_names(class_names)
     names = rule.of
     if not names:
         names = under_represented(classes, class_names) if rule.rule == "fixed" else class_names

@@ -302,28 +302,25 @@ def _list_tar(path: str) -> tuple[list[Entry], str]:
 def _list_targz(path: str, index_folder: str | None, keep_index: bool) -> tuple[list[Entry], str]:
     mtime_ns = _changed(path)
     index = index_folder and _index_path(index_folder, path, mtime_ns)
-    members = index and index.removesuffix(".gzidx") + ".parquet"
-    if index and storage.exists(members) and _read_index(index):
-        with contextlib.suppress(pa.ArrowException, OSError), storage.open_read(members) as file:
-            rows = pq.read_table(file, schema=_MEMBERS_SCHEMA, page_checksum_verification=True).to_pylist()
-            return [Entry(kind="targz", source=path, mtime_ns=mtime_ns, **row) for row in rows], ""
+    if index and _read_kept(index) and (members := _read_kept(_members_path(index))):
+        rows = pq.read_table(io.BytesIO(members)).to_pylist()
+        return [Entry(kind="targz", source=path, mtime_ns=mtime_ns, **row) for row in rows], ""
     with _open_gzip(path, None) as file:
         found, problem = _tar_members(file, path, "targz", mtime_ns)
         # Nothing is kept of a damaged archive: the next run looks again.
         if index and keep_index and not problem:
-            _keep_index(file, found, index, members)
+            _keep_index(file, found, index)
     return found, problem
 
 
-def _keep_index(file: indexed_gzip.IndexedGzipFile, found: Sequence[Entry], index: str, members: str) -> None:
+def _keep_index(file: indexed_gzip.IndexedGzipFile, found: Sequence[Entry], index: str) -> None:
     storage.make_folder(index.rsplit("/", 1)[0])
-    exported = io.BytesIO()
-    file.export_index(fileobj=exported)
-    data = exported.getvalue()
-    storage.write_bytes(index, _checksum(data) + data)
+    points, members = io.BytesIO(), io.BytesIO()
+    file.export_index(fileobj=points)
     columns = {name: [getattr(entry, name) for entry in found] for name in _MEMBERS_SCHEMA.names}
-    with storage.atomic_file(members) as target:
-        pq.write_table(pa.table(columns, _MEMBERS_SCHEMA), target, write_page_checksum=True)
+    pq.write_table(pa.table(columns, _MEMBERS_SCHEMA), members)
+    for path, data in ((index, points.getvalue()), (_members_path(index), members.getvalue())):
+        storage.write_bytes(path, _checksum(data) + data)
 
 
 def _tar_members(file: BinaryIO, path: str, kind: str, mtime_ns: int) -> tuple[list[Entry], str]:
@@ -348,13 +345,13 @@ def _tar_members(file: BinaryIO, path: str, kind: str, mtime_ns: int) -> tuple[l
 def _open_gzip(path: str, index: str | None) -> indexed_gzip.IndexedGzipFile:
     source = {"fileobj": storage.open_read(path)} if storage.is_url(path) else {"filename": path}
     file = indexed_gzip.IndexedGzipFile(**source, spacing=GZIP_SPACING, buffer_size=GZIP_BUFFER)
-    if data := index and _read_index(index):
+    if data := index and _read_kept(index):
         file.import_index(fileobj=io.BytesIO(data))
     return file
 
 
-def _read_index(path: str) -> bytes:
-    """Returns what `_keep_index` kept of a gzip; b"" where it is absent or damaged, as it has no checksum."""
+def _read_kept(path: str) -> bytes:
+    """Returns what `_keep_index` wrote; b"" where it is absent or damaged, which nothing else would find."""
     data = storage.read_bytes(path) if storage.exists(path) else b""
     return data[4:] if data[:4] == _checksum(data[4:]) else b""
 
@@ -370,6 +367,10 @@ def _go_to(file: BinaryIO, offset: int) -> None:
         file.read(gap)
     else:
         file.seek(offset)
+
+
+def _members_path(index: str) -> str:
+    return index.removesuffix(".gzidx") + ".members"
 
 
 def _index_path(folder: str, source: str, mtime_ns: int) -> str:

@@ -91,7 +91,8 @@ def expand(pattern: str) -> list[str]:
         return [pattern]
     if is_url(pattern):
         filesystem, name = _filesystem(pattern)
-        return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(name))
+        found = [name for name in filesystem.glob(name) if not name.rsplit("/", 1)[-1].startswith(".")]
+        return sorted(map(filesystem.unstrip_protocol, found))
     return sorted(glob.glob(str(local_path(pattern)), recursive=True))
 
 

@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ STORE_VERSION = 1
 STORE_FILE = "store.json"
 LOCK_FILE = ".lock"
 ARCHIVE_FOLDER = ".archives"  # restart points and member lists of .tar.gz sources
+UNITS = 32  # that a small set is cut into, so that workers share it evenly
 UNIT_IMAGES = (16, 512)  # fewest and most images in a unit; a killed worker loses at most one unit
 
 OK, SAME, REJECTED, UNREADABLE = "ok", "same", "rejected", "unreadable"
@@ -115,7 +117,7 @@ class ImageStore:
         return storage.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
 
     def read_index(self) -> pd.DataFrame:
-        """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, its name."""
+        """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""
         names = set(storage.list_names(self.path))
         tables = []
         for name in sorted(names):
@@ -129,28 +131,33 @@ class ImageStore:
                 with storage.open_read(path) as file:
                     table = pq.read_table(file, schema=INDEX_SCHEMA)
             except (pa.ArrowException, OSError) as error:
+                reason = " ".join(str(error).split())
                 raise CxrError(
-                    f"{path}: cannot be read ({error}); delete it, its images are decoded again"
+                    f"{path}: cannot be read ({reason}); delete it, its images are decoded again"
                 ) from None
             tables.append(table.append_column("unit", pa.array([unit] * len(table), pa.string())))
         empty = INDEX_SCHEMA.append(pa.field("unit", pa.string())).empty_table()
         return pa.concat_tables([empty, *tables]).to_pandas()
 
     def clean(self) -> None:
-        """Removes what killed workers left: temporary files, work files, records without an index.
+        """Removes what killed workers left: temporary files, work files, records or an index alone.
 
         Call it with the lock held.
         """
         storage.remove_temporary(self.path)
         names = set(storage.list_names(self.path))
         for name in names:
-            orphan = name.endswith(".tfrecord") and name.removesuffix(".tfrecord") + ".parquet" not in names
+            unit, ending = os.path.splitext(name)
+            other = {".tfrecord": ".parquet", ".parquet": ".tfrecord"}.get(ending)
+            orphan = name.startswith("unit-") and other and unit + other not in names
             if orphan or name.startswith(".work-"):
                 storage.remove(storage.join(self.path, name))
         if ARCHIVE_FOLDER in names:
             storage.remove_temporary(self.archive_folder)
 
-    def plan_units(self, pending: Mapping[str, Sequence[Entry]], index: pd.DataFrame) -> list[UnitSpec]:
+    def plan_units(
+        self, pending: Mapping[str, Sequence[Entry]], index: pd.DataFrame, num_images: int | None = None
+    ) -> list[UnitSpec]:
         """Cuts images to decode into units and writes down what each has to read.
 
         The order is that of the sources, so that an archive is read from front to back. What is left
@@ -159,16 +166,18 @@ class ImageStore:
         Args:
             pending: {image_id: its entries}, as `match_entries` gives it.
             index: what the store holds already.
+            num_images: images at hand in all, from which follows the size of a unit; those pending when None.
         """
         if not pending:
             return []
         groups = sorted(pending.items(), key=lambda item: _reading_order(item[1][0]))
         least, most = UNIT_IMAGES
-        size = min(most, max(least, -(-len(groups) // 32)))
+        size = min(most, max(least, -(-(num_images or len(groups)) // UNITS)))
         recorded = index[(index.status == OK) & index.image_id.isin(list(pending))]
         known = recorded.groupby("image_id").sha256.agg(list).to_dict()
         cuts = [groups[start : start + size] for start in range(0, len(groups), size)]
-        names = [_unit_name(self.image_format, cut) for cut in cuts]
+        taken = set(index.unit)
+        names = [_unit_name(self.image_format, cut, taken) for cut in cuts]
         work = storage.join(self.path, f".work-{names[0]}.parquet")
         with storage.atomic_file(work) as file, pq.ParquetWriter(file, _WORK_SCHEMA) as writer:
             for cut in cuts:
@@ -336,9 +345,13 @@ def _reading_order(entry: Entry) -> tuple:
     return (entry.kind != "file", entry.source, entry.offset, entry.member)
 
 
-def _unit_name(image_format: ImageFormat, cut: Sequence[tuple[str, Sequence[Entry]]]) -> str:
+def _unit_name(image_format: ImageFormat, cut: Sequence[tuple[str, Sequence[Entry]]], taken: Set[str]) -> str:
+    """Names a unit after its images; a unit that is there already did not settle them, so not like it."""
     text = "\n".join([repr(image_format), *(f"{image_id} {signature(found)}" for image_id, found in cut)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    while name in taken:
+        name = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return name
 
 
 def _read_marker(path: str) -> dict:

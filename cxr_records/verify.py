@@ -339,9 +339,11 @@ def _check_counts(manifest: Mapping, task: Task, records: Sequence[_Record]) -> 
                     Problem(path, f"{counts[name]:,} {name} in {split}, the shards hold {number:,}")
                 )
         labels = np.array([record.label for record in here]).reshape(len(here), *task.label_shape)
-        held = task.class_rows(labels)
+        held, names = task.class_rows(labels), task.class_names
+        if task.kind == "multilabel":
+            held, names = np.column_stack([held, ~held.any(axis=1)]), (*names, NO_FINDING)
         original = np.array([record.copy == 0 for record in here], dtype=int)
-        for name, column in zip(task.class_names, held.T, strict=True):
+        for name, column in zip(names, held.T, strict=True):
             told = manifest["classes"][name]["splits"][split]
             for kind, number in (("records", int(column.sum())), ("images", int(column @ original))):
                 if told[kind] != number:

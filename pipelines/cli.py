@@ -217,7 +217,9 @@ def decode(
     done = decode_images(found, store, image_format, made)
     if as_json:
         held = len(done.images) - done.rejected
-        click.echo(json.dumps({"store": store, "images": held, "decoded": done.decoded, "rejected": done.rejected}))
+        click.echo(
+            json.dumps({"store": store, "images": held, "decoded": done.decoded, "rejected": done.rejected})
+        )
     else:
         _tell_found(found)
         click.echo(f"{len(done.images) - done.rejected:,} images in {store}, {done.decoded:,} decoded now, "
@@ -320,7 +322,9 @@ def _tell_found(found: FoundImages) -> None:
 
 def _tell_plan(planned: Plan, found: FoundImages | None) -> None:
     task, copies = planned.config.task, planned.config.copies
-    click.echo(f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {planned.splits.origin}")
+    click.echo(
+        f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {planned.splits.origin}"
+    )
     if not planned.splits.official:
         click.echo("not the official split: do not compare results with published official-split results")
     if found:
@@ -332,9 +336,7 @@ def _tell_plan(planned: Plan, found: FoundImages | None) -> None:
     for detail, rows in rejected.groupby("detail"):
         more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
         click.echo(f"rejected: {rows['image_id'].iloc[0]}{more}: {detail}")
-    warning = sampling.empty_classes_warning(
-        [c.name for c in planned.balance.classes if c.images == 0]
-    )
+    warning = sampling.empty_classes_warning([c.name for c in planned.balance.classes if c.images == 0])
     if warning:
         say(f"warning: {warning}")
     click.echo()
@@ -346,7 +348,11 @@ def _tell_plan(planned: Plan, found: FoundImages | None) -> None:
     _tell_classes(planned)
     balance = planned.balance
     if balance.mean_ir_before is not None:
-        rule = copies.rule if copies.rule == "none" else f"{copies.rule}, target {copies.target:.0%}, max {copies.max_records}"
+        rule = (
+            copies.rule
+            if copies.rule == "none"
+            else f"{copies.rule}, target {copies.target:.0%}, max {copies.max_records}"
+        )
         click.echo(
             f"imbalance in train (copies: {rule}): MeanIR {balance.mean_ir_before:.2f} -> "
             f"{balance.mean_ir_after:.2f}, maxIR {balance.max_ir_before:.1f} -> {balance.max_ir_after:.1f}"
@@ -375,7 +381,9 @@ def _ratio(value: float | None) -> str:
 
 def _tell_size(planned: Plan, size: dict[str, float], to_decode: int, request: BuildRequest) -> None:
     workers = request.engine.workers
-    store = "" if planned.images is not None and not to_decode else f", image store {_bytes(size['store_bytes'])}"
+    store = (
+        "" if planned.images is not None and not to_decode else f", image store {_bytes(size['store_bytes'])}"
+    )
     click.echo(f"on disk: dataset about {_bytes(size['dataset_bytes'])}{store}")
     click.echo(
         f"time with {workers} worker{'s' * (workers > 1)}: decode about {_seconds(size['decode_seconds'])} "
@@ -383,7 +391,10 @@ def _tell_size(planned: Plan, size: dict[str, float], to_decode: int, request: B
     )
     parent = os.path.dirname(request.out)
     if os.path.isdir(parent):
-        needed, free = size["dataset_bytes"] + size["store_bytes"] * bool(to_decode), shutil.disk_usage(parent).free
+        needed, free = (
+            size["dataset_bytes"] + size["store_bytes"] * bool(to_decode),
+            shutil.disk_usage(parent).free,
+        )
         if needed > free:
             say(f"warning: {parent} has {_bytes(free)} free, {_bytes(needed)} are needed")
 

@@ -119,7 +119,7 @@ def decode_images(found: FoundImages, store: str, image_format: ImageFormat, eng
         with opened.lock():
             opened.clean()
             index = opened.read_index()
-            specs = opened.plan_units(pending_images(found, index), index)
+            specs = opened.plan_units(pending_images(found, index), index, len(found.entries))
             if specs:
                 seconds = sum(spec.num_images for spec in specs) * SECONDS_PER_DECODE
                 run(Job("decode", "images", write_unit, specs, _is_done, _size, seconds), engine)

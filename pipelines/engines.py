@@ -20,7 +20,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ LOCAL_RUNNER = "FnApiRunner"
 # Starting worker processes takes some 5 s of two cores; a job that two workers would shorten by less than
 # that stays in the command's own process.
 SECONDS_WORTH_PROCESSES = 12.0
-ATTEMPTS = 3  # of a local job whose workers died, as long as each attempt finished something
+ATTEMPTS = 3  # of a local job whose workers died
 _POLL_SECONDS = 0.25
 _WORKER_DIED = "a worker process died, perhaps for want of memory"
 _SAID_BY_WORKER = re.compile(r"@@cxr-error:([A-Za-z0-9+/=]+)@@")
@@ -93,8 +94,7 @@ class Job:
 def run(job: Job, engine: Engine) -> None:
     """Runs a job to its end, showing progress.
 
-    A local worker that dies (killed for memory, say) does not end the job: what is unfinished is run again
-    as long as something is gained.
+    A local worker that dies (killed for memory, say) does not end the job: what is unfinished is run again.
 
     Raises:
         CxrError: a worker said what is wrong, or the engine failed, or left specs unfinished.
@@ -112,15 +112,13 @@ def run(job: Job, engine: Engine) -> None:
                     f"{job.phase}: {engine.runner} ended without error but left {len(left)} of "
                     f"{len(job.specs)} parts undone; run the same command again"
                 )
-            if engine.runner != LOCAL_RUNNER or len(left) == len(pending) or attempt == ATTEMPTS:
+            if engine.runner != LOCAL_RUNNER or attempt == ATTEMPTS:
                 raise CxrError(f"{job.phase}: {failure}; run the same command to go on, --debug shows all")
             say(f"{job.phase}: {failure}; going on with what is left")
             pending = left
 
 
-def _run_once(
-    job: Job, pending: Sequence[Any], engine: Engine, show: Callable[[int], None]
-) -> str | None:
+def _run_once(job: Job, pending: Sequence[Any], engine: Engine, show: Callable[[int], None]) -> str | None:
     """Runs specs once. Returns the engine's failure, if any; raises what a worker itself said."""
     total = sum(map(job.size, job.specs))
     undone = {id(spec): spec for spec in pending}
@@ -145,7 +143,8 @@ def _run_in_process(
 
     def work() -> None:
         try:
-            run_pipeline(function, specs, engine.options(in_process=True), engine.debug)
+            with _quiet(engine.debug):
+                run_pipeline(function, specs, engine.options(in_process=True))
         except BaseException as error:
             failures.append(error)
 
@@ -182,7 +181,7 @@ def _run_below(
     reader = threading.Thread(target=_read_log, args=(child, said, engine.debug), daemon=True)
     reader.start()
     try:
-        pickle.dump((function, list(specs), engine.options(), engine.debug), child.stdin)
+        pickle.dump((function, list(specs), engine.options()), child.stdin)
         child.stdin.flush()  # and kept open: its end tells the child that this process is gone
         while child.poll() is None:
             time.sleep(_POLL_SECONDS)
@@ -218,9 +217,17 @@ def _read_log(child: subprocess.Popen, said: list[str], debug: bool) -> None:
         del said[:-200]
 
 
-def run_pipeline(function: Callable, specs: Sequence[Any], options: Sequence[str], debug: bool) -> None:
-    """Builds the pipeline and runs it to its end in this process."""
-    logging.getLogger().setLevel(logging.INFO if debug else logging.ERROR)
+def run_pipeline(
+    function: Callable, specs: Sequence[Any], options: Sequence[str], announce: bool = False
+) -> None:
+    """Builds the pipeline and runs it to its end.
+
+    Args:
+        function: of one spec.
+        specs: what to apply it to.
+        options: Beam's command line.
+        announce: whether workers print a failure at once, for the command that reads their log.
+    """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -234,7 +241,8 @@ def run_pipeline(function: Callable, specs: Sequence[Any], options: Sequence[str
             except (CxrError, OSError) as error:
                 text = _one_line(error)
                 mark = f"@@cxr-error:{base64.b64encode(text.encode()).decode()}@@"
-                print(mark, file=sys.stderr, flush=True)
+                if announce:  # Beam itself tells only once every other worker has ended
+                    print(mark, file=sys.stderr, flush=True)
                 raise RuntimeError(mark) from error
 
     local = not any(option.startswith("--runner=") for option in options)
@@ -245,6 +253,17 @@ def run_pipeline(function: Callable, specs: Sequence[Any], options: Sequence[str
             | "Spread" >> beam.Reshuffle()
             | getattr(function, "__name__", "Apply") >> beam.ParDo(Apply())
         )
+
+
+@contextlib.contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
+    """Keeps Beam's log, which tells every error three times, off the screen."""
+    if not debug:
+        logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _one_line(error: Exception) -> str:
@@ -268,9 +287,14 @@ def _main() -> None:
     job = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the command that started this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     threading.excepthook = _end_without_worker
-    run_pipeline(*job)
-    sys.stdout.flush()
-    os._exit(0)  # Beam's threads have nothing left to do, and some of them would be waited for
+    code = 0
+    try:
+        run_pipeline(*job, announce=True)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)  # Beam's threads have nothing left to do, and some of them would be waited for
 
 
 def _end_without_worker(failure: threading.ExceptHookArgs) -> None:
@@ -286,7 +310,7 @@ def _end_without_worker(failure: threading.ExceptHookArgs) -> None:
 
 def _end_with_parent() -> None:
     """Blocks until the command's end of the pipe is closed, however it died; then ends the whole group."""
-    while sys.stdin.buffer.read(1):
+    while os.read(sys.stdin.fileno(), 1):
         pass
     os.killpg(0, signal.SIGKILL)
 

@@ -13,7 +13,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING, parse_findings
 from cxr_records.images import ImageFormat
 from cxr_records.metadata import Metadata
-from cxr_records.plan import DatasetConfig, Plan, estimate, make_plan, write_plan
+from cxr_records.plan import EXAMPLE_BYTES, DatasetConfig, Plan, estimate, make_plan, write_plan
 from cxr_records.sampling import CopyRule
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import SplitOptions, Splits, make_splits
@@ -213,29 +213,26 @@ def test_shards_cover_the_records_without_gap_and_differ_by_one_record_at_most(c
     assert place == len(plan.records) == count
 
 
-@pytest.mark.parametrize(
-    ("records", "shards"),
-    [
-        (1, 1),
-        (64, 1),
-        (1023, 16),
-        (1024, 16),
-        (5000, 16),
-        (21_215, 16),
-        (21_216, 17),
-        (42_430, 32),
-        (42_431, 33),
-    ],
-)
-def test_a_split_has_sixteen_shards_for_shuffling_or_as_many_as_64_mib_of_224_raw_pixels_ask_for(
-    records, shards
-):
-    metadata = table(*["Mass"] * records)
-
-    plan = make_plan(metadata, split_as(*["train"] * records), config(size=224))
+@pytest.mark.parametrize(("records", "shards"), [(1, 1), (64, 1), (1023, 16), (1024, 16), (5000, 16)])
+def test_a_split_of_1024_records_or_more_has_16_shards_for_shuffling(records, shards):
+    plan = make_plan(table(*["Mass"] * records), split_as(*["train"] * records), config())
 
     assert len(plan.shards) == shards
-    assert plan.record_bytes == 224 * 224 + 420 + 16
+
+
+@pytest.mark.parametrize("shards", [17, 33])
+def test_a_split_of_224_raw_pixels_has_as_many_shards_of_64_mib_as_its_bytes_ask_for(shards):
+    record_bytes = 224 * 224 + EXAMPLE_BYTES + 16
+    most = (shards - 1) * (64 << 20) // record_bytes  # that fewer shards can hold
+
+    fewer, enough = (
+        make_plan(table(*["Mass"] * records), split_as(*["train"] * records), config(size=224))
+        for records in (most, most + 1)
+    )
+
+    assert fewer.record_bytes == record_bytes
+    assert 1320 <= (64 << 20) // record_bytes <= 1330
+    assert (len(fewer.shards), len(enough.shards)) == (shards - 1, shards)
 
 
 def test_compressed_records_are_as_large_as_the_store_says():
@@ -245,7 +242,7 @@ def test_compressed_records_are_as_large_as_the_store_says():
 
     plan = make_plan(metadata, split_as(*["train"] * 3), asked, images)
 
-    assert plan.record_bytes == 5000 + 420
+    assert plan.record_bytes == 5000 + EXAMPLE_BYTES
 
 
 @pytest.mark.parametrize("shard_mb", [0, -1, 4097])
@@ -390,8 +387,8 @@ def test_estimate_counts_bytes_and_shares_the_seconds_among_workers():
 
     one, two = (estimate(plan, num_to_decode=10, workers=n, seconds_per_decode=0.02) for n in (1, 2))
 
-    assert one["dataset_bytes"] == 13 * (16 * 16 + 420 + 16)
-    assert one["store_bytes"] == 10 * (16 * 16 + 420 + 16)
+    assert one["dataset_bytes"] == 13 * (16 * 16 + EXAMPLE_BYTES + 16)
+    assert one["store_bytes"] == 10 * (16 * 16 + EXAMPLE_BYTES + 16)
     assert one["decode_seconds"] == pytest.approx(0.2)
     assert two["decode_seconds"] == pytest.approx(0.1)
     assert two["write_seconds"] == pytest.approx(one["write_seconds"] / 2)
@@ -533,7 +530,7 @@ def test_real_table_gives_the_official_numbers(nih_v2020, official):
     assert images[NO_FINDING] == [50_500, 9_861]
     assert plan.left_out_counts() == {}
     sizes = {s: {p.num_records for p in plan.shards if p.split == s} for s in ("train", "test")}
-    assert sizes == {"train": {1310, 1311}, "test": {1279, 1280}}  # 64 MiB are 1,325 records
+    assert sizes == {"train": {1310, 1311}, "test": {1279, 1280}}  # 64 MiB are about 1,330 records
 
 
 def test_real_table_gives_the_official_numbers_of_single_label_tasks(nih_v2020, official):

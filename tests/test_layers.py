@@ -1,0 +1,107 @@
+"""Who may import whom, held by reading the source, and what a command loads, by running it."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Each module may import those before it.
+ORDER = [
+    "errors", "findings", "seeding", "storage", "tfrecord", "examples", "metadata", "splits", "tasks",
+    "sampling", "sources", "images", "augment", "store", "plan", "shards", "manifest", "verify", "reader",
+    "contact_sheet", "lookalike", "cli", "demo", "__main__",
+]  # fmt: skip
+HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets"}
+
+
+def imports(path: Path, always: bool = False) -> set[str]:
+    """Full names that a module imports; with `always`, only those at its top, which are always imported."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if always else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules(package: str) -> list[Path]:
+    return sorted(path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py")
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh Python has loaded after running the code."""
+    code += "\nimport json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("path", modules("cxr_records"), ids=lambda path: path.stem)
+def test_a_module_of_the_library_imports_only_those_before_it(path):
+    assert path.stem in ORDER, f"say in ORDER where {path.name} stands"
+    before = set(ORDER[: ORDER.index(path.stem)])
+
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("cxr_records.")}
+    assert ours - before == set()
+
+
+@pytest.mark.parametrize("path", modules("cxr_records"), ids=lambda path: path.stem)
+def test_the_library_never_imports_beam_keras_or_our_other_packages(path):
+    # Only the reader needs TensorFlow; the demo runs the commands of the other packages.
+    allowed = {"reader": {"tensorflow"}, "demo": {"pipelines", "trainers"}}.get(path.stem, set())
+
+    assert tops(path) & (HEAVY | {"pipelines", "trainers"}) <= allowed
+
+
+@pytest.mark.parametrize("path", modules("pipelines"), ids=lambda path: path.stem)
+def test_pipelines_import_no_trainers_and_only_engines_imports_beam(path):
+    allowed = {"apache_beam"} if path.stem == "engines" else set()
+
+    assert tops(path) & (HEAVY | {"trainers"}) <= allowed
+
+
+def test_beam_is_imported_only_when_a_job_runs():
+    assert "apache_beam" not in {
+        name.split(".")[0] for name in imports(ROOT / "pipelines/engines.py", always=True)
+    }
+
+
+def test_trainers_import_no_pipelines():
+    assert [path for path in modules("trainers") if "pipelines" in tops(path)] == []
+
+
+def test_no_worker_or_command_of_ours_loads_tensorflow():
+    names = [f"cxr_records.{path.stem}" for path in modules("cxr_records")]
+    names = [name for name in names if not name.endswith(("__main__", "reader"))]
+    names += [f"pipelines.{path.stem}" for path in modules("pipelines")]
+
+    loaded = loaded_after("".join(f"import {name}\n" for name in names))
+
+    assert loaded & {"tensorflow", "keras", "tensorflow_datasets"} == set()
+    assert {"pandas", "pyarrow"} <= loaded  # so that the next test can fail
+
+
+def test_help_loads_none_of_the_large_packages():
+    loaded = loaded_after(
+        "from cxr_records.cli import cli\n"
+        "try: cli.main(['--help'], standalone_mode=False)\n"
+        "except SystemExit: pass"
+    )
+
+    assert (
+        loaded & {"apache_beam", "tensorflow", "keras", "pandas", "pyarrow", "numpy", "PIL", "fsspec"}
+        == set()
+    )
+    assert "click" in loaded

@@ -1,0 +1,645 @@
+import dataclasses
+import io
+import itertools
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cxr_records import storage, store
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.examples import decode_example
+from cxr_records.images import ImageFormat
+from cxr_records.lookalike import make_lookalike
+from cxr_records.sources import list_sources, match_entries
+from cxr_records.store import INDEX_SCHEMA, fetch_images, locate, open_store, signature, write_unit
+from cxr_records.tfrecord import read_records
+
+FORMAT = ImageFormat(16)
+
+
+def picture(seed: int, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Place:
+    """A folder of images and a store, and how the two come together in a command."""
+
+    def __init__(self, path: Path, where: str | None = None, image_format: ImageFormat = FORMAT):
+        self.images = path / "images"
+        self.images.mkdir(parents=True, exist_ok=True)
+        self.store = open_store(where or str(path / "store"), image_format)
+
+    def write(self, **files: bytes) -> None:
+        """Writes images, given by their name without .png; each is changed at a time of its own."""
+        for name, data in files.items():
+            (self.images / f"{name}.png").write_bytes(data)
+            self.touch(name)
+
+    def touch(self, *names: str, clock=itertools.count(10**18, 10**9)) -> None:  # noqa: B008 - one clock
+        for name in names:
+            now = next(clock)
+            os.utime(self.images / f"{name}.png", ns=(now, now))
+
+    def matched(self, *sources: str) -> dict:
+        entries = list_sources(sources or [str(self.images)], self.store.archive_folder).entries
+        return match_entries(entries, sorted({entry.name for entry in entries}))[0]
+
+    def settled(self, *sources: str) -> pd.DataFrame:
+        found = self.matched(*sources)
+        return locate(self.store.read_index(), {name: signature(found[name]) for name in found})
+
+    def plan(self, *sources: str) -> list[store.UnitSpec]:
+        found, index = self.matched(*sources), self.store.read_index()
+        settled = locate(index, {name: signature(found[name]) for name in found})
+        pending = {name: entries for name, entries in found.items() if name not in settled.index}
+        return self.store.plan_units(pending, index)
+
+    def decode(self, *sources: str) -> pd.DataFrame:
+        self.store.clean()
+        for spec in self.plan(*sources):
+            write_unit(spec)
+        return self.settled(*sources)
+
+    def stored(self, *sources: str) -> dict[str, bytes]:
+        rows = self.settled(*sources).query("status == 'ok'")
+        places = list(zip(rows.unit, rows.offset, rows.length, strict=True))
+        return dict(zip(rows.index, fetch_images(self.store.path, places), strict=True))
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the store, but for what is only for the time of the work."""
+        names = storage.list_names(self.store.path)
+        kept = [name for name in names if not name.startswith((".work-", store.ARCHIVE_FOLDER))]
+        return {name: storage.read_bytes(storage.join(self.store.path, name)) for name in kept}
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[bytes]:
+    """The bytes of every image that was decoded, in order."""
+    calls = []
+    decode = store.decode_image
+
+    def count(data, image_format):
+        calls.append(data)
+        return decode(data, image_format)
+
+    monkeypatch.setattr(store, "decode_image", count)
+    return calls
+
+
+# ---- units ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes"),
+    [
+        (1, [1]),
+        (16, [16]),
+        (17, [16, 1]),
+        (600, [19] * 31 + [11]),
+        (16384, [512] * 32),
+        (16400, [512] * 32 + [16]),
+    ],
+)
+def test_units_hold_16_to_512_images_and_as_few_as_keep_32_workers_busy(place, images, sizes):
+    found = {}
+    for number in range(images):
+        name = f"{number:05}.png"
+        found[name] = [store.Entry(name, f"/images/{name}", "file", "", 0, 1, 1)]
+    units = place.store.plan_units(found, place.store.read_index())
+    assert [unit.num_images for unit in units] == sizes
+    assert len({unit.name for unit in units}) == len(units)
+
+
+def test_nothing_to_decode_is_no_unit_and_no_file(place):
+    assert place.store.plan_units({}, place.store.read_index()) == []
+    assert storage.list_names(place.store.path) == ["store.json"]
+
+
+def test_units_follow_the_order_of_the_archive(place, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number in (3, 1, 2):
+            archive.writestr(f"{number}.png", picture(number))
+    place.write(z=picture(9))
+    index = place.decode(str(tmp_path / "x.zip"), str(place.images))
+    rows = place.store.read_index()
+    # A zip has no offsets here: by name, after the files.
+    assert rows.image_id.tolist() == ["z.png", "1.png", "2.png", "3.png"]
+    assert index.status.tolist() == ["ok"] * 4
+
+
+def test_a_unit_is_one_record_of_each_image_and_an_index_of_where_they_are(place):
+    place.write(b=picture(2), a=picture(1), bad=b"junk", c=picture(3, "JPEG"))
+    found = place.decode()
+    (unit,) = {row for row in found.unit if row}
+    path = Path(place.store.path) / f"unit-{unit}.tfrecord"
+    with open(path, "rb") as file:
+        records = [(offset, decode_example(data)) for offset, data in read_records(file)]
+    assert [record["image_id"] for _, record in records] == [[b"a.png"], [b"b.png"], [b"c.png"]]
+    rows = pd.read_parquet(path.with_suffix(".parquet"))
+    assert list(rows.columns) == INDEX_SCHEMA.names
+    assert rows.offset.tolist() == [records[0][0], records[1][0], -1, records[2][0]]
+    assert rows.status.tolist() == ["ok", "ok", "rejected", "ok"]
+    assert rows.reason.tolist() == ["", "", "no PNG, JPEG or DICOM: begins with 'junk'", ""]
+    assert rows.source.tolist() == [str(place.images / f"{name}.png") for name in ("a", "b", "bad", "c")]
+    for (_, record), row in zip(records, rows[rows.status == "ok"].itertuples(), strict=True):
+        pixels = np.frombuffer(record["image"][0], np.uint8).astype(np.int64)
+        assert (row.pixel_sum, row.pixel_sum_squares) == (pixels.sum(), (pixels**2).sum())
+        assert (row.width, row.height, row.mode) == (20, 20, "L")
+    assert rows.bytes.tolist() == [
+        len((place.images / f"{name}.png").read_bytes()) for name in ("a", "b", "bad", "c")
+    ]
+
+
+def test_stored_images_are_the_decoded_pixels_in_the_order_asked_for(place):
+    place.write(**{f"i{n:02}": picture(n) for n in range(40)})
+    rows = place.decode()
+    assert len(set(rows.unit)) == 3
+    order = list(rows.index[::-1]) + list(rows.index[::7])
+    places = [tuple(rows.loc[name, ["unit", "offset", "length"]]) for name in order]
+    for name, image in zip(order, fetch_images(place.store.path, places), strict=True):
+        with Image.open(place.images / name) as source:
+            assert image == np.asarray(source.resize((16, 16), Image.Resampling.BILINEAR)).tobytes()
+    assert fetch_images(place.store.path, []) == []
+
+
+@pytest.mark.parametrize("codec", ["raw", "png", "jpeg"])
+def test_images_are_stored_in_the_codec_of_the_store(tmp_path, codec):
+    place = Place(tmp_path, image_format=ImageFormat(32, codec))
+    place.write(a=picture(1))
+    place.decode()
+    (image,) = place.stored().values()
+    start = {"raw": b"", "png": b"\x89PNG", "jpeg": b"\xff\xd8\xff"}[codec]
+    assert image.startswith(start)
+    assert place.store.image_format.decode(image).shape == (32, 32)
+
+
+def test_a_unit_written_twice_is_the_same_file_and_the_second_time_reads_nothing(place, decoded):
+    place.write(a=picture(1), b=picture(2), bad=b"")
+    (spec,) = place.plan()
+    write_unit(spec)
+    first, calls = place.files(), len(decoded)
+    write_unit(spec)
+    assert place.files() == first
+    assert len(decoded) == calls
+    for name in first:
+        if name.startswith("unit-"):
+            storage.remove(storage.join(place.store.path, name))
+    write_unit(spec)
+    assert place.files() == first
+
+
+def test_two_stores_of_the_same_images_are_the_same_files(tmp_path):
+    places = [Place(tmp_path, str(tmp_path / name)) for name in ("one", "two")]
+    places[0].write(a=picture(1), b=picture(2))
+    for one in places:
+        one.decode()
+    assert places[0].files() == places[1].files()
+
+
+def test_a_unit_in_which_every_image_is_rejected_is_done_all_the_same(place, decoded):
+    place.write(a=b"", b=b"<html>", c=picture(1)[:40])
+    found = place.decode()
+    assert found.status.tolist() == ["rejected"] * 3
+    assert found.reason.tolist() == [
+        "the file is empty",
+        "no PNG, JPEG or DICOM: begins with '<html>'",
+        "a PNG or JPEG whose header is damaged or cut short",
+    ]
+    assert place.plan() == []
+    assert sorted(len(data) for name, data in place.files().items() if name.endswith(".tfrecord")) == [0]
+
+
+def test_a_write_that_fails_leaves_no_part_of_the_unit(place, monkeypatch):
+    place.write(a=picture(1))
+    (spec,) = place.plan()
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(store, "decode_image", fail)
+    with pytest.raises(MemoryError):
+        write_unit(spec)
+    assert list(place.files()) == ["store.json"]
+
+
+def test_remote_storage_holds_the_same_store(tmp_path):
+    MemoryFileSystem.store.clear()
+    local, remote = Place(tmp_path), Place(tmp_path, "memory://bucket/store")
+    local.write(a=picture(1), b=picture(2), bad=b"junk")
+    local.decode()
+    found = remote.decode()
+    assert found.status.tolist() == ["ok", "ok", "rejected"]
+    assert remote.files() == local.files()
+    assert remote.stored() == local.stored()
+    assert remote.plan() == []
+    with remote.store.lock():
+        remote.store.clean()
+    assert remote.files() == local.files()
+
+
+# ---- what is decoded again, and what is not -------------------------------------------------------------
+
+
+def test_only_new_images_are_decoded(place, decoded):
+    place.write(a=picture(1), b=picture(2))
+    place.decode()
+    before = place.stored()
+    place.write(c=picture(3))
+    place.decode()
+    assert decoded == [picture(1), picture(2), picture(3)]
+    assert place.plan() == []
+    assert {name: place.stored()[name] for name in before} == before
+
+
+def test_an_image_of_another_time_but_the_same_bytes_is_not_decoded_again(place, decoded):
+    place.write(a=picture(1), b=picture(2))
+    before = place.decode()
+    place.touch("a")
+    after = place.decode()
+    assert len(decoded) == 2
+    assert after[["unit", "offset", "length"]].equals(before[["unit", "offset", "length"]])
+    assert place.plan() == []
+    statuses = place.store.read_index().status.value_counts().to_dict()
+    assert statuses == {"ok": 2, "same": 1}
+    # Nor is it after the unit that says so is gone.
+    place.touch("a", "b")
+    place.decode()
+    assert len(decoded) == 2
+
+
+def test_the_same_images_in_an_archive_are_not_decoded_again(place, tmp_path, decoded):
+    place.write(a=picture(1), b=picture(2))
+    place.decode()
+    before = place.stored()
+    for kind in ("zip", "tar", "gztar"):
+        path = shutil.make_archive(str(tmp_path / "archive"), kind, place.images)
+        place.decode(path)
+        assert place.stored(path) == before
+    assert len(decoded) == 2
+
+
+def test_an_image_whose_bytes_changed_is_decoded_again_and_its_old_bytes_are_known_still(place, decoded):
+    place.write(a=picture(1))
+    place.decode()
+    first = place.stored()
+    place.write(a=picture(2))
+    assert len(place.plan()) == 1
+    place.decode()
+    assert place.stored() != first
+    place.write(a=picture(1))
+    place.decode()
+    assert place.stored() == first
+    assert decoded == [picture(1), picture(2)]
+
+
+def test_an_image_that_was_rejected_is_decoded_once_it_is_mended(place, decoded):
+    place.write(a=picture(1)[:-50])
+    assert place.decode().status.tolist() == ["rejected"]
+    assert place.plan() == []
+    place.write(a=picture(1))
+    assert place.decode().status.tolist() == ["ok"]
+
+
+def test_two_files_of_one_name_count_once_where_they_are_the_same(place, decoded):
+    (place.images / "more").mkdir()
+    place.write(a=picture(1))
+    (place.images / "more" / "a.png").write_bytes(picture(1))
+    assert place.decode().status.tolist() == ["ok"]
+    assert decoded == [picture(1)]
+    assert place.plan() == []
+
+
+def test_two_files_of_one_name_are_rejected_where_they_differ(place, decoded):
+    (place.images / "more").mkdir()
+    place.write(a=picture(1), b=picture(3))
+    (place.images / "more" / "a.png").write_bytes(picture(2))
+    found = place.decode()
+    assert found.status.to_dict() == {"a.png": "rejected", "b.png": "ok"}
+    assert found.reason["a.png"] == "2 files of this name differ in their bytes"
+    assert decoded == [picture(3)]
+    (place.images / "more" / "a.png").unlink()
+    assert place.decode().status.tolist() == ["ok", "ok"]
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(place):
+    place.write(a=picture(1), b=picture(2))
+    specs = place.plan()
+    state = (place.images / "a.png").stat()
+    (place.images / "a.png").rename(place.images / "hidden")
+    for spec in specs:
+        write_unit(spec)
+    (place.images / "hidden").rename(place.images / "a.png")
+    assert (place.images / "a.png").stat().st_mtime_ns == state.st_mtime_ns
+    rows = place.store.read_index().set_index("image_id")
+    assert rows.status.to_dict() == {"a.png": "unreadable", "b.png": "ok"}
+    assert rows.reason["a.png"] == "cannot be read: No such file or directory"
+    assert place.settled().index.tolist() == ["b.png"]
+    assert place.decode().status.tolist() == ["ok", "ok"]
+    assert place.plan() == []
+
+
+def test_a_unit_of_which_nothing_could_be_read_is_tried_again(place, decoded):
+    place.write(a=picture(1))
+    for _ in range(2):
+        specs = place.plan()
+        (place.images / "a.png").rename(place.images / "hidden")
+        for spec in specs:
+            write_unit(spec)
+        (place.images / "hidden").rename(place.images / "a.png")
+        assert place.settled().empty
+    assert place.decode().status.tolist() == ["ok"]
+    assert place.plan() == []
+    assert decoded == [picture(1)]
+
+
+def test_a_unit_that_fails_on_the_way_and_is_planned_again_has_the_same_name(place):
+    place.write(a=picture(1), b=picture(2))
+    assert [spec.name for spec in place.plan()] == [spec.name for spec in place.plan()]
+
+
+def test_locating_in_an_empty_store_or_nothing_finds_nothing(place):
+    assert locate(place.store.read_index(), {}).empty
+    assert locate(place.store.read_index(), {"a.png": "1@1"}).empty
+    place.write(a=picture(1))
+    place.decode()
+    assert locate(place.store.read_index(), {}).empty
+    assert locate(place.store.read_index(), {"a.png": "1@1", "b.png": "2@2"}).empty
+
+
+def test_a_signature_tells_sizes_and_times_in_any_order():
+    one = store.Entry("a.png", "/a.png", "file", "", 0, 10, 99)
+    two = store.Entry("a.png", "/b/a.png", "file", "", 0, 7, 100)
+    assert signature([one]) == "10@99"
+    assert signature([one, two]) == signature([two, one]) == "10@99+7@100"
+
+
+# ---- what is left after a kill --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lookalike(tmp_path_factory):
+    return make_lookalike(tmp_path_factory.mktemp("lookalike"), 100, image_size=32).images
+
+
+def test_whatever_was_finished_before_a_kill_is_not_decoded_again(lookalike, tmp_path, decoded):
+    whole = Place(tmp_path / "whole")
+    whole.decode(str(lookalike))
+    expected = whole.stored(str(lookalike))
+    assert len(expected) == 100
+    numbers = itertools.count()
+
+    @given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=3))
+    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def check(runs):
+        place = Place(tmp_path / f"run-{next(numbers)}")
+        decoded.clear()
+        for finished in runs:
+            place.store.clean()
+            for number, spec in enumerate(place.plan(str(lookalike))):
+                if number in finished:
+                    write_unit(spec)
+        place.decode(str(lookalike))
+        assert len(decoded) == 100
+        assert place.stored(str(lookalike)) == expected
+        assert place.plan(str(lookalike)) == []
+
+    check()
+
+
+def test_cleaning_removes_what_killed_workers_left_and_nothing_of_a_unit(place):
+    place.write(a=picture(1), bad=b"")
+    place.decode()
+    path = Path(place.store.path)
+    storage.make_folder(place.store.archive_folder)
+    kept = place.files()
+    left = [
+        "unit-0123456789abcdef.tfrecord",
+        "unit-fedcba9876543210.parquet",
+        ".work-0123456789abcdef.parquet",
+        ".unit-x.tfrecord.tmp-" + "0" * 32,
+        ".unit-x.parquet.tmp-" + "0" * 32,
+        ".archives/.x.gzidx.tmp-" + "0" * 32,
+    ]
+    others = [".archives/x.gzidx", ".archives/x.members", ".lock"]
+    for name in left + others:
+        (path / name).write_bytes(b"x")
+    place.store.clean()
+    assert {name for name in left + others if (path / name).exists()} == set(others)
+    assert place.files() == {**kept, ".lock": b"x"}
+
+
+def test_records_without_an_index_are_no_unit(place):
+    place.write(a=picture(1))
+    place.decode()
+    (index,) = Path(place.store.path).glob("unit-*.parquet")
+    index.unlink()
+    assert place.store.read_index().empty
+    assert len(place.plan()) == 1
+
+
+def test_a_unit_whose_records_were_deleted_is_decoded_again(place, decoded):
+    place.write(a=picture(1), b=picture(2))
+    place.decode()
+    before = place.files()
+    (records,) = Path(place.store.path).glob("unit-*.tfrecord")
+    records.unlink()
+    assert place.settled().empty
+    place.decode()
+    assert place.files() == before
+    assert len(decoded) == 4
+
+
+def test_images_that_are_the_same_as_deleted_ones_are_decoded_again(place, decoded):
+    place.write(a=picture(1))
+    place.decode()
+    (records,) = Path(place.store.path).glob("unit-*.tfrecord")
+    place.touch("a")
+    place.decode()
+    assert len(decoded) == 1
+    records.unlink()
+    assert place.settled().empty
+    place.decode()
+    assert len(decoded) == 2
+    assert place.settled().status.tolist() == ["ok"]
+
+
+# ---- damage ---------------------------------------------------------------------------------------------
+
+
+def test_any_flipped_byte_of_a_stored_record_is_an_error_that_names_the_file(place):
+    place.write(a=picture(1))
+    row = place.decode().iloc[0]
+    path = Path(place.store.path) / f"unit-{row.unit}.tfrecord"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 11):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CxrError) as caught:
+            fetch_images(place.store.path, [(row.unit, row.offset, row.length)])
+        assert str(caught.value).startswith(f"{path}: the checksum of the record's ")
+        assert str(caught.value).endswith(
+            "does not match; delete it, then run again: its images are decoded anew"
+        )
+
+
+@pytest.mark.parametrize("change", ["cut", "deleted", "other"])
+def test_stored_records_that_are_gone_are_an_error_that_names_the_file(place, change):
+    place.write(a=picture(1))
+    row = place.decode().iloc[0]
+    path = Path(place.store.path) / f"unit-{row.unit}.tfrecord"
+    length = row.length
+    if change == "cut":
+        os.truncate(path, 100)
+    elif change == "deleted":
+        path.unlink()
+    else:
+        record = store.frame(b"a record, and no Example")
+        path.write_bytes(record)
+        length = len(record)
+    with pytest.raises(CxrError) as caught:
+        fetch_images(place.store.path, [(row.unit, row.offset, length)])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "delete it, then run again: its images are decoded anew" in str(caught.value)
+
+
+def test_following_the_advice_about_a_damaged_record_mends_the_store(place):
+    place.write(a=picture(1))
+    place.decode()
+    before = place.stored()
+    (path,) = Path(place.store.path).glob("unit-*.tfrecord")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(CxrError, match="delete it, then run again"):
+        place.stored()
+    path.unlink()
+    place.decode()
+    assert place.stored() == before
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"junk", b"PAR1" + b"\0" * 100 + b"PAR1"], ids=["empty", "junk", "footer"]
+)
+def test_a_damaged_index_is_one_line_that_names_the_file(place, data):
+    place.write(a=picture(1))
+    place.decode()
+    (path,) = Path(place.store.path).glob("unit-*.parquet")
+    path.write_bytes(data)
+    with pytest.raises(CxrError) as caught:
+        place.store.read_index()
+    text = str(caught.value)
+    assert text.startswith(f"{path}: cannot be read (")
+    assert text.endswith("); delete it, its images are decoded again")
+    assert "\n" not in text
+    path.unlink()
+    assert place.decode().status.tolist() == ["ok"]
+
+
+# ---- opening --------------------------------------------------------------------------------------------
+
+
+def test_a_new_store_says_what_it_holds(place):
+    marker = json.loads((Path(place.store.path) / "store.json").read_bytes())
+    assert marker == {"version": 1, "size": 16, "codec": "raw", "resample": "bilinear"}
+    assert open_store(place.store.path, FORMAT) == place.store
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        ({"size": 32}, "32x32 raw images (bilinear)"),
+        ({"codec": "png"}, "16x16 png images (bilinear)"),
+        ({"resample": "lanczos"}, "16x16 raw images (lanczos)"),
+    ],
+    ids=str,
+)
+def test_another_size_codec_or_filter_is_refused_in_these_words(place, change, asked):
+    for create in (True, False):
+        with pytest.raises(UsageError) as caught:
+            open_store(place.store.path, dataclasses.replace(FORMAT, **change), create)
+        assert str(caught.value) == (
+            f"--store {place.store.path} holds 16x16 raw images (bilinear), asked for {asked}; "
+            "use another --store, or the same --size, --codec and --resample"
+        )
+
+
+def test_a_store_of_another_version_is_refused_in_these_words(place):
+    marker = Path(place.store.path) / "store.json"
+    marker.write_text(marker.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(UsageError) as caught:
+        open_store(place.store.path, FORMAT)
+    assert str(caught.value).startswith(
+        f"--store {place.store.path} holds 16x16 raw images (bilinear) of store version 2, asked for 16x16"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"size": 16}', "\udcff"], ids=repr)
+def test_a_damaged_marker_is_refused_in_these_words(place, text):
+    marker = Path(place.store.path) / "store.json"
+    marker.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UsageError) as caught:
+        open_store(place.store.path, FORMAT)
+    assert str(caught.value) == f"{marker} is damaged; delete the store, or name another with --store"
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.doc").touch()
+    (tmp_path / "zebra").touch()
+    with pytest.raises(UsageError) as caught:
+        open_store(str(tmp_path), FORMAT)
+    assert str(caught.value) == (
+        f"--store {tmp_path} is not empty and no image store (it holds thesis.doc); name another"
+    )
+    assert sorted(os.listdir(tmp_path)) == ["thesis.doc", "zebra"]
+
+
+def test_a_store_is_made_only_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "deep" / "store"
+    assert open_store(str(path), FORMAT, create=False) is None
+    assert not path.exists()
+    assert open_store(str(path), FORMAT) == open_store(str(path), FORMAT, create=False)
+
+
+def test_what_a_killed_command_left_before_the_marker_is_no_stranger(tmp_path):
+    for name in (".lock", ".store.json.tmp-" + "0" * 32):
+        (tmp_path / name).touch()
+    (tmp_path / ".archives").mkdir()
+    assert open_store(str(tmp_path), FORMAT) is not None
+
+
+def test_a_store_is_locked_by_one_command_at_a_time(place):
+    second = place.store.lock()
+    with (
+        place.store.lock(),
+        pytest.raises(CxrError, match=f"the image store {place.store.path} is in use by"),
+    ):
+        second.__enter__()
+    with place.store.lock():
+        pass
+
+
+def test_real_originals_are_stored_as_pillow_decodes_them(nih, tmp_path):
+    place = Place(tmp_path, image_format=ImageFormat())
+    names = sorted(os.listdir(nih / "images"))[:8]
+    rows = place.decode(*[str(nih / "images" / name) for name in names])
+    assert rows.index.tolist() == names
+    images = place.stored(*[str(nih / "images" / name) for name in names])
+    for name in names:
+        with Image.open(nih / "images" / name) as image:
+            expected = image.convert("L").resize((224, 224), Image.Resampling.BILINEAR)
+        assert images[name] == expected.tobytes()

@@ -1,0 +1,565 @@
+import contextlib
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxr_records.augment import augmentation_for
+from cxr_records.examples import decode_example, encode_example
+from cxr_records.findings import FINDINGS, NO_FINDING
+from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
+from cxr_records.tfrecord import frame, read_records
+from cxr_records.verify import Problem, check_dataset
+
+TRAIN, TEST = "cxr14-train.tfrecord-00000-of-00003", "cxr14-test.tfrecord-00000-of-00001"
+VALIDATION = "cxr14-validation.tfrecord-00000-of-00001"
+SHARDS = [
+    TRAIN,
+    "cxr14-train.tfrecord-00001-of-00003",
+    "cxr14-train.tfrecord-00002-of-00003",
+    VALIDATION,
+    TEST,
+]
+REBUILD = "delete it and run the build command again: it writes this file anew"
+OTHER_FILES = ["manifest.json", "records.parquet", "rejected.csv", "features.json", "dataset_info.json"]
+
+
+@pytest.fixture(scope="session")
+def to_flip(dataset, tmp_path_factory) -> Path:
+    """A copy in which bytes are flipped and put back."""
+    return Path(shutil.copytree(dataset, tmp_path_factory.mktemp("flipped") / "cxr14"))
+
+
+@contextlib.contextmanager
+def flipped(path: Path, place: int, bit: int):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ (1 << bit)]))
+    try:
+        yield
+    finally:
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(bytes([byte]))
+
+
+def rows_of(dataset: Path, shard: str) -> list[dict]:
+    return [row for row in pq.read_table(dataset / "records.parquet").to_pylist() if row["shard"] == shard]
+
+
+def said(problems: list[Problem]) -> list[tuple]:
+    return [(Path(p.path).name, p.record, p.image, p.message) for p in problems]
+
+
+# Whole
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_finished_dataset_has_no_problem(dataset, deep):
+    assert sorted(path.name for path in dataset.glob("cxr14-*")) == sorted(SHARDS)
+    assert check_dataset(str(dataset), deep) == []
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_files_that_are_not_ours_are_no_problem(copied_dataset, deep):
+    (copied_dataset / "notes.txt").touch()
+    (copied_dataset / "cxr14-notes.txt").touch()
+
+    assert check_dataset(str(copied_dataset), deep) == []
+
+
+def test_a_problem_reads_as_file_record_image_and_cause():
+    assert str(Problem("a", "broken", 3, "x.png")) == "a record 3 (x.png): broken"
+    assert str(Problem("a", "broken", 3)) == "a record 3: broken"
+    assert str(Problem("a", "broken")) == "a: broken"
+
+
+# Any flipped bit
+
+
+@given(st.data(), st.booleans())
+@settings(deadline=None, max_examples=120)
+def test_a_flipped_bit_anywhere_in_a_shard_is_found_with_its_record_and_image(to_flip, data, deep):
+    shard = data.draw(st.sampled_from(SHARDS))
+    size = (to_flip / shard).stat().st_size
+    rows = rows_of(to_flip, shard)
+    number = data.draw(st.integers(0, len(rows) - 1))
+    start = rows[number]["offset"]
+    end = rows[number + 1]["offset"] if number + 1 < len(rows) else size
+    place = data.draw(
+        st.one_of(  # length, its checksum, data, checksum of the data
+            st.integers(start, start + 7),
+            st.integers(start + 8, start + 11),
+            st.integers(start + 12, end - 5),
+            st.integers(end - 4, end - 1),
+        )
+    )
+    part = "length" if place < start + 12 else "data"
+
+    with flipped(to_flip / shard, place, data.draw(st.integers(0, 7))):
+        problems = check_dataset(str(to_flip), deep)
+
+    checksum = f"the checksum of the record's {part} does not match (at byte {start:,})"
+    assert said(problems) == [
+        (shard, None, None, f"its sha256 is not that of the manifest; {REBUILD}"),
+        (shard, number, rows[number]["image_id"], checksum),
+    ]
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_first_and_the_last_byte_of_each_shard_count(to_flip, shard, deep):
+    rows = rows_of(to_flip, shard)
+    for place, number in ((0, 0), ((to_flip / shard).stat().st_size - 1, len(rows) - 1)):
+        with flipped(to_flip / shard, place, 0):
+            problems = check_dataset(str(to_flip), deep)
+        assert [(p.record, p.image) for p in problems] == [(None, None), (number, rows[number]["image_id"])]
+
+
+@given(st.data(), st.booleans())
+@settings(deadline=None, max_examples=80)
+def test_a_flipped_bit_anywhere_in_another_file_is_found_and_named(to_flip, data, deep):
+    name = data.draw(st.sampled_from(OTHER_FILES))
+    last = (to_flip / name).stat().st_size - 1
+    place = data.draw(st.one_of(st.integers(0, last), st.sampled_from([0, last])))
+
+    with flipped(to_flip / name, place, data.draw(st.integers(0, 7))):
+        problems = check_dataset(str(to_flip), deep)
+
+    cause = f"its sha256 is not that of the manifest; {REBUILD}"
+    if name == "manifest.json":
+        cause = "damaged: its bytes are not those that were written; run the build command again"
+    assert said(problems) == [(name, None, None, cause)]
+
+
+def test_bytes_all_over_the_manifest_count(to_flip):
+    path = to_flip / "manifest.json"
+    for place in range(0, path.stat().st_size, 7):
+        with flipped(path, place, place % 8), pytest.raises(ManifestError):
+            read_manifest(str(to_flip))
+
+
+# Whole files
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_truncated_shard_names_the_records_that_are_cut_off(copied_dataset, deep):
+    rows = rows_of(copied_dataset, TRAIN)
+    path = copied_dataset / TRAIN
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: rows[-2]["offset"] + 100])
+
+    problems = check_dataset(str(copied_dataset), deep)
+
+    before, last = rows[-2]["offset"], rows[-1]["offset"]
+    assert said(problems) == [
+        (TRAIN, None, None, f"{before + 100:,} bytes, the manifest says {size:,}; {REBUILD}"),
+        (
+            TRAIN,
+            len(rows) - 2,
+            rows[-2]["image_id"],
+            f"100 bytes, its header says {last - before} (at byte {before:,})",
+        ),
+        (
+            TRAIN,
+            len(rows) - 1,
+            rows[-1]["image_id"],
+            f"cut short: 0 bytes, a record has at least 16 (at byte {last:,})",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_bytes_behind_the_last_record_are_found(copied_dataset, deep):
+    path = copied_dataset / TEST
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + frame(b"one more"))
+
+    problems = check_dataset(str(copied_dataset), deep)
+
+    rows = rows_of(copied_dataset, TEST)
+    length = size - rows[-1]["offset"]
+    assert said(problems) == [
+        (TEST, None, None, f"{size + 24:,} bytes, the manifest says {size:,}; {REBUILD}"),
+        (
+            TEST,
+            len(rows) - 1,
+            rows[-1]["image_id"],
+            f"{length + 24} bytes, its header says {length} (at byte {rows[-1]['offset']:,})",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("name", [*SHARDS, *OTHER_FILES[1:]])
+def test_a_missing_file_is_one_problem(copied_dataset, name, deep):
+    (copied_dataset / name).unlink()
+
+    assert said(check_dataset(str(copied_dataset), deep)) == [
+        (name, None, None, f"the file is missing; {REBUILD}")
+    ]
+
+
+def test_a_shard_too_many_is_found(copied_dataset):
+    name = "cxr14-train.tfrecord-00003-of-00004"
+    shutil.copy(copied_dataset / TRAIN, copied_dataset / name)
+
+    assert said(check_dataset(str(copied_dataset))) == [
+        (name, None, None, "a shard that the manifest does not name")
+    ]
+
+
+def test_swapped_shards_are_found(copied_dataset):
+    one, other = copied_dataset / SHARDS[0], copied_dataset / SHARDS[1]
+    one.rename(copied_dataset / "held")
+    other.rename(one)
+    (copied_dataset / "held").rename(other)
+
+    problems = check_dataset(str(copied_dataset))
+    deep = check_dataset(str(copied_dataset), deep=True)
+
+    assert {Path(problem.path).name for problem in problems if problem.record is None} == set(SHARDS[:2])
+    assert set(problems) <= set(deep)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_without_its_table_of_records_a_shards_first_damaged_record_is_still_named(copied_dataset, deep):
+    rows = rows_of(copied_dataset, TRAIN)
+    (copied_dataset / "records.parquet").unlink()
+
+    with flipped(copied_dataset / TRAIN, rows[5]["offset"] + 50, 3):
+        problems = check_dataset(str(copied_dataset), deep)
+
+    checksum = f"the checksum of the record's data does not match (at byte {rows[5]['offset']:,})"
+    assert said(problems) == [
+        ("records.parquet", None, None, f"the file is missing; {REBUILD}"),
+        (TRAIN, None, None, f"its sha256 is not that of the manifest; {REBUILD}"),
+        (TRAIN, 5, None, checksum),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (None, "no such folder"),
+        ([".build"], "the build is not finished; run the same build command again"),
+        ([], "no manifest.json, so no dataset of ours; build one there first"),
+    ],
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_where_no_finished_dataset_is_there_is_nothing_to_check(tmp_path, left, message, deep):
+    folder = tmp_path / "cxr14"
+    for name in left or ():
+        (folder / name).mkdir(parents=True)
+    if left == []:
+        folder.mkdir()
+
+    with pytest.raises(ManifestError) as error:
+        check_dataset(str(folder), deep)
+    assert str(error.value) == f"{folder}: {message}"
+
+
+# Records that are wrong though every checksum is right
+
+
+def plain(values: dict) -> dict:
+    """What encode_example takes, of what decode_example gives."""
+    return {
+        name: value[0] if value and isinstance(value[0], bytes) else value for name, value in values.items()
+    }
+
+
+def tamper(dataset: Path, change=lambda shards: None, change_manifest=lambda manifest: None) -> None:
+    """Changes {shard: [values of each record]} in place, then makes table, sizes and digests fit again."""
+    manifest = read_manifest(str(dataset))
+    split_of = {shard["file"]: split for split, c in manifest["splits"].items() for shard in c["shards"]}
+    shards = {}
+    for name in split_of:
+        with open(dataset / name, "rb") as file:
+            shards[name] = [plain(decode_example(data)) for _, data in read_records(file)]
+    change(shards)
+    rows, entries = [], {}
+    for name, records in shards.items():
+        data = b""
+        for place, values in enumerate(records):
+            row = {"split": split_of[name], "shard": name, "place": place, "offset": len(data)}
+            for column in ("image_id", "patient_id", "copy", "augmentation", "label"):
+                value = values.get(column, "")
+                one = value[0] if column in ("patient_id", "copy") and isinstance(value, list) else value
+                row[column] = one.decode() if isinstance(one, bytes) else one
+            rows.append(row)
+            data += frame(encode_example(values))
+        (dataset / name).write_bytes(data)
+        entries[name] = {"records": len(records), **described(data)}
+    pq.write_table(pa.Table.from_pylist(rows), dataset / "records.parquet")
+    for counts in manifest["splits"].values():
+        for shard in counts["shards"]:
+            shard |= entries[shard["file"]]
+    for entry in manifest["files"]:
+        entry |= described((dataset / entry["file"]).read_bytes())
+    change_manifest(manifest)
+    del manifest["checksum"]
+    checksum = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
+    (dataset / "manifest.json").write_bytes(manifest_bytes({**manifest, "checksum": checksum}))
+
+
+def described(data: bytes) -> dict:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def findings_of(values: dict) -> str:
+    return "|".join(n for n, on in zip(FINDINGS, values["findings"], strict=True) if on) or NO_FINDING
+
+
+def test_tampering_with_nothing_is_no_problem(copied_dataset):
+    tamper(copied_dataset)
+
+    assert check_dataset(str(copied_dataset), deep=True) == []
+
+
+def wrong_label(values):
+    values["label"][4] = 1 - values["label"][4]
+    return f"label {values['label']}, expected {values['findings']} of {findings_of(values)}"
+
+
+def findings_beyond_one(values):
+    values["findings"][13] = 256  # zero to whoever keeps 8 bits
+    return f"findings {values['findings']}, expected zeros and ones"
+
+
+def missing_feature(values):
+    del values["view"]
+    return "feature 'view' is missing"
+
+
+def extra_feature(values):
+    values["comment"] = b"hello"
+    return "feature 'comment' is unknown"
+
+
+def feature_of_another_kind(values):
+    values["age_years"] = b"58"
+    return "feature 'age_years' is not int64"
+
+
+def too_few_findings(values):
+    values["findings"] = values["findings"][:13]
+    return "feature 'findings' has 13 values, expected 14"
+
+
+def image_of_another_size(values):
+    values["image"] = values["image"][:-32]
+    return "image: 992 bytes of raw pixels, expected 1024"
+
+
+def copy_in_test(values):
+    values["copy"] = [1]
+    values["augmentation"] = json.dumps(augmentation_for(0, values["image_id"].decode(), 1)).encode()
+    return "copy 1 of an image in test; copies belong in train only"
+
+
+def original_with_augmentation(values):
+    values["augmentation"] = b'{"function": "blur", "sigma": 0.5}'
+    return (
+        'augmentation \'{"function": "blur", "sigma": 0.5}\' of copy 0, expected none, as this is an original'
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        wrong_label, findings_beyond_one, missing_feature, extra_feature, feature_of_another_kind,
+        too_few_findings, image_of_another_size, copy_in_test, original_with_augmentation,
+    ],
+)  # fmt: skip
+def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
+    message = None
+
+    def change_third(shards):
+        nonlocal message
+        message = change(shards[TEST][3])
+
+    image = rows_of(copied_dataset, TEST)[3]["image_id"]
+    tamper(copied_dataset, change_third)
+
+    assert check_dataset(str(copied_dataset)) == []  # every byte is as the manifest says
+    problems = said(check_dataset(str(copied_dataset), deep=True))
+    assert (TEST, 3, image, message) in problems
+    assert {problem[:3] for problem in problems} == {(TEST, 3, image)}
+    assert len(problems) == 1 + (change is copy_in_test)  # which is a copy without its original as well
+
+
+def first_copy(dataset: Path) -> dict:
+    return next(row for name in SHARDS for row in rows_of(dataset, name) if row["copy"] > 0)
+
+
+@pytest.mark.parametrize(
+    "augmentation", ["", "{", "[]", "null", "{}", '{"function": "swirl"}', '{"function": []}']
+)
+def test_a_copy_by_no_function_that_we_know_is_named(copied_dataset, augmentation):
+    row = first_copy(copied_dataset)
+
+    def change(shards):
+        shards[row["shard"]][row["place"]]["augmentation"] = augmentation.encode()
+
+    tamper(copied_dataset, change)
+
+    message = f"augmentation {augmentation!r} of copy {row['copy']}, expected a known function"
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [
+        (row["shard"], row["place"], row["image_id"], message)
+    ]
+
+
+def test_a_copy_without_its_original_is_named(copied_dataset):
+    row = first_copy(copied_dataset)
+
+    def change(shards):
+        shards[row["shard"]][row["place"]]["image_id"] = b"99999999_000.png"
+
+    tamper(copied_dataset, change)
+
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [
+        (row["shard"], row["place"], "99999999_000.png", f"copy {row['copy']} without its original")
+    ]
+
+
+def test_copies_are_not_blamed_where_their_original_cannot_be_read(copied_dataset):
+    row = first_copy(copied_dataset)
+    rows = [row for name in SHARDS for row in rows_of(copied_dataset, name)]
+    original = next(r for r in rows if r["image_id"] == row["image_id"] and r["copy"] == 0)
+
+    tamper(copied_dataset, lambda shards: shards[original["shard"]][original["place"]].pop("image"))
+
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [
+        (original["shard"], original["place"], original["image_id"], "feature 'image' is missing")
+    ]
+
+
+def test_a_patient_in_two_splits_is_named_with_an_image_of_each(copied_dataset):
+    first = rows_of(copied_dataset, TRAIN)[0]
+    image = rows_of(copied_dataset, TEST)[7]["image_id"]
+
+    def change(shards):
+        shards[TEST][7]["patient_id"] = [first["patient_id"]]
+
+    tamper(copied_dataset, change)
+
+    message = f"patient {first['patient_id']} is in test and, with {first['image_id']}, in train"
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [(TEST, 7, image, message)]
+
+
+def test_a_record_that_is_there_twice_is_named_with_its_twin(copied_dataset):
+    def change(shards):
+        shards[TEST].append(shards[TEST][2])
+
+    count, image = len(rows_of(copied_dataset, TEST)), rows_of(copied_dataset, TEST)[2]["image_id"]
+    tamper(copied_dataset, change)
+
+    (problem,) = check_dataset(str(copied_dataset), deep=True)
+    assert (problem.record, problem.image) == (count, image)
+    assert problem.message == f"copy 0 is in {copied_dataset / TEST} record 2 too"
+
+
+def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset):
+    row = rows_of(copied_dataset, TEST)[0]
+    tamper(copied_dataset)
+    table = pq.read_table(copied_dataset / "records.parquet").to_pandas()
+    place = np.flatnonzero((table["shard"] == TEST) & (table["place"] == 0))[0]
+    table.loc[place, "patient_id"] += 1
+    table.to_parquet(copied_dataset / "records.parquet")
+
+    def change_manifest(manifest):
+        for entry in manifest["files"]:
+            if entry["file"] == "records.parquet":
+                entry |= described((copied_dataset / "records.parquet").read_bytes())
+
+    rewrite_manifest(copied_dataset, change_manifest)
+
+    (problem,) = check_dataset(str(copied_dataset), deep=True)
+    assert (Path(problem.path).name, problem.record, problem.image) == (TEST, 0, row["image_id"])
+    assert problem.message.startswith(
+        f"records.parquet tells of ('{row['image_id']}', {row['patient_id'] + 1}, "
+    )
+    assert f"the record holds ('{row['image_id']}', {row['patient_id']}, " in problem.message
+
+
+def rewrite_manifest(dataset: Path, change) -> None:
+    manifest = read_manifest(str(dataset))
+    change(manifest)
+    del manifest["checksum"]
+    checksum = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
+    (dataset / "manifest.json").write_bytes(manifest_bytes({**manifest, "checksum": checksum}))
+
+
+@pytest.mark.parametrize("kind", ["records", "images", "copies", "patients"])
+def test_a_wrong_count_of_a_split_is_named(copied_dataset, kind):
+    count = read_manifest(str(copied_dataset))["splits"]["train"][kind]
+
+    rewrite_manifest(copied_dataset, lambda manifest: manifest["splits"]["train"].update({kind: count + 1}))
+
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [
+        ("manifest.json", None, None, f"{count + 1:,} {kind} in train, the shards hold {count:,}")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["records", "images"])
+@pytest.mark.parametrize("name", [FINDINGS[0], FINDINGS[13], NO_FINDING])
+def test_a_wrong_count_of_a_class_is_named(copied_dataset, kind, name):
+    count = read_manifest(str(copied_dataset))["classes"][name]["splits"]["train"][kind]
+
+    def change(manifest):
+        manifest["classes"][name]["splits"]["train"][kind] = 0
+
+    rewrite_manifest(copied_dataset, change)
+
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [
+        ("manifest.json", None, None, f"0 {kind} of {name} in train, the shards hold {count:,}")
+    ]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1, 500])
+def test_a_wrong_number_of_records_of_a_shard_is_named(copied_dataset, wrong):
+    count = len(rows_of(copied_dataset, TRAIN))
+
+    def change(manifest):
+        manifest["splits"]["train"]["shards"][0]["records"] += wrong
+
+    rewrite_manifest(copied_dataset, change)
+
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [
+        (TRAIN, None, None, f"{count:,} records, the manifest says {count + wrong:,}")
+    ]
+
+
+def test_other_labels_are_held_against_findings_too(build, tmp_path):
+    out = tmp_path / "cxr14"
+    build(out, task="multiclass")
+    row = rows_of(out, TEST)[1]
+    values = {}
+
+    def change(shards):
+        shards[TEST][1]["label"] = [5]
+        shards[TEST][2]["findings"] = [1] * 14
+        values.update(shards[TEST][1])
+
+    tamper(out, change)
+
+    problems = said(check_dataset(str(out), deep=True))
+    assert row["label"] != 5
+    assert problems[0] == (
+        TEST, 1, row["image_id"], f"label [5], expected [{row['label']}] of {findings_of(values)}"
+    )  # fmt: skip
+    assert problems[1][1] == 2
+    assert problems[1][3] == (
+        f"takes no part in the task multiclass (more than one finding: {'|'.join(FINDINGS)})"
+    )
+    assert len(problems) == 2
