@@ -5,8 +5,6 @@ Real images are repeated under many names by hard links, so a few hundred files 
 """
 
 import argparse
-import csv
-import gzip
 import io
 import json
 import multiprocessing
@@ -21,6 +19,8 @@ import time
 from pathlib import Path
 
 from PIL import Image
+
+from cxr_records.metadata import read_metadata
 
 SIZE = 224
 COMMAND = (sys.executable, "-m", "cxr_records")
@@ -102,19 +102,21 @@ def link_images(source: Path, table: Path, folder: Path, count: int) -> list[str
     for path in sorted(source.rglob("*.png")):
         shutil.copy(path, folder / path.name)  # a link must be on the same disk
         originals.append(folder / path.name)
-    opened = gzip.open(table, "rt") if table.suffix == ".gz" else open(table)
-    with opened as file:
-        names = [row[0] for row in list(csv.reader(file))[1 : count + 1]]
-    for number, name in enumerate(names):
+    for number, name in enumerate(read_metadata(str(table)).table["image_id"].tolist()[:count]):
         os.link(originals[number % len(originals)], images / name)
     return sorted(str(path) for path in images.iterdir())
+
+
+def build_words(paths: list[str], arguments: argparse.Namespace, workers: int) -> list[str]:
+    """The options of a build of linked images, less --out."""
+    sources = ["--images", str(Path(paths[0]).parent), "--metadata", str(arguments.metadata)]
+    return [*sources, "--allow-missing", "--workers", str(workers)]
 
 
 def measure_decode(arguments: argparse.Namespace, folder: Path) -> dict:
     """The decode phase beside a bare loop of the same work, in turn; and the rebuild of another task."""
     paths = link_images(arguments.images, arguments.metadata, folder, arguments.count)
-    words = ["--images", str(Path(paths[0]).parent), "--metadata", str(arguments.metadata), "--allow-missing"]
-    words += ["--workers", str(arguments.workers)]
+    words = build_words(paths, arguments, arguments.workers)
     bare, decode, first, again, peak = [], [], [], [], 0.0
     for number in range(arguments.rounds):
         bare.append(time_bare_loop(paths, arguments.workers))
@@ -169,14 +171,21 @@ def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
     from pipelines.decode import decode_images, find_images
     from pipelines.engines import Engine
 
-    paths = link_images(arguments.images, arguments.metadata, folder, 2_000)
+    paths = link_images(arguments.images, arguments.metadata, folder, arguments.count)
     rates = {}
     for rule in ("none", "fixed"):
         config = DatasetConfig(
             parse_task("multilabel"), ImageFormat(SIZE), CopyRule(rule, of=("Mass",) * (rule == "fixed"))
         )
-        request = BuildRequest((str(Path(paths[0]).parent),), str(arguments.metadata), str(folder / rule), config,
-                               SplitOptions(), store=str(folder / "store"), engine=Engine(workers=2))  # fmt: skip
+        request = BuildRequest(
+            images=(str(Path(paths[0]).parent),),
+            metadata=str(arguments.metadata),
+            out=str(folder / rule),
+            config=config,
+            split_options=SplitOptions(),
+            store=str(folder / "store"),
+            engine=Engine(arguments.workers),
+        )
         metadata, splits = read_table(request)
         found = find_images(request.images, metadata, request.store_path, allow_missing=True)
         images = decode_images(found, request.store_path, config.image_format, request.engine).images
@@ -184,11 +193,15 @@ def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
         (folder / rule / ".build").mkdir()
         plan = make_plan(metadata, splits, config, images)
         specs = write_plan(plan, str(folder / rule / ".build"), request.store_path, request.out)
-        started = time.perf_counter()
-        for spec in specs:
-            shards.write_shard(spec)
-        seconds = time.perf_counter() - started
-        rates[rule] = (len(plan.records), plan.num_copies, seconds)
+        spent = []
+        for _ in range(arguments.rounds):
+            started = time.perf_counter()
+            for spec in specs:
+                shards.write_shard(spec)
+            spent.append(time.perf_counter() - started)
+            for spec in specs:
+                os.remove(spec.sidecar_path)  # so that the next round writes again
+        rates[rule] = (len(plan.records), plan.num_copies, statistics.median(spent))
     records, _, seconds = rates["none"]
     more, copies, longer = rates["fixed"]
     spent = longer - (more - copies) * seconds / records

@@ -68,6 +68,8 @@ def encode_example(values: Mapping[str, Value]) -> bytes:
             features[name].bytes_list.value.append(value)
         elif isinstance(value, str):
             features[name].bytes_list.value.append(value.encode())
+        elif isinstance(value, list):
+            features[name].int64_list.value.extend(value)
         elif isinstance(value, int | np.integer):
             features[name].int64_list.value.append(int(value))
         else:

@@ -20,6 +20,7 @@ SIZES = (16, 2048)  # smallest and largest side of a stored image, in pixels
 MAX_PIXELS = 64 << 20  # 8192 x 8192; NIH's originals before release were at most 3827 x 4715
 JPEG_QUALITY = 95
 
+_GREY_OF_16_BITS = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # rounded to the nearest
 _DICOM_MARK = slice(128, 132)  # "DICM" stands after a preamble of 128 bytes (DICOM PS3.10, 7.1)
 _PREFERRED_FORMATS = ("PNG", "JPEG")
 
@@ -140,8 +141,7 @@ def _decode_picture(data: bytes) -> tuple[Image.Image, str]:
         _check_pixels(image.width, image.height)
         mode = image.mode
         if mode.startswith("I"):
-            deep = np.asarray(image).astype(np.uint32)
-            return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)), mode
+            return Image.fromarray(_GREY_OF_16_BITS[np.asarray(image)]), mode
         if image.format != "PNG":  # JPEG, and MPO, which is several of them
             image = ImageOps.exif_transpose(image)
         return image.convert("L"), mode

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -324,7 +325,9 @@ def estimate(plan: Plan, num_to_decode: int, workers: int, seconds_per_decode: f
 def _left_out(
     metadata: Metadata, splits: Splits, selection: Selection, images: pd.DataFrame | None
 ) -> pd.DataFrame:
-    """One row for each image that no record can hold; the first reason that applies is given."""
+    """One row for each image that no record can hold. Of several reasons one is given: missing, rejected,
+    in no list, left out by the task, in this order.
+    """
     reason = np.full(len(metadata), "", dtype=object)
     detail = np.full(len(metadata), "", dtype=object)
     reason[~selection.kept] = "left out by the task"
@@ -367,8 +370,8 @@ def _cut_shards(
     split: str, num_records: int, start: int, record_bytes: float, shard_bytes: int
 ) -> Iterator[PlannedShard]:
     by_size = -(-int(num_records * record_bytes) // shard_bytes)
-    by_shuffle = min(SHUFFLE_SHARDS, -(-num_records // SHUFFLE_RECORDS))
-    count = min(num_records, max(by_size, by_shuffle))
+    by_shuffle = min(SHUFFLE_SHARDS, num_records // SHUFFLE_RECORDS)
+    count = min(num_records, max(by_size, by_shuffle, 1))
     for shard in range(count):
         low, high = shard * num_records // count, (shard + 1) * num_records // count
         name = f"cxr14-{split}.tfrecord-{shard:05d}-of-{count:05d}"
@@ -394,7 +397,9 @@ def _shard_digests(plan: Plan) -> list[str]:
     columns.append(plan.images["sha256"].reindex(columns[0]).tolist())
     heads = ["\0".join(map(str, values)).encode() for values in zip(*columns, strict=True)]
     findings, labels = plan.metadata.findings[rows], plan.selection.labels[rows]
-    settings = (RECORD_VERSION, config.image_format, config.flip, [feature.name for feature in FEATURES])
+    # Another Pillow may encode PNG and JPEG, and interpolate copies, to other bytes: never mix two in one
+    # dataset.
+    settings = (RECORD_VERSION, PIL.__version__, config.image_format, config.flip, [f.name for f in FEATURES])
     digests = []
     for shard in plan.shards:
         here = slice(shard.start, shard.start + shard.num_records)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow.parquet as pq
 
@@ -13,6 +14,8 @@ from cxr_records.plan import ShardSpec
 from cxr_records.store import fetch_images
 from cxr_records.tfrecord import frame
 
+# Enough for a store far away to be asked seldom; few enough for a lot to stay in a processor's cache.
+LOT_BYTES = 16 << 20
 _RECORD_COLUMNS = [f.name for f in FEATURES if f.name not in ("image", "augmentation")]
 
 
@@ -47,8 +50,7 @@ def augmentation_text(spec: ShardSpec, image_id: str, copy: int) -> str:
 def write_shard(spec: ShardSpec) -> ShardInfo:
     """Writes one shard, then its sidecar. Done already, or done twice, changes nothing.
 
-    Stored images are fetched in the order in which they lie in the store, and written in the plan's, so
-    the memory needed is that of one shard.
+    Stored images are fetched some megabytes at a time, each lot in the order in which it lies in the store.
 
     Raises:
         CxrError: a stored image is damaged.
@@ -57,12 +59,10 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
         return done
     with storage.open_read(spec.plan) as file:
         rows = pq.ParquetFile(file).read_row_group(spec.row_group).to_pylist()
-    images = fetch_images(spec.store, [(row["unit"], row["offset"], row["length"]) for row in rows])
     sha256, offsets, size = hashlib.sha256(), [], 0
     with storage.atomic_file(spec.path) as file:
-        for place, row in enumerate(rows):
-            record = frame(encode_record(spec, row, images[place]))
-            images[place] = b""  # written: let go of it
+        for row, image in zip(rows, _fetch(spec.store, rows), strict=True):
+            record = frame(encode_record(spec, row, image))
             file.write(record)
             sha256.update(record)
             offsets.append(size)
@@ -70,6 +70,14 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
     info = ShardInfo(spec.digest, len(rows), size, sha256.hexdigest(), offsets)
     storage.write_bytes(spec.sidecar_path, (json.dumps(dataclasses.asdict(info)) + "\n").encode())
     return info
+
+
+def _fetch(store: str, rows: Sequence[Mapping]) -> Iterator[bytes]:
+    """Yields the stored image of each row, in order."""
+    lot = LOT_BYTES // max(1, rows[0]["length"]) + 1
+    for start in range(0, len(rows), lot):
+        places = [(row["unit"], row["offset"], row["length"]) for row in rows[start : start + lot]]
+        yield from fetch_images(store, places)
 
 
 def encode_record(spec: ShardSpec, row: dict, stored: bytes) -> bytes:

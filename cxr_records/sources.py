@@ -141,7 +141,7 @@ class SourceReader:
 
     def __init__(self, index_folder: str | None):
         self._index_folder = index_folder
-        self._source = ""
+        self._source: tuple[str, int] | None = None  # path and time of change of the open archive
         self._open = contextlib.ExitStack()
         self._archive: zipfile.ZipFile | BinaryIO | None = None
 
@@ -179,9 +179,10 @@ class SourceReader:
         return data
 
     def _opened(self, entry: Entry) -> zipfile.ZipFile | BinaryIO:
-        if self._source != entry.source:
+        source = (entry.source, entry.mtime_ns)
+        if self._source != source:
             self._open.close()
-            self._source = ""
+            self._source = None
             if entry.kind == "targz":
                 index = self._index_folder and _index_path(self._index_folder, entry.source, entry.mtime_ns)
                 self._archive = self._open.enter_context(_open_gzip(entry.source, index))
@@ -190,7 +191,7 @@ class SourceReader:
                 self._archive = file
                 if entry.kind == "zip":
                     self._archive = self._open.enter_context(zipfile.ZipFile(file))
-            self._source = entry.source
+            self._source = source
         return self._archive
 
 

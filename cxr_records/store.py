@@ -6,6 +6,7 @@ are read and hashed, and not decoded again when they are the same.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -267,7 +268,8 @@ def write_unit(spec: UnitSpec) -> None:
         work = pq.ParquetFile(file).read_row_group(spec.row_group).to_pylist()
     index_folder = storage.join(spec.store, ARCHIVE_FOLDER)
     rows = []
-    with SourceReader(index_folder) as reader, storage.atomic_file(spec.records_path) as records:
+    reader = _reader(index_folder)
+    with storage.atomic_file(spec.records_path) as records:
         offset = 0
         for _, group in itertools.groupby(work, key=lambda row: row["image_id"]):
             row, pixels = _decode_one(list(group), reader, spec.image_format)
@@ -302,6 +304,12 @@ def fetch_images(store: str, places: Sequence[tuple[str, int, int]]) -> list[byt
                 f"{path}: {error}; delete it, then run again: its images are decoded anew"
             ) from error
     return images
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(index_folder: str) -> SourceReader:
+    """One reader for all units of a process: the list of members of a large zip takes long to read."""
+    return SourceReader(index_folder)
 
 
 def _decode_one(

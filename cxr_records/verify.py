@@ -248,9 +248,10 @@ def _check_record(
     )
     if row:
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
-        told = (row["image_id"], row["patient_id"], row["copy"], row["augmentation"], tuple(label))
-        held = (image, record.patient, copy, augmentation, record.label)
-        if told != held or row["split"] != shard.split:
+        names = ("split", "image_id", "patient_id", "copy", "augmentation")
+        told = (*(row[name] for name in names), tuple(label))
+        held = (shard.split, image, record.patient, copy, augmentation, record.label)
+        if told != held:
             messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {held}")
     return [record.problem(message) for message in messages], record
 

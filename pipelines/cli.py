@@ -65,14 +65,14 @@ _OPTIONS = {
                      help="Share of the images at hand that may be undecodable."),
     ],
     "format": [
-        click.option("--size", type=int, default=224, show_default=True, help="Side of the images, in pixels."),
+        click.option("--size", type=int, default=224, show_default=True, help="Side of an image, in pixels."),
         click.option("--codec", type=click.Choice(CODECS), default="raw", show_default=True,
                      help="What a record holds: raw pixels are the fastest to read."),
         click.option("--resample", type=click.Choice(list(RESAMPLING)), default="bilinear", show_default=True,
                      help="Filter used to resize."),
     ],
     "dataset": [
-        click.option("--train-val-list", metavar="FILE", help="Names of the images to train and validate on."),
+        click.option("--train-val-list", metavar="FILE", help="Names of the images to train on."),
         click.option("--test-list", metavar="FILE", help="Names of the images to test on."),
         click.option("--validation-list", metavar="FILE", help="Names of the images to validate on."),
         click.option("--validation-fraction", type=float, default=0.125, show_default=True,
@@ -84,13 +84,14 @@ _OPTIONS = {
         click.option("--with-no-finding", is_flag=True, help="Give multiclass a 15th class, No Finding."),
         click.option("--copies", type=click.Choice(sampling.RULES), default="linear", show_default=True,
                      help=sampling.RULE_HELP),
-        click.option("--copies-target", type=float, default=0.03, show_default=True, help=sampling.TARGET_HELP),
+        click.option("--copies-target", type=float, default=0.03, show_default=True,
+                     help=sampling.TARGET_HELP),
         click.option("--copies-max", type=int, default=10, show_default=True, help=sampling.MAX_HELP),
         click.option("--copies-of", multiple=True, metavar="FINDING...", help=sampling.OF_HELP),
         click.option("--flip", is_flag=True,
                      help="Let copies be flipped sideways. It fakes dextrocardia, so it is off."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of splits, order and copies."),
-        click.option("--shard-mb", type=int, default=64, show_default=True, help="Size a shard aims at, in MiB."),
+        click.option("--shard-mb", type=int, default=64, show_default=True, help="Aim of a shard, in MiB."),
     ],
     "engine": [
         click.option("--workers", type=int, default=None, help="Processes; as many as cores when not given."),
@@ -99,7 +100,7 @@ _OPTIONS = {
         click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM_OPTIONS]"),
     ],
     "output": [
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."),
         click.option("--debug", is_flag=True, help="Show Beam's log, and tracebacks."),
     ],
 }  # fmt: skip
@@ -228,11 +229,11 @@ def decode(
 
 
 def _request(
-    images: tuple[str, ...], metadata: str, out: str, store: str | None, allow_missing: bool, max_rejected: float,
-    train_val_list: str | None, test_list: str | None, validation_list: str | None, validation_fraction: float,
-    test_fraction: float, task: str, with_no_finding: bool, copies: str, copies_target: float, copies_max: int,
-    copies_of: tuple[str, ...], flip: bool, seed: int, shard_mb: int, size: int, codec: str, resample: str,
-    **engine,
+    images: tuple[str, ...], metadata: str, out: str, store: str | None, allow_missing: bool,
+    max_rejected: float, train_val_list: str | None, test_list: str | None, validation_list: str | None,
+    validation_fraction: float, test_fraction: float, task: str, with_no_finding: bool, copies: str,
+    copies_target: float, copies_max: int, copies_of: tuple[str, ...], flip: bool, seed: int, shard_mb: int,
+    size: int, codec: str, resample: str, **engine,
 ) -> BuildRequest:  # fmt: skip
     """Turns the words of the command line into what they mean; each part refuses what it cannot be."""
     return BuildRequest(
@@ -360,7 +361,7 @@ def _tell_plan(planned: Plan, found: FoundImages | None) -> None:
 
 
 def _tell_classes(planned: Plan) -> None:
-    """A row per class: images by split; in train also records, IRLbl before and after, share dragged along."""
+    """A row per class: images by split; in train records, IRLbl before and after, share dragged along."""
     splits = planned.split_names
     head = "".join(f"{split:>11}" for split in splits)
     click.echo(f"{'class':<19}{head}{'records':>10}{'IRLbl':>8}{'after':>8}{'dragged':>9}")
@@ -402,8 +403,8 @@ def _tell_size(planned: Plan, size: dict[str, float], to_decode: int, request: B
 def _tell_build(result: BuildResult, out: str) -> None:
     seconds = result.seconds
     click.echo(
-        f"decoded {result.decoded.decoded:,} images in {seconds['decode']:.1f} s, wrote {result.written:,} of "
-        f"{len(result.plan.shards):,} shards in {seconds['write']:.1f} s, {seconds['total']:.1f} s in all"
+        f"decoded {result.decoded.decoded:,} images in {seconds['decode']:.1f} s, wrote {result.written:,} "
+        f"of {len(result.plan.shards):,} shards in {seconds['write']:.1f} s, {seconds['total']:.1f} s in all"
     )
     click.echo(f"{out}: complete, id {result.manifest['id']}")
     click.echo(f"check it: cxr-records verify {out} --deep")

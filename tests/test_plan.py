@@ -213,7 +213,9 @@ def test_shards_cover_the_records_without_gap_and_differ_by_one_record_at_most(c
     assert place == len(plan.records) == count
 
 
-@pytest.mark.parametrize(("records", "shards"), [(1, 1), (64, 1), (1023, 16), (1024, 16), (5000, 16)])
+@pytest.mark.parametrize(
+    ("records", "shards"), [(1, 1), (64, 1), (127, 1), (1023, 15), (1024, 16), (5000, 16)]
+)
 def test_a_split_of_1024_records_or_more_has_16_shards_for_shuffling(records, shards):
     plan = make_plan(table(*["Mass"] * records), split_as(*["train"] * records), config())
 
@@ -464,6 +466,20 @@ def test_digest_of_a_shard_changes_with_the_label(tmp_path, planned):
     _, (other, _) = planned(tmp_path, copies=NONE, task=parse_task("binary"))
 
     assert train.digest != other.digest
+
+
+def test_digest_of_a_shard_changes_with_findings_that_leave_the_label_as_it_is(tmp_path, planned):
+    def edema_for_mass(metadata):
+        findings = metadata.findings.copy()
+        findings[1] = parse_findings("Edema")
+        return dataclasses.replace(metadata, findings=findings)
+
+    binary = {"copies": NONE, "task": parse_task("binary")}
+    _, (train, test) = planned(tmp_path, **binary)
+    _, (other_train, other_test) = planned(tmp_path, change_table=edema_for_mass, **binary)
+
+    assert train.digest != other_train.digest
+    assert test.digest == other_test.digest
 
 
 def test_digest_of_a_shard_stays_when_another_shard_changes(tmp_path, planned):

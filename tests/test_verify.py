@@ -367,6 +367,12 @@ def copy_in_test(values):
     return "copy 1 of an image in test; copies belong in train only"
 
 
+def copy_before_the_original(values):
+    values["copy"] = [-1]
+    values["augmentation"] = b'{"function": "blur", "sigma": 0.5}'
+    return "copy -1 of an image in test; copies belong in train only"
+
+
 def original_with_augmentation(values):
     values["augmentation"] = b'{"function": "blur", "sigma": 0.5}'
     return (
@@ -379,6 +385,7 @@ def original_with_augmentation(values):
     [
         wrong_label, findings_beyond_one, missing_feature, extra_feature, feature_of_another_kind,
         too_few_findings, image_of_another_size, copy_in_test, original_with_augmentation,
+        copy_before_the_original,
     ],
 )  # fmt: skip
 def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
@@ -395,7 +402,8 @@ def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
     problems = said(check_dataset(str(copied_dataset), deep=True))
     assert (TEST, 3, image, message) in problems
     assert {problem[:3] for problem in problems} == {(TEST, 3, image)}
-    assert len(problems) == 1 + (change is copy_in_test)  # which is a copy without its original as well
+    # These two are copies without their original as well, and none counts below 0.
+    assert len(problems) == {copy_in_test: 2, copy_before_the_original: 3}.get(change, 1)
 
 
 def first_copy(dataset: Path) -> dict:
@@ -469,12 +477,15 @@ def test_a_record_that_is_there_twice_is_named_with_its_twin(copied_dataset):
     assert problem.message == f"copy 0 is in {copied_dataset / TEST} record 2 too"
 
 
-def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset):
+@pytest.mark.parametrize(
+    ("column", "wrong"), [("patient_id", 1000), ("split", "train"), ("image_id", "a.png")]
+)
+def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset, column, wrong):
     row = rows_of(copied_dataset, TEST)[0]
     tamper(copied_dataset)
     table = pq.read_table(copied_dataset / "records.parquet").to_pandas()
     place = np.flatnonzero((table["shard"] == TEST) & (table["place"] == 0))[0]
-    table.loc[place, "patient_id"] += 1
+    table.loc[place, column] = wrong
     table.to_parquet(copied_dataset / "records.parquet")
 
     def change_manifest(manifest):
@@ -486,10 +497,15 @@ def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset):
 
     (problem,) = check_dataset(str(copied_dataset), deep=True)
     assert (Path(problem.path).name, problem.record, problem.image) == (TEST, 0, row["image_id"])
+    told = row | {column: wrong}
     assert problem.message.startswith(
-        f"records.parquet tells of ('{row['image_id']}', {row['patient_id'] + 1}, "
+        f"records.parquet tells of {told_as(told)}, the record holds {told_as(row)}"
     )
-    assert f"the record holds ('{row['image_id']}', {row['patient_id']}, " in problem.message
+
+
+def told_as(row: dict) -> tuple:
+    names = ("split", "image_id", "patient_id", "copy", "augmentation")
+    return (*(row[name] for name in names), tuple(row["label"]))
 
 
 def rewrite_manifest(dataset: Path, change) -> None:
