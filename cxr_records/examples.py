@@ -2,7 +2,7 @@
 
 A record is a serialized tf.train.Example. The message is declared here at run time under a package name
 of our own, so that workers need no TensorFlow and a process that imports TensorFlow sees no name twice.
-Serialization is deterministic (map keys sorted), byte for byte what TensorFlow's own writer gives.
+Serialization is deterministic: features follow each other in the order of their names.
 """
 
 import dataclasses
@@ -60,21 +60,61 @@ def record_features(label_shape: tuple[int, ...]) -> tuple[Feature, ...]:
 
 
 def encode_example(values: Mapping[str, Value]) -> bytes:
-    """Serializes named values: bytes and str become a bytes list, ints and int arrays an int64 list."""
-    example = _Example()
-    features = example.features.feature
+    """Serializes a record: bytes and str become a bytes list, ints and int arrays an int64 list.
+
+    Args:
+        values: by name; `image` must be among them.
+    """
+    return b"".join(example_parts(values))
+
+
+def example_parts(values: Mapping[str, Value]) -> tuple[bytes, bytes, bytes]:
+    """Returns what `encode_example` does in three parts: what is before the image's bytes, they, the rest.
+
+    The image, nearly all of a record, is not copied. The parts are spliced by protobuf's encoding: a field
+    of bytes is a tag, a length and the bytes; map entries follow each other in the order of their keys.
+    """
+    image = values["image"]
+    before = _features({name: value for name, value in values.items() if name < "image"})
+    after = _features({name: value for name, value in values.items() if name > "image"})
+    # features.feature["image"].bytes_list.value: four messages, one in the other, around the bytes.
+    opening = _field(1, len(image))
+    opening = _field(1, len(opening) + len(image)) + opening
+    opening = _KEY_IMAGE + _field(2, len(opening) + len(image)) + opening
+    opening = _field(1, len(opening) + len(image)) + opening
+    head = before.SerializeToString(deterministic=True) + opening
+    tail = after.SerializeToString(deterministic=True)
+    return _field(1, len(head) + len(image) + len(tail)) + head, image, tail
+
+
+def _features(values: Mapping[str, Value]):
+    features = _Features()
     for name, value in values.items():
+        feature = features.feature[name]
         if isinstance(value, bytes):
-            features[name].bytes_list.value.append(value)
+            feature.bytes_list.value.append(value)
         elif isinstance(value, str):
-            features[name].bytes_list.value.append(value.encode())
+            feature.bytes_list.value.append(value.encode())
         elif isinstance(value, list):
-            features[name].int64_list.value.extend(value)
+            feature.int64_list.value.extend(value)
         elif isinstance(value, int | np.integer):
-            features[name].int64_list.value.append(int(value))
+            feature.int64_list.value.append(int(value))
         else:
-            features[name].int64_list.value.extend(np.asarray(value).tolist())
-    return example.SerializeToString(deterministic=True)
+            feature.int64_list.value.extend(np.asarray(value).tolist())
+    return features
+
+
+def _field(number: int, length: int) -> bytes:
+    """Tag and length of a length-delimited field (protobuf encoding, wire type 2)."""
+    encoded = bytearray([number << 3 | 2])
+    while length > 0x7F:
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
+    return bytes(encoded)
+
+
+_KEY_IMAGE = _field(1, len("image")) + b"image"
 
 
 def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
@@ -93,20 +133,6 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
         kind = feature.WhichOneof("kind")
         values[name] = list(getattr(feature, kind).value) if kind else []
     return values
-
-
-def image_bytes(data: bytes) -> bytes:
-    """Returns the `image` of a serialized Example, without unpacking the other features.
-
-    Raises:
-        ValueError: the bytes are no Example, or one without an image.
-    """
-    example = _Example()
-    try:
-        example.ParseFromString(data)
-        return example.features.feature["image"].bytes_list.value[0]
-    except (DecodeError, IndexError) as error:
-        raise ValueError(f"no tf.train.Example with an image: {error}") from error
 
 
 def record_problems(
@@ -131,8 +157,8 @@ def record_problems(
     return problems
 
 
-def _example_class():
-    """Declares tf.train.Example (tensorflow/core/example/example.proto, feature.proto)."""
+def _declare_messages():
+    """Declares tf.train.Example and tf.train.Features (tensorflow/core/example/*.proto)."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="cxr_records/example.proto", package="cxr_records", syntax="proto3"
@@ -166,7 +192,10 @@ def _example_class():
 
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("cxr_records.Example"))
+    names = ("Example", "Features")
+    return (
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"cxr_records.{name}")) for name in names
+    )
 
 
-_Example = _example_class()
+_Example, _Features = _declare_messages()

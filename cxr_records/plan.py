@@ -29,7 +29,7 @@ RECORD_VERSION = 1  # raised whenever the same plan would give other bytes
 SHARD_MB = (1, 4096)
 SHARD_NAME = re.compile(r"cxr14-(train|validation|test)\.tfrecord-\d{5,}-of-\d{5,}")
 # Readers shuffle whole shards against each other, so a split is cut into 16 even where its bytes ask for
-# fewer, as long as each has 64 records.
+# fewer; a small split into one for every 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64
 EXAMPLE_BYTES = 235  # what a record holds beside its image, about
 BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.62, "jpeg": 0.30}  # of NIH images at 224; used before any is stored
@@ -370,8 +370,8 @@ def _cut_shards(
     split: str, num_records: int, start: int, record_bytes: float, shard_bytes: int
 ) -> Iterator[PlannedShard]:
     by_size = -(-int(num_records * record_bytes) // shard_bytes)
-    by_shuffle = min(SHUFFLE_SHARDS, num_records // SHUFFLE_RECORDS)
-    count = min(num_records, max(by_size, by_shuffle, 1))
+    by_shuffle = min(SHUFFLE_SHARDS, -(-num_records // SHUFFLE_RECORDS))
+    count = min(num_records, max(by_size, by_shuffle))
     for shard in range(count):
         low, high = shard * num_records // count, (shard + 1) * num_records // count
         name = f"cxr14-{split}.tfrecord-{shard:05d}-of-{count:05d}"
@@ -382,9 +382,10 @@ def _record_bytes(image_format: ImageFormat, images: pd.DataFrame | None) -> flo
     """Bytes of one record: exact for raw pixels, the mean of what is stored for PNG and JPEG."""
     stored = None if images is None or image_format.codec == "raw" else images[images["status"] == OK]
     if stored is not None and len(stored):
-        return float(stored["length"].mean()) + EXAMPLE_BYTES
-    pixels = image_format.size**2 * BYTES_PER_PIXEL[image_format.codec]
-    return pixels + EXAMPLE_BYTES + OVERHEAD_BYTES
+        image_bytes = float(stored["length"].mean())
+    else:
+        image_bytes = image_format.size**2 * BYTES_PER_PIXEL[image_format.codec]
+    return image_bytes + EXAMPLE_BYTES + OVERHEAD_BYTES
 
 
 def _shard_digests(plan: Plan) -> list[str]:
@@ -430,5 +431,6 @@ def _record_table(plan: Plan, shard: PlannedShard) -> pa.Table:
             "unit": pa.array(images["unit"].tolist()),
             "offset": pa.array(images["offset"].tolist(), pa.int64()),
             "length": pa.array(images["length"].tolist(), pa.int64()),
+            "crc32c": pa.array(images["crc32c"].tolist(), pa.int64()),
         }
     )

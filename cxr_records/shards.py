@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 from cxr_records import augment, storage
 from cxr_records.errors import CxrError
-from cxr_records.examples import FEATURES, encode_example
+from cxr_records.examples import FEATURES, example_parts
 from cxr_records.plan import ShardSpec
-from cxr_records.store import fetch_images
-from cxr_records.tfrecord import frame
+from cxr_records.store import Place, fetch_images
+from cxr_records.tfrecord import frame_parts
 
 # Enough for a store far away to be asked seldom; few enough for a lot to stay in a processor's cache.
-LOT_BYTES = 16 << 20
+LOT_BYTES = 4 << 20
 _RECORD_COLUMNS = [f.name for f in FEATURES if f.name not in ("image", "augmentation")]
 
 
@@ -62,11 +62,11 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
     sha256, offsets, size = hashlib.sha256(), [], 0
     with storage.atomic_file(spec.path) as file:
         for row, image in zip(rows, _fetch(spec.store, rows), strict=True):
-            record = frame(encode_record(spec, row, image))
-            file.write(record)
-            sha256.update(record)
             offsets.append(size)
-            size += len(record)
+            for part in frame_parts(record_parts(spec, row, image)):
+                file.write(part)
+                sha256.update(part)
+                size += len(part)
     info = ShardInfo(spec.digest, len(rows), size, sha256.hexdigest(), offsets)
     storage.write_bytes(spec.sidecar_path, (json.dumps(dataclasses.asdict(info)) + "\n").encode())
     return info
@@ -76,12 +76,13 @@ def _fetch(store: str, rows: Sequence[Mapping]) -> Iterator[bytes]:
     """Yields the stored image of each row, in order."""
     lot = LOT_BYTES // max(1, rows[0]["length"]) + 1
     for start in range(0, len(rows), lot):
-        places = [(row["unit"], row["offset"], row["length"]) for row in rows[start : start + lot]]
-        yield from fetch_images(store, places)
+        yield from fetch_images(
+            store, [Place(*(row[name] for name in Place._fields)) for row in rows[start : start + lot]]
+        )
 
 
-def encode_record(spec: ShardSpec, row: dict, stored: bytes) -> bytes:
-    """Returns the serialized Example of one planned record.
+def record_parts(spec: ShardSpec, row: Mapping, stored: bytes) -> tuple[bytes, bytes, bytes]:
+    """Returns the serialized Example of one planned record, in the parts of `example_parts`.
 
     Args:
         spec: the shard's.
@@ -97,4 +98,4 @@ def encode_record(spec: ShardSpec, row: dict, stored: bytes) -> bytes:
         except ValueError as error:
             raise CxrError(f"stored image {row['image_id']}: {error}") from error
         values["image"] = spec.image_format.encode(augment.apply(pixels, json.loads(values["augmentation"])))
-    return encode_example(values)
+    return example_parts(values)

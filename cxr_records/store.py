@@ -12,7 +12,9 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,10 +22,10 @@ import pyarrow.parquet as pq
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.examples import encode_example, image_bytes
+from cxr_records.examples import example_parts
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.sources import Entry, SourceReader, SourceReadError
-from cxr_records.tfrecord import frame, unframe
+from cxr_records.tfrecord import frame_parts
 
 STORE_VERSION = 1
 STORE_FILE = "store.json"
@@ -46,8 +48,11 @@ INDEX_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("mode", pa.string()),
-        ("offset", pa.int64()),  # of the record in the unit's TFRecord file; -1 where there is none
+        # Where the bytes of the image lie in the unit's TFRecord file, so that a build reads nothing else;
+        # -1, 0, 0 where there is no record.
+        ("offset", pa.int64()),
         ("length", pa.int64()),
+        ("crc32c", pa.int64()),
         ("pixel_sum", pa.int64()),
         ("pixel_sum_squares", pa.int64()),
         ("status", pa.string()),  # ok; same: an image of these bytes is in the store; rejected; unreadable
@@ -68,6 +73,15 @@ _WORK_SCHEMA = pa.schema(
         ("mtime_ns", pa.int64()),
     ]
 )
+
+
+class Place(NamedTuple):
+    """Where the bytes of a stored image lie: the unit's name, offset and length in bytes, and their CRC."""
+
+    unit: str
+    offset: int
+    length: int
+    crc32c: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +256,7 @@ def locate(index: pd.DataFrame, signatures: Mapping[str, str]) -> pd.DataFrame:
 
     Returns:
         A table by image_id of those that are settled (decoded or rejected), with unit, offset, length,
-        sha256, sizes, sums, status ("ok" or "rejected") and reason. Who is not in it must be decoded.
+        crc32c, sha256, sizes, sums, status ("ok" or "rejected") and reason. Who is not in it must be decoded.
     """
     wanted = pd.DataFrame(
         {"image_id": list(signatures), "signature": list(signatures.values())}, dtype=object
@@ -275,34 +289,37 @@ def write_unit(spec: UnitSpec) -> None:
             row, pixels = _decode_one(list(group), reader, spec.image_format)
             if pixels is not None:
                 image = spec.image_format.encode(pixels)
-                record = frame(encode_example({"image": image, "image_id": row["image_id"]}))
-                records.write(record)
-                row |= {"offset": offset, "length": len(record)}
-                offset += len(record)
+                head, *parts = frame_parts(example_parts({"image": image, "image_id": row["image_id"]}))
+                before = len(head) + len(parts[0])
+                row |= {"offset": offset + before, "length": len(image), "crc32c": google_crc32c.value(image)}
+                records.writelines((head, *parts))
+                offset += len(head) + sum(map(len, parts))
             rows.append(row)
     with storage.atomic_file(spec.index_path) as file:
         pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), file)
 
 
-def fetch_images(store: str, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
-    """Reads stored images by (unit, offset, length), in the order asked for; each unit is opened once.
+def fetch_images(store: str, places: Sequence[Place]) -> list[bytes]:
+    """Reads stored images, in the order asked for; each unit is opened once.
 
     Raises:
-        CxrError: a record is damaged; the message names the file and what to do.
+        CxrError: an image is damaged; the message names the file and what to do.
     """
     images: list[bytes] = [b""] * len(places)
     order = sorted(range(len(places)), key=places.__getitem__)
-    for unit, group in itertools.groupby(order, key=lambda place: places[place][0]):
+    for unit, group in itertools.groupby(order, key=lambda number: places[number].unit):
         wanted = list(group)
         path = storage.join(store, f"unit-{unit}.tfrecord")
+        remedy = "delete it, then run again: its images are decoded anew"
         try:
-            records = storage.read_ranges(path, [places[place][1:] for place in wanted])
-            for place, record in zip(wanted, records, strict=True):
-                images[place] = image_bytes(unframe(record, places[place][1]))
-        except (ValueError, FileNotFoundError) as error:
-            raise CxrError(
-                f"{path}: {error}; delete it, then run again: its images are decoded anew"
-            ) from error
+            found = storage.read_ranges(path, [(places[n].offset, places[n].length) for n in wanted])
+        except FileNotFoundError:
+            raise CxrError(f"{path} is missing; run again: its images are decoded anew") from None
+        for number, image in zip(wanted, found, strict=True):
+            if google_crc32c.value(image) != places[number].crc32c:
+                offset = places[number].offset
+                raise CxrError(f"{path}: the image at byte {offset:,} is damaged; {remedy}")
+            images[number] = image
     return images
 
 
@@ -326,6 +343,7 @@ def _decode_one(
         "signature": rows[0]["signature"],
         "offset": -1,
         "length": 0,
+        "crc32c": 0,
         "status": OK,
         "reason": "",
     }

@@ -8,7 +8,7 @@ One record on disk (tensorflow/core/lib/io/record_writer.h):
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import google_crc32c
@@ -31,14 +31,29 @@ class RecordError(ValueError):
 
 def masked_crc(data: bytes) -> int:
     """Returns the CRC-32C of `data`, rotated and shifted as TensorFlow stores it."""
-    crc = google_crc32c.value(data)
+    return _mask(google_crc32c.value(data))
+
+
+def _mask(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def frame(data: bytes) -> bytes:
     """Returns one whole record: header, data, footer."""
-    length = len(data).to_bytes(8, "little")
-    return b"".join((length, _FOOTER.pack(masked_crc(length)), data, _FOOTER.pack(masked_crc(data))))
+    return b"".join(frame_parts((data,)))
+
+
+def frame_parts(parts: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Returns the parts of one whole record whose data comes in parts: header, the parts, footer.
+
+    Large parts are not copied, which is most of the cost of a record.
+    """
+    length, crc = 0, 0
+    for part in parts:
+        length += len(part)
+        crc = google_crc32c.extend(crc, part)
+    header = length.to_bytes(8, "little")
+    return (header + _FOOTER.pack(masked_crc(header)), *parts, _FOOTER.pack(_mask(crc)))
 
 
 def unframe(record: bytes, offset: int = 0) -> bytes:

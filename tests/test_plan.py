@@ -18,6 +18,7 @@ from cxr_records.sampling import CopyRule
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import SplitOptions, Splits, make_splits
 from cxr_records.tasks import parse_task
+from cxr_records.tfrecord import OVERHEAD_BYTES
 
 NONE = CopyRule("none")
 HERNIA = CopyRule("fixed", max_records=3, of=("Hernia",))  # the same for an image, whatever the others are
@@ -66,6 +67,7 @@ def stored(metadata: Metadata, **rejected: str) -> pd.DataFrame:
         "unit": "aa",
         "offset": np.arange(len(image_ids)) * 300,
         "length": 300,
+        "crc32c": 7,
         "status": ["rejected" if reason else "ok" for reason in reasons],
         "reason": reasons,
     }
@@ -214,7 +216,7 @@ def test_shards_cover_the_records_without_gap_and_differ_by_one_record_at_most(c
 
 
 @pytest.mark.parametrize(
-    ("records", "shards"), [(1, 1), (64, 1), (127, 1), (1023, 15), (1024, 16), (5000, 16)]
+    ("records", "shards"), [(1, 1), (64, 1), (65, 2), (1023, 16), (1024, 16), (5000, 16)]
 )
 def test_a_split_of_1024_records_or_more_has_16_shards_for_shuffling(records, shards):
     plan = make_plan(table(*["Mass"] * records), split_as(*["train"] * records), config())
@@ -244,7 +246,7 @@ def test_compressed_records_are_as_large_as_the_store_says():
 
     plan = make_plan(metadata, split_as(*["train"] * 3), asked, images)
 
-    assert plan.record_bytes == 5000 + EXAMPLE_BYTES
+    assert plan.record_bytes == 5000 + EXAMPLE_BYTES + OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize("shard_mb", [0, -1, 4097])

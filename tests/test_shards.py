@@ -15,7 +15,7 @@ from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES, decode_example, encode_example
 from cxr_records.images import ImageFormat
 from cxr_records.plan import ShardSpec, write_plan
-from cxr_records.shards import augmentation_text, encode_record, read_shard_info, write_shard
+from cxr_records.shards import augmentation_text, read_shard_info, record_parts, write_shard
 from cxr_records.tfrecord import read_records
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_store_is_named_and_leaves_no_half_shard(spec, plan_of, tmp_pa
     with pytest.raises(CxrError) as error:
         write_shard(dataclasses.replace(spec, store=str(copied)))
     assert str(error.value) == (
-        f"{unit}: the checksum of the record's data does not match; delete it, then run again: "
+        f"{unit}: the image at byte {row['offset']:,} is damaged; delete it, then run again: "
         "its images are decoded anew"
     )
     assert {path.name for path in tmp_path.iterdir()} == {".build", "store"}
@@ -229,9 +229,9 @@ def test_a_records_bytes_depend_on_seed_image_and_copy_and_not_on_its_place(seed
     row = {**ROW, "copy": copy}
     elsewhere = bare_spec(seed=seed, dataset="other", file="cxr14-train.tfrecord-00007-of-00009", row_group=7)
 
-    record = encode_record(bare_spec(seed=seed), row, pixels)
+    record = b"".join(record_parts(bare_spec(seed=seed), row, pixels))
 
-    assert encode_record(elsewhere, row, pixels) == record
+    assert b"".join(record_parts(elsewhere, row, pixels)) == record
     values = decode_example(record)
     expected = pixels
     if copy:
@@ -250,7 +250,7 @@ def test_a_records_bytes_depend_on_seed_image_and_copy_and_not_on_its_place(seed
 
 def test_a_stored_image_of_another_size_is_named():
     with pytest.raises(CxrError) as error:
-        encode_record(bare_spec(), {**ROW, "copy": 1}, bytes(255))
+        record_parts(bare_spec(), {**ROW, "copy": 1}, bytes(255))
     assert str(error.value) == "stored image 00000001_000.png: 255 bytes of raw pixels, expected 256"
 
 

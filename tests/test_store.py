@@ -22,6 +22,7 @@ from cxr_records.images import ImageFormat
 from cxr_records.lookalike import make_lookalike
 from cxr_records.sources import list_sources, match_entries
 from cxr_records.store import INDEX_SCHEMA, fetch_images, locate, open_store, signature, write_unit
+from cxr_records.store import Place as Stored
 from cxr_records.tfrecord import read_records
 
 FORMAT = ImageFormat(16)
@@ -75,7 +76,7 @@ class Place:
 
     def stored(self, *sources: str) -> dict[str, bytes]:
         rows = self.settled(*sources).query("status == 'ok'")
-        places = list(zip(rows.unit, rows.offset, rows.length, strict=True))
+        places = [Stored(*row) for row in rows[list(Stored._fields)].itertuples(index=False)]
         return dict(zip(rows.index, fetch_images(self.store.path, places), strict=True))
 
     def files(self) -> dict[str, bytes]:
@@ -152,10 +153,13 @@ def test_a_unit_is_one_record_of_each_image_and_an_index_of_where_they_are(place
     path = Path(place.store.path) / f"unit-{unit}.tfrecord"
     with open(path, "rb") as file:
         records = [(offset, decode_example(data)) for offset, data in read_records(file)]
+    whole = path.read_bytes()
     assert [record["image_id"] for _, record in records] == [[b"a.png"], [b"b.png"], [b"c.png"]]
     rows = pd.read_parquet(path.with_suffix(".parquet"))
     assert list(rows.columns) == INDEX_SCHEMA.names
-    assert rows.offset.tolist() == [records[0][0], records[1][0], -1, records[2][0]]
+    held = [whole[row.offset : row.offset + row.length] for row in rows.itertuples() if row.status == "ok"]
+    assert held == [record["image"][0] for _, record in records]
+    assert (rows.offset[2], rows.length[2], rows.crc32c[2]) == (-1, 0, 0)
     assert rows.status.tolist() == ["ok", "ok", "rejected", "ok"]
     assert rows.reason.tolist() == ["", "", "no PNG, JPEG or DICOM: begins with 'junk'", ""]
     assert rows.source.tolist() == [str(place.images / f"{name}.png") for name in ("a", "b", "bad", "c")]
@@ -173,7 +177,7 @@ def test_stored_images_are_the_decoded_pixels_in_the_order_asked_for(place):
     rows = place.decode()
     assert len(set(rows.unit)) == 3
     order = list(rows.index[::-1]) + list(rows.index[::7])
-    places = [tuple(rows.loc[name, ["unit", "offset", "length"]]) for name in order]
+    places = [Stored(*rows.loc[name, list(Stored._fields)]) for name in order]
     for name, image in zip(order, fetch_images(place.store.path, places), strict=True):
         with Image.open(place.images / name) as source:
             assert image == np.asarray(source.resize((16, 16), Image.Resampling.BILINEAR)).tobytes()
@@ -484,18 +488,18 @@ def test_images_that_are_the_same_as_deleted_ones_are_decoded_again(place, decod
 # ---- damage ---------------------------------------------------------------------------------------------
 
 
-def test_any_flipped_byte_of_a_stored_record_is_an_error_that_names_the_file(place):
+def test_any_flipped_byte_of_a_stored_image_is_an_error_that_names_the_file(place):
     place.write(a=picture(1))
     row = place.decode().iloc[0]
     path = Path(place.store.path) / f"unit-{row.unit}.tfrecord"
     whole = path.read_bytes()
-    for at in range(0, len(whole), 11):
+    for at in range(row.offset, row.offset + row.length, 11):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(CxrError) as caught:
-            fetch_images(place.store.path, [(row.unit, row.offset, row.length)])
-        assert str(caught.value).startswith(f"{path}: the checksum of the record's ")
-        assert str(caught.value).endswith(
-            "does not match; delete it, then run again: its images are decoded anew"
+            fetch_images(place.store.path, [Stored(*row[list(Stored._fields)])])
+        assert str(caught.value) == (
+            f"{path}: the image at byte {row.offset} is damaged; delete it, then run again: "
+            "its images are decoded anew"
         )
 
 
@@ -504,19 +508,16 @@ def test_stored_records_that_are_gone_are_an_error_that_names_the_file(place, ch
     place.write(a=picture(1))
     row = place.decode().iloc[0]
     path = Path(place.store.path) / f"unit-{row.unit}.tfrecord"
-    length = row.length
     if change == "cut":
         os.truncate(path, 100)
     elif change == "deleted":
         path.unlink()
     else:
-        record = store.frame(b"a record, and no Example")
-        path.write_bytes(record)
-        length = len(record)
+        path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(CxrError) as caught:
-        fetch_images(place.store.path, [(row.unit, row.offset, length)])
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "delete it, then run again: its images are decoded anew" in str(caught.value)
+        fetch_images(place.store.path, [Stored(*row[list(Stored._fields)])])
+    assert str(caught.value).startswith(f"{path}")
+    assert str(caught.value).endswith("run again: its images are decoded anew")
 
 
 def test_following_the_advice_about_a_damaged_record_mends_the_store(place):
@@ -524,7 +525,7 @@ def test_following_the_advice_about_a_damaged_record_mends_the_store(place):
     place.decode()
     before = place.stored()
     (path,) = Path(place.store.path).glob("unit-*.tfrecord")
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(CxrError, match="delete it, then run again"):
         place.stored()
     path.unlink()

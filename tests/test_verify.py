@@ -445,10 +445,10 @@ def test_copies_are_not_blamed_where_their_original_cannot_be_read(copied_datase
     rows = [row for name in SHARDS for row in rows_of(copied_dataset, name)]
     original = next(r for r in rows if r["image_id"] == row["image_id"] and r["copy"] == 0)
 
-    tamper(copied_dataset, lambda shards: shards[original["shard"]][original["place"]].pop("image"))
+    tamper(copied_dataset, lambda shards: shards[original["shard"]][original["place"]].pop("view"))
 
     assert said(check_dataset(str(copied_dataset), deep=True)) == [
-        (original["shard"], original["place"], original["image_id"], "feature 'image' is missing")
+        (original["shard"], original["place"], original["image_id"], "feature 'view' is missing")
     ]
 
 
