@@ -171,7 +171,7 @@ def rejected_csv(left_out: pd.DataFrame) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image_id", "split", "reason", "detail"])
-    columns = (left_out[name] for name in ("image_id", "split", "reason", "detail"))
+    columns = (left_out[name].tolist() for name in ("image_id", "split", "reason", "detail"))
     writer.writerows(zip(*columns, strict=True))
     return out.getvalue().encode()
 

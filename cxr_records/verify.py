@@ -105,7 +105,7 @@ def check_dataset(dataset: str, deep: bool = False) -> list[Problem]:
     problems += _check_strays(dataset, manifest)
     table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else read_records_table(dataset)
     shards = list(_shards(dataset, manifest, table))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor() as pool:
         for found in pool.map(_check_shard, shards):
             problems += found
     if deep:

@@ -2,9 +2,6 @@
 
 import functools
 import json
-import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 
 import click
@@ -12,20 +9,27 @@ import click
 from cxr_records import sampling, storage
 from cxr_records.errors import UsageError
 from cxr_records.images import CODECS, RESAMPLING, ImageFormat
-from cxr_records.plan import SECONDS_PER_DECODE, DatasetConfig, Plan, estimate, make_plan
+from cxr_records.plan import SECONDS_PER_DECODE, DatasetConfig, estimate, make_plan
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
-from pipelines.build import BuildRequest, BuildResult, build_dataset, read_table
+from pipelines.build import BuildRequest, build_dataset, read_table
 from pipelines.decode import (
-    FoundImages,
     check_rejected,
     decode_images,
     find_images,
     pending_images,
     seconds_per_decode,
 )
-from pipelines.engines import LOCAL_RUNNER, Engine
-from pipelines.progress import say
+from pipelines.engines import LOCAL_RUNNER, Engine, cores
+from pipelines.summary import (
+    build_json,
+    plan_json,
+    tell_build,
+    tell_found,
+    tell_plan,
+    tell_size,
+    warn_of_empty_classes,
+)
 
 _SEVERAL = ("--images", "--copies-of")
 
@@ -135,11 +139,12 @@ def build(out: str, as_json: bool, **options) -> None:
     if not options["images"]:
         raise UsageError("--images is missing: name the folders, archives or URLs that hold the images")
     result = build_dataset(_request(out=out, **options))
+    warn_of_empty_classes(result.plan)
     if as_json:
-        click.echo(json.dumps(_build_json(result, out)))
+        click.echo(json.dumps(build_json(result, out)))
     else:
-        _tell_plan(result.plan, result.found)
-        _tell_build(result, out)
+        tell_plan(result.plan, result.found)
+        tell_build(result, out)
 
 
 @click.command(cls=_Command)
@@ -178,12 +183,13 @@ def plan(as_json: bool, **options) -> None:
         if pending:
             per_decode = seconds_per_decode(found, image_format, path)
     planned = make_plan(metadata, splits, request.config, images)
+    warn_of_empty_classes(planned)
     size = estimate(planned, to_decode, request.engine.workers, per_decode)
     if as_json:
-        click.echo(json.dumps(_plan_json(planned, size, found)))
+        click.echo(json.dumps(plan_json(planned, size, found)))
     else:
-        _tell_plan(planned, found)
-        _tell_size(planned, size, to_decode, request)
+        tell_plan(planned, found)
+        tell_size(planned, size, to_decode, request)
 
 
 @click.command(cls=_Command)
@@ -222,7 +228,7 @@ def decode(
             json.dumps({"store": store, "images": held, "decoded": done.decoded, "rejected": done.rejected})
         )
     else:
-        _tell_found(found)
+        tell_found(found)
         click.echo(f"{len(done.images) - done.rejected:,} images in {store}, {done.decoded:,} decoded now, "
                    f"{done.rejected:,} rejected")  # fmt: skip
     check_rejected(done.images, max_rejected)
@@ -259,8 +265,7 @@ def _request(
 
 
 def _engine(workers: int | None, runner: str, beam_options: tuple[str, ...], debug: bool) -> Engine:
-    cores = len(os.sched_getaffinity(0))
-    return Engine(cores if workers is None else workers, runner, beam_options, debug)
+    return Engine(cores() if workers is None else workers, runner, beam_options, debug)
 
 
 def _with_undecoded(images, pending):
@@ -271,151 +276,3 @@ def _with_undecoded(images, pending):
 
     hoped = pd.DataFrame({"status": OK, "reason": ""}, index=sorted(pending))
     return hoped if images is None else pd.concat([images, hoped]).sort_index()
-
-
-def _plan_json(planned: Plan, size: dict[str, float], found: FoundImages | None) -> dict:
-    counts = planned.split_counts()
-    balance = planned.balance.to_json()
-    return {
-        "records": {split: count["records"] for split, count in counts.items()},
-        "images": {split: count["images"] for split, count in counts.items()},
-        "copies": planned.num_copies,
-        "patients": {split: count["patients"] for split, count in counts.items()},
-        "shards": {split: count["shards"] for split, count in counts.items()},
-        "classes": planned.class_counts(),
-        "mean_ir": balance["mean_ir"],
-        "max_ir": balance["max_ir"],
-        "left_out": planned.left_out_counts(),
-        "missing": found.missing if found else None,
-        "not_in_table": found.not_in_table if found else None,
-        "splits": planned.splits.origin,
-        "official": planned.splits.official,
-        **{name: round(value, 1) for name, value in size.items()},
-    }
-
-
-def _build_json(result: BuildResult, out: str) -> dict:
-    manifest = result.manifest
-    return {
-        "dataset": out,
-        "id": manifest["id"],
-        "records": {split: counts["records"] for split, counts in manifest["splits"].items()},
-        "copies": result.plan.num_copies,
-        "rejected": result.decoded.rejected,
-        "missing": result.found.missing,
-        "not_in_table": result.found.not_in_table,
-        "left_out": manifest["left_out"],
-        "classes": manifest["classes"],
-        "mean_ir": manifest["mean_ir"],
-        "max_ir": manifest["max_ir"],
-        "shards": len(result.plan.shards),
-        "decoded": result.decoded.decoded,
-        "seconds": result.seconds,
-    }
-
-
-def _tell_found(found: FoundImages) -> None:
-    if found.missing:
-        click.echo(f"missing: {found.missing:,} images of the table are in no source")
-    if found.not_in_table:
-        click.echo(f"not in the table: {found.not_in_table:,} image files, left alone")
-
-
-def _tell_plan(planned: Plan, found: FoundImages | None) -> None:
-    task, copies = planned.config.task, planned.config.copies
-    click.echo(
-        f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {planned.splits.origin}"
-    )
-    if not planned.splits.official:
-        click.echo("not the official split: do not compare results with published official-split results")
-    if found:
-        _tell_found(found)
-    for (reason, detail), count in planned.left_out.groupby(["reason", "detail"]).size().items():
-        if reason not in ("missing", "rejected"):
-            click.echo(f"{reason}: {count:,} images{f' ({detail})' if detail else ''}")
-    rejected = planned.left_out[planned.left_out["reason"] == "rejected"]
-    for detail, rows in rejected.groupby("detail"):
-        more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
-        click.echo(f"rejected: {rows['image_id'].iloc[0]}{more}: {detail}")
-    warning = sampling.empty_classes_warning([c.name for c in planned.balance.classes if c.images == 0])
-    if warning:
-        say(f"warning: {warning}")
-    click.echo()
-    click.echo(f"{'split':<11}{'patients':>10}{'images':>10}{'copies':>10}{'records':>10}{'shards':>8}")
-    for split, count in planned.split_counts().items():
-        cells = "".join(f"{count[name]:>10,}" for name in ("patients", "images", "copies", "records"))
-        click.echo(f"{split:<11}{cells}{count['shards']:>8,}")
-    click.echo()
-    _tell_classes(planned)
-    balance = planned.balance
-    if balance.mean_ir_before is not None:
-        rule = (
-            copies.rule
-            if copies.rule == "none"
-            else f"{copies.rule}, target {copies.target:.0%}, max {copies.max_records}"
-        )
-        click.echo(
-            f"imbalance in train (copies: {rule}): MeanIR {balance.mean_ir_before:.2f} -> "
-            f"{balance.mean_ir_after:.2f}, maxIR {balance.max_ir_before:.1f} -> {balance.max_ir_after:.1f}"
-        )
-
-
-def _tell_classes(planned: Plan) -> None:
-    """A row per class: images by split; in train records, IRLbl before and after, share dragged along."""
-    splits = planned.split_names
-    head = "".join(f"{split:>11}" for split in splits)
-    click.echo(f"{'class':<19}{head}{'records':>10}{'IRLbl':>8}{'after':>8}{'dragged':>9}")
-    for name, count in planned.class_counts().items():
-        images = "".join(f"{count['splits'][split]['images']:>11,}" for split in splits)
-        row = f"{name:<19}{images}"
-        if "train" in count["splits"]:
-            row += f"{count['splits']['train']['records']:>10,}"
-        if "irlbl" in count:
-            row += "".join(f"{_ratio(count['irlbl'][key]):>8}" for key in ("before", "after"))
-            row += f"{count['dragged']:>9.0%}"
-        click.echo(row)
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _tell_size(planned: Plan, size: dict[str, float], to_decode: int, request: BuildRequest) -> None:
-    workers = request.engine.workers
-    store = (
-        "" if planned.images is not None and not to_decode else f", image store {_bytes(size['store_bytes'])}"
-    )
-    click.echo(f"on disk: dataset about {_bytes(size['dataset_bytes'])}{store}")
-    click.echo(
-        f"time with {workers} worker{'s' * (workers > 1)}: decode about {_seconds(size['decode_seconds'])} "
-        f"({to_decode:,} images), write about {_seconds(size['write_seconds'])}"
-    )
-    parent = os.path.dirname(request.out)
-    if os.path.isdir(parent):
-        needed, free = (
-            size["dataset_bytes"] + size["store_bytes"] * bool(to_decode),
-            shutil.disk_usage(parent).free,
-        )
-        if needed > free:
-            say(f"warning: {parent} has {_bytes(free)} free, {_bytes(needed)} are needed")
-
-
-def _tell_build(result: BuildResult, out: str) -> None:
-    seconds = result.seconds
-    click.echo(
-        f"decoded {result.decoded.decoded:,} images in {seconds['decode']:.1f} s, wrote {result.written:,} "
-        f"of {len(result.plan.shards):,} shards in {seconds['write']:.1f} s, {seconds['total']:.1f} s in all"
-    )
-    click.echo(f"{out}: complete, id {result.manifest['id']}")
-    click.echo(f"check it: cxr-records verify {out} --deep")
-
-
-def _bytes(count: float) -> str:
-    unit = min(4, int(math.log(max(count, 1), 1000)))
-    return f"{count / 1000**unit:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
-
-
-def _seconds(count: float) -> str:
-    if count < 100:
-        return f"{max(count, 1):.0f} s"
-    return f"{count / 60:.0f} min" if count < 7200 else f"{count / 3600:.1f} h"

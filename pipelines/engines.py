@@ -38,6 +38,13 @@ _WORKER_DIED = "a worker process died, perhaps for want of memory"
 _SAID_BY_WORKER = re.compile(r"@@cxr-error:([A-Za-z0-9+/=]+)@@")
 
 
+def cores() -> int:
+    """Returns how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; elsewhere a process may use them all
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """Where a job runs.
@@ -49,7 +56,7 @@ class Engine:
         debug: whether Beam's log goes to the screen.
     """
 
-    workers: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = dataclasses.field(default_factory=cores)
     runner: str = LOCAL_RUNNER
     beam_options: tuple[str, ...] = ()
     debug: bool = False
