@@ -1,5 +1,6 @@
 """The decode phase: find the images of a table in the sources, and bring the image store up to date."""
 
+import contextlib
 import dataclasses
 import random
 import time
@@ -117,16 +118,29 @@ def decode_images(found: FoundImages, store: str, image_format: ImageFormat, eng
     decoded = 0
     if pending_images(found, opened.read_index()):
         with opened.lock():
-            opened.clean()
-            index = opened.read_index()
-            specs = opened.plan_units(pending_images(found, index), index, len(found.entries))
-            if specs:
-                seconds = sum(spec.num_images for spec in specs) * SECONDS_PER_DECODE
-                run(Job("decode", "images", write_unit, specs, _is_done, _size, seconds), engine)
-                decoded = sum(spec.num_images for spec in specs)
+            decoded = _decode_pending(found, opened, engine)
+    else:
+        # A command killed at its very end leaves files behind. Where the store is in use by another, or
+        # cannot be written, they are not ours to remove, and nothing needs them gone.
+        with contextlib.suppress(CxrError, OSError), opened.lock():
             opened.clean()
     images = _settled(opened.read_index(), found)
     return DecodedImages(opened, images, decoded, int((images["status"] == REJECTED).sum()))
+
+
+def _decode_pending(found: FoundImages, store: ImageStore, engine: Engine) -> int:
+    """Decodes what is pending, with the store's lock held; returns how many images that were."""
+    store.clean()
+    index = store.read_index()
+    specs = store.plan_units(pending_images(found, index), index, len(found.entries))
+    num_images = sum(spec.num_images for spec in specs)
+    if specs:
+        run(
+            Job("decode", "images", write_unit, specs, _is_done, _size, num_images * SECONDS_PER_DECODE),
+            engine,
+        )
+    store.clean()
+    return num_images
 
 
 def check_rejected(images: pd.DataFrame, max_rejected: float, where: str = "") -> None:
