@@ -32,9 +32,11 @@ SHARD_NAME = re.compile(r"cxr14-(train|validation|test)\.tfrecord-\d{5,}-of-\d{5
 # fewer; a small split into one for every 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64
 EXAMPLE_BYTES = 235  # what a record holds beside its image, about
-BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.62, "jpeg": 0.30}  # of NIH images at 224; used before any is stored
-# One core of 2023's servers: a 1024x1024 PNG decoded and resized, a record copied, a copy augmented.
-SECONDS_PER_DECODE, SECONDS_PER_RECORD, SECONDS_PER_COPY = 14e-3, 0.12e-3, 1.2e-3
+# Used before any image is stored: means of 149 NIH originals at 224 pixels.
+BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.43, "jpeg": 0.25}
+# Of one core of a 2023 server, as benchmarks/bench_build.py measures them, fsync included: a 1024x1024 PNG
+# decoded and resized, a record copied, a copy augmented.
+SECONDS_PER_DECODE, SECONDS_PER_RECORD, SECONDS_PER_COPY = 14e-3, 0.2e-3, 1.0e-3
 
 
 @dataclasses.dataclass(frozen=True)
