@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cxr_records import cli
+from cxr_records.examples import FEATURES
 from cxr_records.findings import FINDINGS
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.manifest import MANIFEST_FILE
@@ -405,6 +406,28 @@ def test_demo_ends_with_where_to_look(capsys, tmp_path):
 def test_the_readme_names_every_command():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert [name for name in cli.COMMANDS if f"cxr-records {name}" not in readme] == []
+
+
+def test_the_readme_describes_each_feature_as_the_code_does():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("| `")]
+    for feature in FEATURES:
+        (row,) = [line for line in rows if line.startswith(f"| `{feature.name}` |")]
+        assert row.endswith(f"| {feature.meaning} |")
+
+
+def test_a_class_without_training_images_is_a_warning(capsys, arguments, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [
+        f"{number:08d}_000.png,{'Mass' if number < 6 else 'No Finding'},{number}" for number in range(1, 41)
+    ]
+    table.write_text("Image Index,Finding Labels,Patient ID\n" + "\n".join(rows) + "\n")
+    code, out, err = run(capsys, "plan", "--metadata", table, "--task", "binary:Hernia", "--json")
+    assert code == 0
+    assert err.startswith("warning: ")
+    assert "Hernia" in err
+    assert err.count("\n") == 1
+    assert json.loads(out)["classes"]["Hernia"]["images"] == 0
 
 
 @pytest.mark.parametrize("table", ["Data_Entry_2017_v2020", "Data_Entry_2017", "sample_labels"])

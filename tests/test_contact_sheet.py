@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cxr_records.augment import apply, augmentation_for
-from cxr_records.contact_sheet import THUMBNAIL, caption, contact_sheet
+from cxr_records.contact_sheet import THUMBNAIL, caption, contact_sheet, sheet_of_dataset
 
 
 def image(shape, grey):
@@ -52,3 +52,17 @@ def test_long_findings_stay_beside_the_images():
 def test_an_empty_sheet_is_refused():
     with pytest.raises(ValueError, match="a contact sheet needs at least one image"):
         contact_sheet([])
+
+
+def test_the_sheet_of_a_dataset_has_a_row_of_ten_copies_for_each_rare_class(dataset):
+    sheet = sheet_of_dataset(str(dataset), num_images=4)
+
+    row_of_ten = contact_sheet(
+        [("a", np.zeros((64, 64), np.uint8), [({"function": "flip"}, image((64, 64), 9))] * 10)]
+    )
+    assert sheet.width == row_of_ten.width
+    assert sheet.height - row_of_ten.height == 3 * (row_of_ten.height - 12)
+
+
+def test_the_sheet_of_a_dataset_is_the_same_each_time(dataset):
+    assert sheet_of_dataset(str(dataset)).tobytes() == sheet_of_dataset(str(dataset)).tobytes()
