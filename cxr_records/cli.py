@@ -108,7 +108,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line; every error of the user's is one line, and every process has ended after it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish is kept
+            signal.signal(number, _terminate)
     code = run(arguments)
     for stream in (sys.stdout, sys.stderr):
         try:

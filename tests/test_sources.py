@@ -74,7 +74,7 @@ def write_folder(path: Path, files=None) -> str:
 
 def write_zip(path: Path, files=None, compression=zipfile.ZIP_DEFLATED) -> str:
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.mkdir("images_001")
+        archive.writestr("images_001/", b"")
         for name, data in ({**FILES, **JUNK} if files is None else files).items():
             archive.writestr(name, data)
     return str(path)
