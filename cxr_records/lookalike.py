@@ -406,8 +406,8 @@ def _write_tables(plan: Sequence[PlannedImage], paths: LookalikePaths, seed: int
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]], end: str) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator=end).writerows([header, *rows])
-    return text.getvalue().encode()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().replace("\n", end).encode()  # Python 3.13's csv takes no comma for a line's end
 
 
 def _appended_labels(plan: Sequence[PlannedImage], seed: int) -> dict[str, str]:
