@@ -114,30 +114,40 @@ def build_words(paths: list[str], arguments: argparse.Namespace, workers: int) -
 
 
 def measure_decode(arguments: argparse.Namespace, folder: Path) -> dict:
-    """The decode phase beside a bare loop of the same work, in turn; and the rebuild of another task."""
+    """The decode phase beside a bare loop of the same work, in turn."""
     paths = link_images(arguments.images, arguments.metadata, folder, arguments.count)
     words = build_words(paths, arguments, arguments.workers)
-    bare, decode, first, again, peak = [], [], [], [], 0.0
+    bare, decode = [], []
     for number in range(arguments.rounds):
         bare.append(time_bare_loop(paths, arguments.workers))
         out = folder / f"round-{number}"
-        told, seconds, memory = run_build([*words, "--out", str(out / "a")])
-        first.append(seconds)
-        decode.append(told["seconds"]["decode"])
-        peak = max(peak, memory)
-        again.append(run_build([*words, "--out", str(out / "b"), "--task", "binary"])[1])
-        said = (f"bare {bare[-1]:.1f} s", f"decode {decode[-1]:.1f} s", f"build {first[-1]:.1f} s")
-        print(f"round {number}:", *said, f"another task {again[-1]:.2f} s", file=sys.stderr)
-        if number < arguments.rounds - 1:
-            shutil.rmtree(out)
+        decode.append(run_build([*words, "--out", str(out / "a")])[0]["seconds"]["decode"])
+        print(f"round {number}: bare {bare[-1]:.1f} s, decode {decode[-1]:.1f} s", file=sys.stderr)
+        shutil.rmtree(out)
     ratios = [a / b for a, b in zip(bare, decode, strict=True)]
     return {
-        "images": arguments.count,
+        "decode_images": arguments.count,
         "bare_images_per_second": round(arguments.count / statistics.median(bare), 1),
         "decode_images_per_second": round(arguments.count / statistics.median(decode), 1),
         "decode_over_bare_loop": round(statistics.median(ratios), 3),
-        "worker_peak_mb": round(peak),
-        "rebuild_times_faster": round(statistics.median(a / b for a, b in zip(first, again, strict=True)), 1),
+    }
+
+
+def measure_rebuild(arguments: argparse.Namespace, folder: Path) -> dict:
+    """A first build, and builds of another task from the same images."""
+    paths = link_images(arguments.images, arguments.metadata, folder, arguments.rebuild_count)
+    words = build_words(paths, arguments, arguments.workers)
+    first, again = run_build([*words, "--out", str(folder / "first")])[1], []
+    for number in range(arguments.rounds):
+        out = folder / f"again-{number}"
+        again.append(run_build([*words, "--out", str(out), "--task", "binary"])[1])
+        shutil.rmtree(out)
+    print(f"first {first:.1f} s, again {', '.join(f'{s:.1f} s' for s in again)}", file=sys.stderr)
+    return {
+        "rebuild_images": arguments.rebuild_count,
+        "first_build_seconds": round(first, 1),
+        "rebuild_seconds": round(statistics.median(again), 1),
+        "rebuild_times_faster": round(first / statistics.median(again), 1),
     }
 
 
@@ -230,6 +240,7 @@ def measure_commands(arguments: argparse.Namespace) -> dict:
 
 PARTS = {
     "decode": measure_decode,
+    "rebuild": measure_rebuild,
     "memory": measure_memory,
     "records": measure_records,
     "commands": lambda arguments, folder: measure_commands(arguments),
@@ -243,6 +254,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of 1024x1024 NIH images")
     parser.add_argument("--metadata", type=Path, required=True, help="NIH's table of all images")
     parser.add_argument("--count", type=int, default=10_000, help="names to make of the images")
+    parser.add_argument("--rebuild-count", type=int, default=60_000, help="the same for the rebuild")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(

@@ -126,6 +126,9 @@ def run(arguments: list[str]) -> int:
         return cli.main(arguments, prog_name="cxr-records", standalone_mode=False) or 0
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "cxr-records"
+        return _say(f"Error: {error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
     except click.ClickException as error:
         error.show()
         return error.exit_code

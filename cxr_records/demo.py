@@ -9,7 +9,9 @@ import click
 
 from cxr_records import contact_sheet, lookalike
 from cxr_records.cli import cli
+from cxr_records.errors import UsageError
 
+SHEET = "contact_sheet.png"
 SHEET_IMAGES = 6
 
 
@@ -38,8 +40,9 @@ def demo(
       cxr-records demo --out demo --images images_001 --metadata Data_Entry_2017_v2020.csv
     """
     if bool(images) != bool(metadata):
-        raise click.UsageError("give --images and --metadata together, or neither for the look-alike set")
+        raise UsageError("give --images and --metadata together, or neither for the look-alike set")
     folder = Path(out)
+    _check_folder(folder)
     if not images:
         click.echo(f"Drawing {num_images:,} look-alike X-rays with planted findings in {folder / 'nih'}")
         made = lookalike.make_lookalike(folder / "nih", num_images, workers=workers or 1)
@@ -55,7 +58,7 @@ def demo(
     _run("verify", dataset, "--deep")
     click.echo("\nAnother task from the same decoded images: nothing is decoded again.")
     _run("build", *inputs, "--out", binary, "--task", "binary")
-    sheet = folder / "contact_sheet.png"
+    sheet = folder / SHEET
     contact_sheet.sheet_of_dataset(dataset, SHEET_IMAGES).save(sheet)
     click.echo(
         f"\nWhere to look:\n"
@@ -63,6 +66,16 @@ def demo(
         f"  {binary}/           the same images for the task binary\n"
         f"  {sheet}      rare images with their ten augmented copies: judge them yourself"
     )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder that holds anything which no demo made, so that nothing of the user's is replaced."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    ours = {"nih", "cxr14", "cxr14-binary"} | {name for name in names if name.startswith("image-store-")}
+    if (folder / "cxr14").is_dir():
+        ours.add(SHEET)
+    if strangers := sorted(set(names) - ours):
+        raise UsageError(f"--out {folder} holds {strangers[0]}, which no demo made; name another folder")
 
 
 def _run(*words: str) -> None:

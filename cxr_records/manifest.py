@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -49,6 +50,8 @@ def read_manifest(dataset: str) -> dict:
     """
     path = storage.join(dataset, MANIFEST_FILE)
     if not storage.exists(path):
+        if os.path.isfile(dataset):
+            raise ManifestError(f"{dataset} is a file, expected the folder of a dataset")
         if not storage.exists(dataset):
             raise ManifestError(f"{dataset}: no such folder")
         if BUILD_FOLDER in storage.list_names(dataset):
@@ -86,6 +89,8 @@ def check_folder(dataset: str) -> None:
     Raises:
         UsageError: with the first strange name found.
     """
+    if os.path.isfile(dataset):
+        raise UsageError(f"--out {dataset} is a file, expected a folder; name another")
     names = storage.list_names(dataset)
     if not names:
         return

@@ -94,6 +94,8 @@ def list_sources(
     entries: list[Entry] = []
     warnings: list[str] = []
     for pattern in paths:
+        if "::" in pattern:
+            raise UsageError(f"--images {pattern}: chained URLs are not read; name the archive itself")
         found = storage.expand(storage.absolute(pattern))
         if not found:
             raise UsageError(f"--images {pattern}: nothing matches")
@@ -222,7 +224,8 @@ def _list_path(
 ) -> list[Entry]:
     path = storage.absolute(path)
     if not storage.exists(path):
-        raise UsageError(f"--images {path}: no such file or folder")
+        silent = ", or its server does not answer" if storage.is_url(path) else ""
+        raise UsageError(f"--images {path}: no such file or folder{silent}")
     kind = archive_kind(path)
     if kind and not os.path.isdir(path):
         on_archive(path)
@@ -292,7 +295,8 @@ def _list_zip(path: str) -> tuple[list[Entry], str]:
             ], ""
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         # The table of contents is at the end of a zip: without it nothing can be found.
-        raise CxrError(f"--images {path}: damaged or cut short ({error}); fetch the archive again") from error
+        remedy = "download it first" if storage.is_url(path) else "fetch the archive again"
+        raise CxrError(f"--images {path}: damaged or cut short ({error}); {remedy}") from error
 
 
 def _list_tar(path: str) -> tuple[list[Entry], str]:
@@ -306,6 +310,9 @@ def _list_targz(path: str, index_folder: str | None, keep_index: bool) -> tuple[
     if index and _read_kept(index) and (members := _read_kept(_members_path(index))):
         rows = pq.read_table(io.BytesIO(members)).to_pylist()
         return [Entry(kind="targz", source=path, mtime_ns=mtime_ns, **row) for row in rows], ""
+    with storage.open_read(path) as file:
+        if file.read(2) != b"\x1f\x8b":
+            return [], "no gzip file"
     with _open_gzip(path, None) as file:
         found, problem = _tar_members(file, path, "targz", mtime_ns)
         # Nothing is kept of a damaged archive: the next run looks again.

@@ -113,6 +113,10 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
     image_ids = metadata.table["image_id"].tolist()
     lists = _read_lists(options)
     digests = {name: list_digest(names) for name, names in lists.items()}
+    if (digests["train_val"], digests["test"]) == (OFFICIAL_TEST, OFFICIAL_TRAIN_VAL):
+        raise UsageError(
+            "found NIH's test list under --train-val-list and its train_val list under --test-list; swap them"
+        )
     official = digests["train_val"] == OFFICIAL_TRAIN_VAL and digests["test"] == OFFICIAL_TEST
     _check_lists(lists, options, image_ids, official)
 

@@ -117,7 +117,7 @@ def _check_file(dataset: str, entry: Mapping) -> Problem | None:
     """Presence, size and sha256 of one file."""
     path = storage.join(dataset, entry["file"])
     if not storage.exists(path):
-        return Problem(path, f"the file is missing; {_REBUILD}")
+        return Problem(path, "the file is missing; run the build command again: it writes it anew")
     size = storage.file_size(path)
     if size != entry["bytes"]:
         return Problem(path, f"{size:,} bytes, the manifest says {entry['bytes']:,}; {_REBUILD}")

@@ -59,10 +59,16 @@ class BuildRequest:
     def __post_init__(self):
         if not 0 <= self.max_rejected <= 1:
             raise UsageError(f"--max-rejected {self.max_rejected}: expected a share from 0 to 1")
+        if not self.out:
+            raise UsageError("--out is empty; name a folder")
         # Workers run in another folder.
         object.__setattr__(self, "out", storage.absolute(self.out))
         if self.store:
             object.__setattr__(self, "store", storage.absolute(self.store))
+            if f"{self.store}/".startswith(f"{self.out}/"):
+                raise UsageError(
+                    f"--store {self.store} is in --out {self.out}; the store outlives datasets, name another"
+                )
 
     @property
     def store_path(self) -> str:

@@ -265,6 +265,10 @@ def _request(
 
 
 def _engine(workers: int | None, runner: str, beam_options: tuple[str, ...], debug: bool) -> Engine:
+    if beam_options and not beam_options[0].startswith("--"):
+        raise UsageError(
+            f"found {beam_options[0]!r}, which belongs to no option; quote names with spaces or *"
+        )
     return Engine(cores() if workers is None else workers, runner, beam_options, debug)
 
 

@@ -64,6 +64,8 @@ class Engine:
     def __post_init__(self):
         if self.workers < 1:
             raise UsageError(f"--workers {self.workers}: expected at least 1")
+        if self.runner != LOCAL_RUNNER:
+            _check_runner(self.runner)
 
     def options(self, in_process: bool = False) -> list[str]:
         """Returns Beam's command line for this engine."""
@@ -222,6 +224,15 @@ def _read_log(child: subprocess.Popen, said: list[str], debug: bool) -> None:
             print(text, file=sys.stderr)
         said.append(text)
         del said[:-200]
+
+
+def _check_runner(name: str) -> None:
+    """Refuses a runner that Beam does not know, before any work; a dotted name is a class of the user's."""
+    with _quiet(debug=False):
+        from apache_beam.options.pipeline_options import StandardOptions
+    known = StandardOptions.KNOWN_RUNNER_NAMES
+    if "." not in name and name.lower() not in map(str.lower, known):
+        raise UsageError(f"--runner {name}: expected one of {', '.join(sorted({LOCAL_RUNNER, *known}))}")
 
 
 def run_pipeline(

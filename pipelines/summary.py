@@ -73,12 +73,14 @@ def tell_found(found: FoundImages) -> None:
 
 def tell_plan(planned: Plan, found: FoundImages | None) -> None:
     """Prints splits, what is left out and why, records by split, and the balance of the classes."""
-    task, copies = planned.config.task, planned.config.copies
+    task = planned.config.task
     click.echo(
         f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {planned.splits.origin}"
     )
     if not planned.splits.official:
         click.echo("not the official split: do not compare results with published official-split results")
+    if planned.splits.not_in_table and not planned.splits.official:
+        click.echo(f"in a list but not in the table: {planned.splits.not_in_table:,} names")
     if found:
         tell_found(found)
     for (reason, detail), count in planned.left_out.groupby(["reason", "detail"]).size().items():
@@ -97,27 +99,33 @@ def tell_plan(planned: Plan, found: FoundImages | None) -> None:
     _tell_classes(planned)
     balance = planned.balance
     if balance.mean_ir_before is not None:
-        rule = (
-            copies.rule
-            if copies.rule == "none"
-            else f"{copies.rule}, target {copies.target:.0%}, max {copies.max_records}"
-        )
+        copies = _describe(planned.config.copies)
         click.echo(
-            f"imbalance in train (copies: {rule}): MeanIR {balance.mean_ir_before:.2f} -> "
+            f"imbalance in train (copies: {copies}): MeanIR {balance.mean_ir_before:.2f} -> "
             f"{balance.mean_ir_after:.2f}, maxIR {balance.max_ir_before:.1f} -> {balance.max_ir_after:.1f}"
         )
+
+
+def _describe(copies: sampling.CopyRule) -> str:
+    """The rule with the settings that it heeds."""
+    of = f" of {', '.join(copies.of)}" if copies.of else ""
+    if copies.rule == "none":
+        return "none"
+    if copies.rule == "fixed":
+        return f"fixed, {copies.max_records} copies{of}"
+    return f"{copies.rule}, target {copies.target:.0%}, max {copies.max_records}{of}"
 
 
 def _tell_classes(planned: Plan) -> None:
     """A row per class: images by split; in train records, IRLbl before and after, share dragged along."""
     splits = planned.split_names
     head = "".join(f"{split:>11}" for split in splits)
-    click.echo(f"{'class':<19}{head}{'records':>10}{'IRLbl':>8}{'after':>8}{'dragged':>9}")
+    click.echo(f"{'class':<19}{head}{'train rec.':>12}{'IRLbl':>8}{'after':>8}{'dragged':>9}")
     for name, count in planned.class_counts().items():
         images = "".join(f"{count['splits'][split]['images']:>11,}" for split in splits)
         row = f"{name:<19}{images}"
         if "train" in count["splits"]:
-            row += f"{count['splits']['train']['records']:>10,}"
+            row += f"{count['splits']['train']['records']:>12,}"
         if "irlbl" in count:
             row += "".join(f"{_ratio(count['irlbl'][key]):>8}" for key in ("before", "after"))
             row += f"{count['dragged']:>9.0%}"
@@ -156,6 +164,8 @@ def tell_build(result: BuildResult, out: str) -> None:
         f"decoded {result.decoded.decoded:,} images in {seconds['decode']:.1f} s, wrote {result.written:,} "
         f"of {len(result.plan.shards):,} shards in {seconds['write']:.1f} s, {seconds['total']:.1f} s in all"
     )
+    if result.written < len(result.plan.shards):
+        click.echo("the other shards were there already; only verify reads them again")
     click.echo(f"{out}: complete, id {result.manifest['id']}")
     click.echo(f"check it: cxr-records verify {out} --deep")
 

@@ -315,6 +315,8 @@ def test_an_output_that_is_not_ours_is_refused_and_left_alone(capsys, arguments,
     (tmp_path / "home" / "thesis.tex").write_text("years")
     error = refused(capsys, 2, "build", *arguments, "--out", tmp_path / "home")
     assert "is not empty and no dataset of ours (it holds thesis.tex)" in error
+    error = refused(capsys, 2, "build", *arguments, "--out", tmp_path / "home" / "thesis.tex")
+    assert "is a file, expected a folder" in error
     assert [path.name for path in tmp_path.rglob("*")] == ["home", "thesis.tex"]
 
 
@@ -365,6 +367,43 @@ def test_a_disk_that_cannot_be_written_is_one_line(capsys, arguments, tmp_path):
         assert error.endswith("Read-only file system")
     finally:
         subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["stray"], "Error: found 'stray', which belongs to no option; quote names with spaces or *"),
+        (["--", "stray"], "Error: found 'stray', which belongs to no option; quote names with spaces or *"),
+        (["--runner", "Foo"], "Error: --runner Foo: expected one of "),
+        (["--foo"], "Error: No such option"),
+        (["--size", "big"], "Error: Invalid value for '--size'"),
+    ],
+    ids=" ".join,
+)
+def test_words_that_mean_nothing_are_refused(capsys, arguments, tmp_path, words, text):
+    error = refused(capsys, 2, "build", *arguments, "--seed", "1", "--out", tmp_path / "ds", "--flip", *words)
+    assert error.startswith(text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nihs_lists_in_each_others_place_are_refused(capsys, nih):
+    words = ["--train-val-list", nih / "test_list.txt.gz", "--test-list", nih / "train_val_list.txt.gz"]
+    error = refused(capsys, 2, "plan", "--metadata", nih / "Data_Entry_2017_v2020.csv.gz", *words)
+    assert error.endswith("swap them")
+
+
+def test_a_store_in_the_dataset_is_refused(capsys, arguments, tmp_path):
+    for store in ("ds", "ds/store"):
+        words = ["build", *arguments, "--out", tmp_path / "ds", "--store", tmp_path / store]
+        assert "is in --out" in refused(capsys, 2, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_replaces_nothing_that_no_demo_made(capsys, tmp_path):
+    (tmp_path / "contact_sheet.png").write_text("mine")
+    error = refused(capsys, 2, "demo", "--out", tmp_path)
+    assert "holds contact_sheet.png, which no demo made" in error
+    assert (tmp_path / "contact_sheet.png").read_text() == "mine"
 
 
 def test_an_unknown_command_suggests_the_nearest(capsys):

@@ -27,6 +27,7 @@ SHARDS = [
     VALIDATION,
     TEST,
 ]
+MISSING = "the file is missing; run the build command again: it writes it anew"
 REBUILD = "delete it and run the build command again: it writes this file anew"
 OTHER_FILES = ["manifest.json", "records.parquet", "rejected.csv", "features.json", "dataset_info.json"]
 
@@ -204,9 +205,7 @@ def test_bytes_behind_the_last_record_are_found(copied_dataset, deep):
 def test_a_missing_file_is_one_problem(copied_dataset, name, deep):
     (copied_dataset / name).unlink()
 
-    assert said(check_dataset(str(copied_dataset), deep)) == [
-        (name, None, None, f"the file is missing; {REBUILD}")
-    ]
+    assert said(check_dataset(str(copied_dataset), deep)) == [(name, None, None, MISSING)]
 
 
 def test_a_shard_too_many_is_found(copied_dataset):
@@ -241,7 +240,12 @@ def test_without_its_table_of_records_a_shards_first_damaged_record_is_still_nam
 
     checksum = f"the checksum of the record's data does not match (at byte {rows[5]['offset']:,})"
     assert said(problems) == [
-        ("records.parquet", None, None, f"the file is missing; {REBUILD}"),
+        (
+            "records.parquet",
+            None,
+            None,
+            MISSING,
+        ),
         (TRAIN, None, None, f"its sha256 is not that of the manifest; {REBUILD}"),
         (TRAIN, 5, None, checksum),
     ]
