@@ -209,8 +209,8 @@ def _run_below(
     _raise_what_worker_said(log)
     if child.returncode == 0:
         return None
-    if died := next((line for line in said if line.startswith(_WORKER_DIED)), None):
-        return died
+    if _WORKER_DIED in log:  # not always at the start of a line: several threads print
+        return log[log.index(_WORKER_DIED) :].splitlines()[0]
     if child.returncode < 0:
         return f"Beam's process was killed by {signal.Signals(-child.returncode).name}"
     return f"Beam's process ended early ({_last_line(log)})"
@@ -310,6 +310,9 @@ def _main() -> None:
         run_pipeline(*job, announce=True)
     except Exception:
         traceback.print_exc()
+        # When a worker died, Beam may say so here first, in words of gRPC's; the thread that waits for the
+        # worker knows better (_end_without_worker), and gets the time to tell.
+        time.sleep(2)
         code = 1
     sys.stderr.flush()
     os._exit(code)  # Beam's threads have nothing left to do, and some of them would be waited for
