@@ -1,4 +1,5 @@
 import contextlib
+import importlib
 import io
 import struct
 import subprocess
@@ -328,7 +329,7 @@ def test_an_image_smaller_than_the_size_is_enlarged():
 
 def dicom(stored: np.ndarray, photometric: str = "MONOCHROME2", **tags) -> bytes:
     """A DICOM file of uncompressed pixels, uint8, uint16 or int16 [height, width]."""
-    pydicom = pytest.importorskip("pydicom")
+    pydicom = importlib.import_module("pydicom")
     from pydicom.uid import ExplicitVRLittleEndian
 
     data = pydicom.Dataset()

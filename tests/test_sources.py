@@ -308,7 +308,6 @@ def test_a_folder_in_remote_storage_lists_and_reads_the_same_images():
 @pytest.fixture
 def server(tmp_path):
     """Serves tmp_path/served on this machine; gives the address."""
-    pytest.importorskip("aiohttp")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         """Answers ranges, as real servers do and Python's does not."""
