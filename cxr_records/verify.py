@@ -248,12 +248,16 @@ def _check_record(
     )
     if row:
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
-        names = ("split", "image_id", "patient_id", "copy", "augmentation")
-        told = (*(row[name] for name in names), tuple(label))
-        held = (shard.split, image, record.patient, copy, augmentation, record.label)
+        told = (*(row[name] for name in _TOLD), tuple(label))
+        about = (values["view"][0].decode(), values["sex"][0].decode(), values["age_years"][0])
+        held = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
         if told != held:
             messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {held}")
     return [record.problem(message) for message in messages], record
+
+
+# What the table of records repeats of a record, beside its label.
+_TOLD = ("split", "image_id", "patient_id", "view", "sex", "age_years", "copy", "augmentation")
 
 
 def _augmentation_fits(copy: int, augmentation: str) -> bool:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr_records.errors import CxrError, UsageError
-from pipelines.progress import progress, say
+from cxr_records.progress import progress, say
 
 LOCAL_RUNNER = "FnApiRunner"
 # Starting worker processes takes some 5 s of two cores; a job that two workers would shorten by less than

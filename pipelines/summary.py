@@ -8,9 +8,9 @@ import click
 
 from cxr_records import sampling
 from cxr_records.plan import Plan
+from cxr_records.progress import say
 from pipelines.build import BuildRequest, BuildResult
 from pipelines.decode import FoundImages
-from pipelines.progress import say
 
 
 def plan_json(planned: Plan, size: dict[str, float], found: FoundImages | None) -> dict:

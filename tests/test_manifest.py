@@ -214,7 +214,8 @@ def test_table_of_records_has_a_row_for_each_record_with_its_place_and_offset(da
     table = pq.read_table(dataset / "records.parquet")
 
     assert table.column_names == [
-        "split", "shard", "place", "offset", "image_id", "patient_id", "copy", "augmentation", "label"
+        "split", "shard", "place", "offset", "image_id", "patient_id", "view", "sex", "age_years", "copy",
+        "augmentation", "label",
     ]  # fmt: skip
     manifest = read_manifest(str(dataset))
     expected = []

@@ -296,10 +296,12 @@ def tamper(dataset: Path, change=lambda shards: None, change_manifest=lambda man
         data = b""
         for place, values in enumerate(records):
             row = {"split": split_of[name], "shard": name, "place": place, "offset": len(data)}
-            for column in ("image_id", "patient_id", "copy", "augmentation", "label"):
+            numbers = ("patient_id", "age_years", "copy")
+            for column in ("image_id", *numbers, "view", "sex", "augmentation", "label"):
                 value = values.get(column, "")
-                one = value[0] if column in ("patient_id", "copy") and isinstance(value, list) else value
-                row[column] = one.decode() if isinstance(one, bytes) else one
+                one = value[0] if column in numbers and isinstance(value, list) else value
+                one = one.decode() if isinstance(one, bytes) else one
+                row[column] = -1 if column in numbers and isinstance(one, str) else one
             rows.append(row)
             data += frame(encode_example(values))
         (dataset / name).write_bytes(data)
@@ -482,7 +484,8 @@ def test_a_record_that_is_there_twice_is_named_with_its_twin(copied_dataset):
 
 
 @pytest.mark.parametrize(
-    ("column", "wrong"), [("patient_id", 1000), ("split", "train"), ("image_id", "a.png")]
+    ("column", "wrong"),
+    [("patient_id", 1000), ("split", "train"), ("image_id", "a.png"), ("view", "LL"), ("age_years", 200)],
 )
 def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset, column, wrong):
     row = rows_of(copied_dataset, TEST)[0]
@@ -508,7 +511,7 @@ def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset, col
 
 
 def told_as(row: dict) -> tuple:
-    names = ("split", "image_id", "patient_id", "copy", "augmentation")
+    names = ("split", "image_id", "patient_id", "view", "sex", "age_years", "copy", "augmentation")
     return (*(row[name] for name in names), tuple(row["label"]))
 
 
