@@ -26,10 +26,11 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=phase, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True)
 
-    def update(self, done: int) -> None:
-        """Shows that `done` of the total are finished."""
+    def update(self, done: int, note: str = "") -> None:
+        """Shows that `done` of the total are finished, and a note behind it."""
         self._first = done if self._first is None else self._first
         if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
@@ -38,7 +39,7 @@ class Progress:
             rate = (done - self._first) / (now - self._started)
             left = _duration((self._total - done) / rate)
             counts = f"{done:,} of {self._total:,} {self._unit}"
-            say(f"{self._phase}: {counts}, {rate:,.0f} {self._unit}/s, {left} left")
+            say(f"{self._phase}: {counts}, {rate:,.0f} {self._unit}/s, {left} left{note and f', {note}'}")
 
     def close(self) -> None:
         """Takes the bar off the screen's last line."""

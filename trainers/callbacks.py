@@ -1,0 +1,278 @@
+"""What happens beside the steps of a run: validation, checkpoints, early stopping, and what people see."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_records import storage
+from cxr_records.errors import CxrError
+from cxr_records.progress import Progress, say
+from trainers import checkpoints, metrics, runs, scoring
+from trainers.inputs import WaitMeter
+
+BATCHES_BETWEEN_SUMMARIES = 100
+
+
+class Validation:
+    """Loss and AUROC of a model on the validation split.
+
+    Args:
+        batches: makes the batches of the split, in manifest order, padded.
+        labels: int64 [n] or [n, 14].
+        rows: uint8 [n, k], 1 where the image holds the class that score k is of.
+        names: of the k scores.
+        loss: takes labels and logits.
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[], tf.data.Dataset],
+        labels: np.ndarray,
+        rows: np.ndarray,
+        names: tuple[str, ...],
+        loss: keras.losses.Loss,
+    ):
+        self._batches, self._labels, self._rows = batches, labels, rows
+        self._names, self._loss = names, loss
+
+    def __call__(self, model: keras.Model) -> dict[str, float]:
+        """Returns val_loss, val_macro_auroc and val_auroc_NAME for each; NaN where a class is missing."""
+        logits = scoring.score(model, self._batches(), len(self._rows))
+        # Sigmoids keep the order of the scores, on which alone AUROC depends; a softmax does not.
+        softmax = self._labels.ndim == 1 and len(self._names) > 1
+        scores = scoring.probabilities(logits, "multiclass") if softmax else logits
+        each = metrics.auroc_per_class(self._rows, scores)
+        found = {
+            "val_loss": float(self._loss(self._labels.astype(np.int32), logits)),
+            "val_macro_auroc": float(np.nanmean(each)) if np.isfinite(each).any() else math.nan,
+        }
+        return found | {f"val_auroc_{name}": float(v) for name, v in zip(self._names, each, strict=True)}
+
+
+class RunKeeper(keras.callbacks.Callback):
+    """Keeps a run on disk, so that it can be killed anywhere and goes on with the same bits.
+
+    Args:
+        run: the run directory.
+        progress: `new_progress()`, or that of the last checkpoint; changed in place.
+        metrics_state: arrays of the last checkpoint, when it was made in the middle of an epoch.
+        validation: None without a validation split; the last weights then count as the best.
+        patience: epochs without a better macro AUROC after which training stops; 0 for never.
+        checkpoint_minutes: time between checkpoints inside an epoch.
+        steps: of an epoch.
+        writes: whether this machine writes (one of them does).
+    """
+
+    def __init__(
+        self,
+        run: str,
+        progress: dict[str, Any],
+        metrics_state: dict[str, np.ndarray] | None,
+        validation: Validation | None,
+        patience: int,
+        checkpoint_minutes: float,
+        steps: int,
+        writes: bool,
+    ):
+        super().__init__()
+        self._run, self.progress, self._metrics_state = run, progress, metrics_state
+        self._validation, self._patience, self._steps = validation, patience, steps
+        self._seconds_between = 60 * checkpoint_minutes
+        self._writes = writes
+        self._first_batch = 0
+        self._saved = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Puts back the running loss of an epoch that was broken off."""
+        self._first_batch = self.progress["batch"]
+        if self._metrics_state and self._first_batch:
+            checkpoints.restore(self.model, self._metrics_state, ("metrics",))
+        self._metrics_state = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Makes a checkpoint when it is time for one.
+
+        Raises:
+            CxrError: the loss is no longer a number.
+        """
+        done = self._first_batch + batch + 1
+        if done < self._steps and time.monotonic() - self._saved >= self._seconds_between:
+            self._check(logs["loss"])
+            self.progress["batch"] = done
+            self._save(runs.LAST_FILE)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Validates, writes history and checkpoints, stops when it no longer gets better.
+
+        Raises:
+            CxrError: the loss is no longer a number.
+        """
+        self._check(logs["loss"])
+        row = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
+        row |= self._validation(self.model) if self._validation else {}
+        row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        row |= {key: logs[key] for key in ("images_per_second", "input_wait_share", "seconds")}
+        progress = self.progress
+        score = row.get("val_macro_auroc", math.nan)
+        better = progress["best"] is None or score > progress["best"]
+        if better:
+            progress["best"] = None if math.isnan(score) else score
+            progress["best_epoch"] = epoch + 1
+        progress |= {"epoch": epoch + 1, "batch": 0}
+        progress["history"].append(row)
+        if self._patience and epoch + 1 - progress["best_epoch"] >= self._patience:
+            progress["stopped"] = self.model.stop_training = True
+        if better:
+            self._save(runs.BEST_FILE)
+        self._save(runs.LAST_FILE)
+        if self._writes:
+            storage.write_bytes(storage.join(self._run, runs.HISTORY_FILE), history_csv(progress["history"]))
+        logs |= row
+
+    def _check(self, loss: Any) -> None:
+        if not math.isfinite(float(loss)):
+            raise CxrError(
+                f"{self._run}: the loss became {float(loss)} in epoch {self.progress['epoch'] + 1}; the last "
+                "good checkpoint is kept; try a smaller learning_rate or clip_norm in a new run"
+            )
+
+    def _save(self, file: str) -> None:
+        if self._writes:
+            checkpoints.save(storage.join(self._run, file), self.model, self.progress)
+        self._saved = time.monotonic()
+
+
+def new_progress() -> dict[str, Any]:
+    """Returns the progress of a run that has not begun."""
+    return {"epoch": 0, "batch": 0, "best": None, "best_epoch": 0, "stopped": False, "history": []}
+
+
+def history_csv(history: list[dict[str, Any]]) -> bytes:
+    """Returns the history as a table, one row per epoch."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in history:
+        writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
+    return out.getvalue().encode()
+
+
+class Speed(keras.callbacks.Callback):
+    """Measures images per second and the share of the time in which the trainer waited for input.
+
+    Comes first among the callbacks: it adds images_per_second, input_wait_share and seconds to an epoch's
+    logs. The time of the first batch of all is left out: it holds the compilation.
+    """
+
+    def __init__(self, batch_size: int, meter: WaitMeter):
+        super().__init__()
+        self._batch_size, self._meter = batch_size, meter
+        self._running = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts the clock, but for the first epoch."""
+        self._batches, self._began = 0, time.monotonic()
+        if self._running:
+            self._start()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts a batch."""
+        if not self._running:
+            self._running = True
+            self._start()
+            return
+        self._batches += 1
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Adds the figures of the epoch."""
+        rate, share = self.figures()
+        seconds = time.monotonic() - self._began
+        logs |= {"images_per_second": rate, "input_wait_share": share, "seconds": seconds}
+
+    def figures(self) -> tuple[float, float]:
+        """Returns (images per second, share of time waited) of the epoch; NaN before its second batch."""
+        seconds = time.monotonic() - self._started if self._batches else math.nan
+        waited = self._meter.seconds - self._waited if self._batches else math.nan
+        return self._batches * self._batch_size / seconds, min(1.0, waited / seconds)
+
+    def _start(self) -> None:
+        self._started, self._waited = time.monotonic(), self._meter.seconds
+
+
+class Display(keras.callbacks.Callback):
+    """Shows an epoch as it runs, and a line for each that is done. Comes last among the callbacks."""
+
+    def __init__(self, epochs: int, batch_size: int, steps: int, speed: Speed, keeper: RunKeeper):
+        super().__init__()
+        self._epochs, self._batch_size, self._steps = epochs, batch_size, steps
+        self._speed, self._keeper = speed, keeper
+        self._noted = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Opens the bar."""
+        self._first = self._keeper.progress["batch"]
+        self._note = ""
+        self._progress = Progress(
+            f"epoch {epoch + 1}/{self._epochs}", "images", self._steps * self._batch_size
+        )
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
+        """Moves the bar; now and then reads the loss, which makes the host wait for the device."""
+        if time.monotonic() - self._noted > 2:
+            self._noted = time.monotonic()
+            self._note = f"loss {float(logs['loss']):.4f}, input wait {self._speed.figures()[1]:.1%}"
+        self._progress.update((self._first + batch + 1) * self._batch_size, self._note)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Says what the epoch brought."""
+        self._progress.close()
+        parts = [f"epoch {epoch + 1}/{self._epochs}: loss {logs['loss']:.4f}"]
+        if "val_macro_auroc" in logs:
+            best = " (best so far)" if self._keeper.progress["best_epoch"] == epoch + 1 else ""
+            parts.append(f"validation macro AUROC {logs['val_macro_auroc']:.4f}{best}")
+        if self._speed._batches:
+            parts.append(f"{logs['images_per_second']:,.0f} images/s")
+            parts.append(f"waited for input {logs['input_wait_share']:.1%} of the time")
+        say(", ".join(parts))
+
+
+class Summaries(keras.callbacks.Callback):
+    """Writes scalars for TensorBoard, by epoch, and the running loss by step.
+
+    Args:
+        folder: a local one.
+        steps: of an epoch.
+        keeper: knows where an epoch goes on.
+    """
+
+    def __init__(self, folder: str, steps: int, keeper: RunKeeper):
+        super().__init__()
+        self._folder, self._steps, self._keeper = folder, steps, keeper
+        self._writer = tf.summary.create_file_writer(folder)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Remembers the first step."""
+        self._step = epoch * self._steps + self._keeper.progress["batch"]
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
+        """Writes the running loss every so many steps."""
+        self._step += 1
+        if self._step % BATCHES_BETWEEN_SUMMARIES == 0:
+            with self._writer.as_default(step=self._step):
+                tf.summary.scalar("step/loss", float(logs["loss"]))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Writes the numbers of the epoch."""
+        with self._writer.as_default(step=epoch + 1):
+            for key, value in logs.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    name = f"auroc/{key[10:]}" if key.startswith("val_auroc_") else f"epoch/{key}"
+                    tf.summary.scalar(name, value)
+        self._writer.flush()

@@ -1,0 +1,128 @@
+"""The commands train and predict. Keras is imported when one runs, not for its --help."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from cxr_records import storage
+from cxr_records.errors import CxrError, FoundProblems
+
+_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
+_JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."
+)
+
+
+@click.command()
+@click.argument("dataset")
+@click.option(
+    "--run", required=True, metavar="DIR", help="Where the run is kept; the same again goes on with it."
+)
+@click.option("--task", help="Another task than the dataset's; can be derived from a multilabel dataset.")
+@click.option("--with-no-finding", is_flag=True, help="multiclass: No Finding as the 15th class.")
+@click.option("--preset", default="small_cnn", show_default=True, help="Settings to begin with.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; several times.")
+@click.option("--weights", help="Short for --set weights=...: none, imagenet, or a file.")
+@click.option("--devices", default="auto", show_default=True, help="auto, cpu, gpu, tpu, or such as gpu:2.")
+@click.option("--show", is_flag=True, help="Print the settings and train nothing.")
+@_JSON
+@_DEBUG
+def train(
+    dataset: str,
+    run: str,
+    task: str | None,
+    with_no_finding: bool,
+    preset: str,
+    changes: Sequence[str],
+    weights: str | None,
+    devices: str,
+    show: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Train a model on a dataset, and evaluate it.
+
+    The run directory gets config.json, checkpoints, history.csv, TensorBoard logs, model.keras (raw uint8
+    images in, probabilities out), predictions.parquet, metrics.json and report.html. A run that was killed
+    goes on with the same command.
+
+    \b
+    Example:
+      cxr-records train cxr14 --run runs/first --preset densenet121 --set epochs=10
+      cxr-records train cxr14 --run runs/ptx --task binary:Pneumothorax
+      KERAS_BACKEND=jax cxr-records train cxr14 --run runs/jax --devices gpu:4
+    """
+    from trainers import config
+
+    settings = config.change(
+        config.read_preset(preset), [*changes, *([f"weights={weights}"] if weights else [])]
+    )
+    if show:
+        click.echo(json.dumps(settings.to_json(), indent=1))
+        return
+    _quiet()
+    from trainers import evaluate, predict
+    from trainers.train import train as run_training
+
+    trained = run_training(
+        dataset, run, settings, task=task, with_no_finding=with_no_finding, devices=devices
+    )
+    if not storage.exists(storage.join(run, "model.keras")):
+        return  # another machine of this run writes it
+    predict.predict_run(run, dataset=dataset)
+    evaluate.report_run(run, as_json=as_json, extra={"run": run, "epochs": len(trained["history"])})
+
+
+@click.command()
+@click.argument("run")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", metavar="FILE", help="Write a table here (.csv) instead of on stdout.")
+@_JSON
+@_DEBUG
+def predict(run: str, images: Sequence[str], out: str | None, as_json: bool, debug: bool) -> None:
+    """Score PNG, JPEG or DICOM files with a trained run, decoded as the build decodes.
+
+    Prints a table: image, then the probability of each class. Scores of a model are no diagnosis.
+
+    \b
+    Example:
+      cxr-records predict runs/first 00000001_000.png chest.dcm
+    """
+    _quiet()
+    from trainers.predict import predict_files
+
+    scores = predict_files(run, images)
+    problems = [score for score in scores if score.problem]
+    for score in problems:
+        click.echo(f"{score.path}: {score.problem}", err=True)
+    if as_json:
+        click.echo(json.dumps([score._asdict() for score in scores]))
+    elif out:
+        storage.write_bytes(out, _table(scores).encode())
+    else:
+        click.echo(_table(scores), nl=False)
+    if len(problems) == len(scores):
+        raise CxrError(f"none of the {len(scores)} files could be read")
+    if problems:
+        raise FoundProblems(f"{len(problems)} of {len(scores)} files could not be read")
+
+
+def _table(scores: Sequence[Any]) -> str:
+    out = io.StringIO()
+    names = next((list(score.scores) for score in scores if score.scores), [])
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["image", *(f"prob_{name}" for name in names)])
+    for score in scores:
+        if score.scores:
+            writer.writerow([score.path, *(f"{score.scores[name]:.6f}" for name in names)])
+    return out.getvalue()
+
+
+def _quiet() -> None:
+    """Keeps TensorFlow's start-up lines, which are no user's business, off the screen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,0 +1,156 @@
+"""What a training run is told: one flat table of settings, presets of them, and changes by key=value."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+from cxr_records.errors import UsageError
+from cxr_records.findings import nearest
+from trainers import presets
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+AUGMENTATIONS = ("none", "light")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run. Its own (dataset, task, devices) are options of the command.
+
+    Attributes:
+        model: a name of `trainers.models.MODELS`.
+        weights: "none", "imagenet", or a file: a run's model.keras or checkpoint, or a .weights.h5.
+        loss: a name of `trainers.losses.LOSSES`, or "auto": bce for binary and multilabel, logit_adjusted
+            for multiclass.
+        loss_options: options of that loss, such as {"gamma": 2.0}.
+        epochs: passes over the training records; at least 1.
+        batch_size: records of a step, over all devices together.
+        learning_rate: the peak, reached after the warm-up; then half a cosine down to zero.
+        warmup_epochs: length of the linear warm-up, in epochs.
+        weight_decay: of AdamW (Loshchilov and Hutter 2019); biases and normalisation are exempt.
+        clip_norm: largest norm of all gradients together; 0 for no clipping.
+        dropout: before the last layer.
+        augment: "none", or "light": small random shifts, turns, zooms and contrasts on the device.
+        prior_bias: start the last layer at the classes' frequencies (Lin et al. 2017, section 4.1).
+        patience: stop after so many epochs without a better validation macro AUROC; 0 for never.
+        precision: "float32", "mixed_bfloat16" (TPUs, newer GPUs) or "mixed_float16" (older GPUs).
+        xla: compile steps with XLA: "auto" (on GPUs and TPUs), "yes" or "no".
+        deterministic: "auto" (on CPUs), "yes" or "no": only kernels that give the same bits each time.
+        checkpoint_minutes: time between two checkpoints in the middle of an epoch.
+        seed: of the order of records, the first weights, dropout and augmentation.
+
+    Raises:
+        UsageError: a value is not one of these.
+    """
+
+    model: str = "small_cnn"
+    weights: str = "none"
+    loss: str = "auto"
+    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    warmup_epochs: float = 1.0
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    dropout: float = 0.0
+    augment: str = "none"
+    prior_bias: bool = True
+    patience: int = 5
+    precision: str = "float32"
+    xla: str = "auto"
+    deterministic: str = "auto"
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "precision": PRECISIONS,
+            "augment": AUGMENTATIONS,
+            "xla": ("auto", "yes", "no"),
+            "deterministic": ("auto", "yes", "no"),
+        }
+        for key, known in choices.items():
+            value = getattr(self, key)
+            if value not in known:
+                guess = nearest(value, known)
+                raise UsageError(f"--set {key}={value}: unknown{guess}; expected one of {', '.join(known)}")
+        limits = {
+            "epochs": 1, "batch_size": 1, "warmup_epochs": 0, "weight_decay": 0,
+            "clip_norm": 0, "patience": 0, "checkpoint_minutes": 0, "dropout": 0, "seed": 0,
+        }  # fmt: skip
+        for key, lowest in limits.items():
+            if not getattr(self, key) >= lowest:  # also refuses NaN
+                raise UsageError(f"--set {key}={getattr(self, key)}: expected at least {lowest}")
+        if not self.learning_rate > 0:
+            raise UsageError(f"--set learning_rate={self.learning_rate}: expected a number above 0")
+        if self.dropout >= 1:
+            raise UsageError(f"--set dropout={self.dropout}: expected a share below 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values; `TrainConfig(**config.to_json())` is the same config again."""
+        return dataclasses.asdict(self)
+
+
+def preset_names() -> list[str]:
+    """Returns the names of the presets, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(presets.__path__))
+
+
+def read_preset(name: str) -> TrainConfig:
+    """Returns the settings of a preset: `CONFIG` of the module trainers/presets/NAME.py.
+
+    Raises:
+        UsageError: no preset has the name; the message suggests the nearest one.
+    """
+    known = preset_names()
+    if name not in known:
+        raise UsageError(
+            f"--preset {name}: no such preset{nearest(name, known)}; expected one of {', '.join(known)}"
+        )
+    return importlib.import_module(f"trainers.presets.{name}").CONFIG
+
+
+def change(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
+    """Returns the config with changes such as "epochs=5" or "loss_options.gamma=2", later ones winning.
+
+    Raises:
+        UsageError: a text is not key=value, the key is unknown (with the nearest name) or the value is not of
+            the key's kind.
+    """
+    values: dict[str, Any] = config.to_json()
+    kinds = {field.name: field.type for field in dataclasses.fields(config)}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or not key:
+            raise UsageError(f"--set {text}: expected key=value, such as epochs=5")
+        name, dot, option = key.partition(".")
+        if name == "loss_options" and option:
+            values[name] = {**values[name], option: _parse(key, value, float)}
+        elif name not in kinds or dot:
+            known = [name for name in kinds if name != "loss_options"]
+            raise UsageError(
+                f"--set {key}: no such setting{nearest(key, known)}; known: {', '.join(known)}, "
+                "and loss_options.NAME"
+            )
+        elif name == "loss_options":
+            raise UsageError(f"--set {text}: expected loss_options.NAME=VALUE, such as loss_options.gamma=2")
+        else:
+            values[name] = _parse(key, value, kinds[name])
+    return TrainConfig(**values)
+
+
+def _parse(key: str, value: str, kind: type) -> Any:
+    if kind is bool:
+        if value.lower() in ("true", "yes", "1"):
+            return True
+        if value.lower() in ("false", "no", "0"):
+            return False
+        raise UsageError(f"--set {key}={value}: expected true or false")
+    try:
+        return kind(value)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}[kind]
+        raise UsageError(f"--set {key}={value}: expected {expected}") from None

@@ -1,0 +1,1 @@
+"""Settings that are known to fit together: one module each, which begins with how to run it."""

@@ -1,0 +1,277 @@
+"""A run: a dataset to a trained model, going on where it was broken off."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cxr_records import reader, storage
+from cxr_records.errors import UsageError
+from cxr_records.manifest import read_manifest
+from cxr_records.progress import say
+from cxr_records.splits import TRAIN, VALIDATION
+from cxr_records.tasks import Task
+from trainers import callbacks, checkpoints, losses, models, runs
+from trainers.config import TrainConfig
+from trainers.devices import Devices, choose_devices, use_deterministic_kernels
+from trainers.inputs import WaitMeter
+
+# For multiclass, where one class holds a third of the images, plain cross-entropy learns the large ones only.
+AUTO_LOSS = {"binary": "bce", "multilabel": "bce", "multiclass": "logit_adjusted"}
+# Losses that leave the classes' frequencies to the model, which may then start from them.
+_PRIOR_KEEPING = ("bce", "ce", "focal", "asymmetric")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+    """What stays the same through a run."""
+
+    dataset: str
+    run: str
+    config: TrainConfig
+    records: reader.SplitRecords
+    devices: Devices
+    steps: int
+
+    @property
+    def task(self) -> Task:
+        return self.records.task
+
+    def load(self, split: str, batch_size: int, **options: Any) -> tf.data.Dataset:
+        return reader.load_split(
+            self.dataset,
+            split,
+            batch_size,
+            task=self.task.name,
+            with_no_finding=self.task.with_no_finding,
+            seed=self.config.seed,
+            **options,
+        )
+
+
+def train(
+    dataset: str,
+    run: str,
+    config: TrainConfig,
+    *,
+    task: str | None = None,
+    with_no_finding: bool = False,
+    devices: str = "auto",
+) -> dict[str, Any]:
+    """Trains a model, or goes on with a run that was broken off.
+
+    The same settings and dataset give the same weights, bit for bit on one CPU with the TensorFlow backend,
+    however often the run was killed.
+
+    Args:
+        dataset: folder or URL of a finished dataset.
+        run: the run directory: new, empty, or of a run with the same settings.
+        config: the settings.
+        task: the dataset's own by default; another one can be derived from a multilabel dataset.
+        with_no_finding: adds "No Finding" to multiclass.
+        devices: as for `choose_devices`.
+
+    Returns:
+        What config.json holds, with `history` (one dict per epoch) and `best_epoch`.
+
+    Raises:
+        UsageError: settings do not fit each other, the dataset, or the run that is in the directory.
+        CxrError: the dataset is damaged, or the devices are not there.
+    """
+    dataset, run = storage.absolute(dataset), storage.absolute(run)
+    manifest = read_manifest(dataset)
+    records = reader.split_records(dataset, TRAIN, task, with_no_finding)
+    kind = records.task.kind
+    if config.loss == "auto":
+        config = dataclasses.replace(config, loss=AUTO_LOSS[kind])
+    chosen = choose_devices(devices)
+    chosen.check_batch(config.batch_size)
+    steps = reader.steps_per_epoch(
+        dataset,
+        TRAIN,
+        config.batch_size // chosen.num_hosts,
+        task=records.task.name,
+        with_no_finding=with_no_finding,
+        num_hosts=chosen.num_hosts,
+    )
+    described = runs.describe(dataset, manifest, records, config.to_json(), _versions())
+    job = _Job(dataset, run, config, records, chosen, steps)
+    writes = chosen.host == 0
+    if writes:
+        runs.begin(run, described)
+        storage.make_folder(storage.join(run, "checkpoints"))
+    if config.deterministic == "yes" or (config.deterministic == "auto" and chosen.kind == "cpu"):
+        use_deterministic_kernels()
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(config.precision)
+        lock = storage.lock(storage.join(run, ".lock"), f"--run {run}")
+        with lock if writes else contextlib.nullcontext():
+            progress = _train(job, manifest, described["classes"], writes)
+    finally:
+        keras.config.set_dtype_policy(before)
+    return described | {"history": progress["history"], "best_epoch": progress["best_epoch"]}
+
+
+def _train(job: _Job, manifest: dict[str, Any], classes: dict[str, Any], writes: bool) -> dict[str, Any]:
+    counts = np.array([held["records"] for held in classes.values()])
+    loss = losses.make_loss(
+        job.config.loss, job.task.kind, counts, len(job.records.labels), **job.config.loss_options
+    )
+    with job.devices.scope():
+        model = _compiled(job, manifest["pixels"], counts, loss)
+    last = checkpoints.load(storage.join(job.run, runs.LAST_FILE))
+    arrays, progress = last or (None, callbacks.new_progress())
+    if arrays:
+        checkpoints.restore(model, arrays, ("model", "seeds", "optimizer"))
+    model_path = storage.join(job.run, runs.MODEL_FILE)
+    if storage.exists(model_path):
+        say(f"{job.run}: already trained, {len(progress['history'])} epochs")
+        return progress
+    say(_greeting(job, model, progress))
+    _fit(job, model, loss, progress, arrays, writes)
+    if writes:
+        best, _ = checkpoints.load(storage.join(job.run, runs.BEST_FILE))
+        checkpoints.restore(model, best, ("model",))
+        _save_model(models.with_probabilities(model, job.task.kind), model_path)
+    return progress
+
+
+def _compiled(
+    job: _Job, pixels: dict[str, float], counts: np.ndarray, loss: keras.losses.Loss
+) -> keras.Model:
+    config = job.config
+    bias = None
+    if config.prior_bias and config.loss in _PRIOR_KEEPING:
+        share = np.clip(counts / len(job.records.labels), 1e-4, 1 - 1e-4)
+        bias = np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share))
+    model = models.make_model(
+        config.model,
+        len(counts),
+        job.records.size,
+        pixels["mean"],
+        pixels["std"],
+        weights=config.weights,
+        augment=config.augment,
+        dropout=config.dropout,
+        seed=config.seed,
+        bias=bias,
+    )
+    warmup = round(config.warmup_epochs * job.steps)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else config.learning_rate,
+        max(1, config.epochs * job.steps - warmup),
+        warmup_target=config.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    optimizer = keras.optimizers.AdamW(
+        rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm or None
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+    xla = {"auto": "auto", "yes": True, "no": False}[config.xla]
+    model.compile(optimizer=optimizer, loss=loss, jit_compile=xla)
+    # With mixed_float16, compile has wrapped the optimizer to scale the loss.
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _fit(
+    job: _Job,
+    model: keras.Model,
+    loss: keras.losses.Loss,
+    progress: dict[str, Any],
+    arrays: dict[str, np.ndarray] | None,
+    writes: bool,
+) -> None:
+    config, meter = job.config, WaitMeter()
+    keeper = callbacks.RunKeeper(
+        job.run,
+        progress,
+        arrays,
+        _validation(job, loss),
+        config.patience,
+        config.checkpoint_minutes,
+        job.steps,
+        writes,
+    )
+    speed = callbacks.Speed(config.batch_size, meter)
+    followers = [speed, keeper]
+    if writes:
+        followers.append(callbacks.Display(config.epochs, config.batch_size, job.steps, speed, keeper))
+    if writes and not storage.is_url(job.run):
+        folder = str(storage.local_path(storage.join(job.run, runs.TENSORBOARD_FOLDER)))
+        followers.append(callbacks.Summaries(folder, job.steps, keeper))
+    # An epoch that was broken off is finished by itself: Keras counts an epoch's steps from its beginning.
+    while progress["epoch"] < config.epochs and not progress["stopped"]:
+        epoch, batch = progress["epoch"], progress["batch"]
+        model.fit(
+            _training_batches(job, meter, epoch, batch),
+            initial_epoch=epoch,
+            epochs=epoch + 1 if batch else config.epochs,
+            steps_per_epoch=job.steps - batch,
+            callbacks=followers,
+            verbose=0,
+        )
+
+
+def _training_batches(job: _Job, meter: WaitMeter, epoch: int, batch: int) -> Any:
+    """The endless batches from a place on: measured, or one dataset per machine."""
+    devices = job.devices
+    hosts = {"host": devices.host, "num_hosts": devices.num_hosts}
+    share = job.config.batch_size // devices.num_hosts
+    if devices.strategy is None or devices.num_hosts == 1:
+        return meter.measure(job.load(TRAIN, share, start_epoch=epoch, start_batch=batch, **hosts))
+    # Each replica takes batches of its own size from its machine's dataset.
+    replicas = devices.count // devices.num_hosts
+
+    def make(_: tf.distribute.InputContext) -> tf.data.Dataset:
+        batches = job.load(TRAIN, share, start_epoch=epoch, start_batch=batch, **hosts)
+        return batches.unbatch().batch(share // replicas, drop_remainder=True) if replicas > 1 else batches
+
+    return devices.strategy.distribute_datasets_from_function(make)
+
+
+def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | None:
+    try:
+        held = reader.split_records(job.dataset, VALIDATION, job.task.name, job.task.with_no_finding)
+    except UsageError:  # the dataset was built without one
+        held = None
+    if held is None or not len(held.labels):
+        say("no validation split: no early stopping, and the last epoch's weights are kept")
+        return None
+
+    def batches() -> tf.data.Dataset:
+        return job.load(VALIDATION, job.config.batch_size, last_batch="pad")
+
+    rows = runs.class_rows(job.task, held.labels)
+    return callbacks.Validation(batches, held.labels, rows, runs.score_names(job.task), loss)
+
+
+def _greeting(job: _Job, model: keras.Model, progress: dict[str, Any]) -> str:
+    going_on = ""
+    if progress["epoch"] or progress["batch"]:
+        going_on = f"; going on at epoch {progress['epoch'] + 1}, step {progress['batch']}"
+    return (
+        f"{job.task.name}: {job.config.model} with {model.count_params():,} weights, loss {job.config.loss}, "
+        f"{len(job.records.labels):,} records in {job.steps:,} steps of {job.config.batch_size} an epoch, "
+        f"{job.devices.text}, Keras on {keras.backend.backend()}{going_on}"
+    )
+
+
+def _save_model(model: keras.Model, path: str) -> None:
+    """Writes model.keras whole or not at all; Keras itself writes to local files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, runs.MODEL_FILE)
+        model.save(local)
+        storage.write_bytes(path, storage.read_bytes(local))
+
+
+def _versions() -> dict[str, str]:
+    names = ("cxr_records", "keras", "tensorflow") + (("jax",) if keras.backend.backend() == "jax" else ())
+    return {"backend": keras.backend.backend()} | {n: importlib.metadata.version(n) for n in names}
