@@ -18,8 +18,17 @@ COMMANDS = {
     "plan": ("pipelines.cli:plan", "Tell what build would write, how large, how long; write nothing."),
     "decode": ("pipelines.cli:decode", "Only the slow part of build: bring the image store up to date."),
     "verify": ("cxr_records.cli:verify", "Check a dataset against its manifest, byte by byte."),
+    "bench": ("cxr_records.bench:bench", "How fast a dataset's records are read into a trainer."),
+    "train": ("trainers.cli:train", "Train a model on a dataset, and evaluate it."),
+    "evaluate": (
+        "trainers.evaluate:evaluate_command",
+        "Score runs or any table of predictions; write a report.",
+    ),
+    "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
     "demo": ("cxr_records.demo:demo", "Make a small look-alike set and run the main job on it."),
 }
+# Packages that only some commands need: the extra that brings each.
+_EXTRAS = {"tensorflow": "train", "keras": "train", "matplotlib": "train", "sklearn": "train", "jax": "jax"}
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the check found problems, or too many images were "
     "rejected; 130 and 143 ended by Ctrl-C and SIGTERM."
@@ -143,6 +152,9 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         if isinstance(error, CxrError):
             return _say(f"Error: {error}", error.exit_code)
+        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+            extra = _EXTRAS[error.name]
+            return _say(f"Error: {error.name} is not installed; pip install 'cxr_records[{extra}]'", 1)
         if isinstance(error, OSError) and error.strerror:
             return _say(f"Error: {error.filename or 'the system says'}: {error.strerror}", 1)
         text = " ".join(str(error).split())
