@@ -77,7 +77,9 @@ def predict_run(
             shuffle=False,
             last_batch="pad",
         )
-        tables.append(_table(split, held, scoring.score(model, batches, len(held.labels))))
+        with reader.shard_errors():
+            scores = scoring.score(model, batches, len(held.labels))
+        tables.append(_table(split, held, scores))
     if not tables:
         raise UsageError(f"{dataset} has none of the splits {', '.join(splits)}")
     table = pd.concat(tables, ignore_index=True)

@@ -1,14 +1,17 @@
 """The run directory: what it says of itself, and the names of the files in it."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cxr_records.reader import SplitRecords
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.tasks import Task, parse_task
+
+if TYPE_CHECKING:  # importing it brings TensorFlow, which evaluation does without
+    from cxr_records.reader import SplitRecords
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.csv"
@@ -21,7 +24,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 _FORMAT = "cxr_records run"
 _VERSION = 1
 # What must be the same when a run goes on: the rest may differ from machine to machine.
-_FIXED = ("dataset_id", "task", "with_no_finding", "config")
+_FIXED = ("dataset_id", "task", "with_no_finding")  # and all settings but
+_FREE = ("checkpoint_minutes",)  # which changes nothing of what comes out
 
 
 def score_names(task: Task) -> tuple[str, ...]:
@@ -38,7 +42,7 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
 def describe(
     dataset: str,
     manifest: dict[str, Any],
-    records: SplitRecords,
+    records: "SplitRecords",
     config: dict[str, Any],
     versions: dict[str, str],
 ) -> dict[str, Any]:
@@ -83,18 +87,20 @@ def begin(run: str, described: dict[str, Any]) -> None:
         storage.write_bytes(storage.join(run, CONFIG_FILE), (json.dumps(described, indent=1) + "\n").encode())
         return
     held = read_run(run)
+    for key, found, wanted in _compared(held, described):
+        if found != wanted:
+            raise UsageError(
+                f"--run {run} holds a run with {key} {found}, this command says {wanted}; "
+                "give the same options to go on with it, or name another folder"
+            )
+
+
+def _compared(held: dict[str, Any], described: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for key in _FIXED:
-        if held[key] == described[key]:
-            continue
-        if key == "config":
-            key = next(k for k in described["config"] if held["config"].get(k) != described["config"][k])
-            found, wanted = held["config"].get(key), described["config"][key]
-        else:
-            found, wanted = held[key], described[key]
-        raise UsageError(
-            f"--run {run} holds a run with {key} {found}, this command says {wanted}; "
-            "give the same options to go on with it, or name another folder"
-        )
+        yield key, held[key], described[key]
+    for key, wanted in described["config"].items():
+        if key not in _FREE:
+            yield key, held["config"].get(key), wanted
 
 
 def read_run(run: str) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def train(
     try:
         keras.config.set_dtype_policy(config.precision)
         lock = storage.lock(storage.join(run, ".lock"), f"--run {run}")
-        with lock if writes else contextlib.nullcontext():
+        with lock if writes else contextlib.nullcontext(), reader.shard_errors():
             progress = _train(job, manifest, described["classes"], writes)
     finally:
         keras.config.set_dtype_policy(before)

@@ -1,0 +1,340 @@
+"""Runs: what they leave on disk, going on after a kill with the same bits, devices, and bad use."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from cxr_records import reader
+from cxr_records.cli import run as run_command
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.findings import FINDINGS
+from trainers import callbacks, checkpoints
+from trainers.config import TrainConfig
+from trainers.train import train
+
+CONFIG = TrainConfig(epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60)
+
+
+def arrays_of(run: Path, file: str = "last.npz") -> dict[str, np.ndarray]:
+    return checkpoints.load(str(run / "checkpoints" / file))[0]
+
+
+def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert sorted(one) == sorted(other)
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory) -> Path:
+    """A run that nothing broke off."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(str(dataset), str(run), CONFIG)
+    return run
+
+
+# What is left on disk
+
+
+def test_a_run_leaves_config_history_checkpoints_logs_and_a_model(dataset, undisturbed):
+    assert sorted(p.name for p in undisturbed.iterdir() if not p.name.startswith(".")) == [
+        "checkpoints", "config.json", "history.csv", "model.keras", "tensorboard"
+    ]  # fmt: skip
+    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == ["best.npz", "last.npz"]
+    held = json.loads((undisturbed / "config.json").read_text())
+    records = reader.split_records(str(dataset), "train")
+    assert held["dataset"] == str(dataset)
+    assert (held["task"], held["with_no_finding"]) == ("multilabel", False)
+    assert held["config"] == {**CONFIG.to_json(), "loss": "bce"}
+    assert held["image_format"] == {"size": 32, "codec": "raw", "resample": "bilinear"}
+    assert held["train"] == {"records": len(records), "images": int((records.copies == 0).sum())}
+    assert held["classes"]["Hernia"] == {
+        "records": int(records.labels[:, FINDINGS.index("Hernia")].sum()),
+        "images": int(records.labels[records.copies == 0, FINDINGS.index("Hernia")].sum()),
+    }
+
+
+def test_history_has_a_row_for_each_epoch(dataset, undisturbed):
+    with open(undisturbed / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+
+    steps = reader.steps_per_epoch(str(dataset), "train", 16)
+    assert [(row["epoch"], row["steps"]) for row in rows] == [("1", str(steps)), ("2", str(steps))]
+    assert list(rows[0])[:5] == ["epoch", "steps", "loss", "val_loss", "val_macro_auroc"]
+    assert list(rows[0])[-4:] == ["learning_rate", "images_per_second", "input_wait_share", "seconds"]
+    assert [f"val_auroc_{name}" in rows[0] for name in FINDINGS] == [True] * 14
+    for row in rows:
+        assert 0 < float(row["loss"]) < 2
+        assert 0 <= float(row["val_macro_auroc"]) <= 1
+        assert 0 <= float(row["input_wait_share"]) <= 1
+    assert float(rows[-1]["learning_rate"]) == pytest.approx(0, abs=1e-6)  # the cosine has come to its end
+
+
+def test_the_saved_model_takes_raw_bytes_of_pixels_and_gives_probabilities(dataset, undisturbed):
+    model = keras.saving.load_model(undisturbed / "model.keras", compile=False)
+    images = next(iter(reader.load_split(str(dataset), "validation", 4)))[0]
+
+    scores = np.asarray(model.predict(images, verbose=0))
+
+    assert (images.dtype.name, model.input_shape, scores.shape) == ("uint8", (None, 32, 32, 1), (4, 14))
+    assert scores.dtype == np.float32
+    assert (scores > 0).all()
+    assert (scores < 1).all()
+
+
+def test_tensorboard_logs_hold_the_epochs(undisturbed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(undisturbed / "tensorboard"))
+    events.Reload()
+
+    assert {"epoch/loss", "epoch/val_macro_auroc", "epoch/images_per_second"} <= set(events.Tags()["tensors"])
+    assert [event.step for event in events.Tensors("epoch/loss")] == [1, 2]
+
+
+def test_training_again_on_a_finished_run_changes_nothing(dataset, undisturbed, capfd):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()}
+
+    again = train(str(dataset), str(undisturbed), CONFIG)
+
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file() if p in before} == before
+    assert f"{undisturbed}: already trained, 2 epochs" in capfd.readouterr().err
+    assert len(again["history"]) == 2
+
+
+# The same bits
+
+
+def test_the_same_settings_give_the_same_bits_and_another_seed_others(dataset, undisturbed, tmp_path):
+    train(str(dataset), str(tmp_path / "same"), CONFIG)
+    train(str(dataset), str(tmp_path / "other"), TrainConfig(**{**CONFIG.to_json(), "seed": 4}))
+
+    assert_same_bits(arrays_of(tmp_path / "same"), arrays_of(undisturbed))
+    weights = [name for name in arrays_of(undisturbed) if name.endswith("kernel")]
+    other = arrays_of(tmp_path / "other")
+    assert all((other[name] != arrays_of(undisturbed)[name]).any() for name in weights)
+
+
+class Killed(BaseException):
+    """Stands for the kill: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, "epoch", "write"])
+def test_a_run_that_was_broken_off_ends_with_the_bits_of_an_undisturbed_one(
+    dataset, undisturbed, tmp_path, monkeypatch, kill_at
+):
+    config = TrainConfig(**{**CONFIG.to_json(), "checkpoint_minutes": 0})  # one after every step
+    saves, save = [], checkpoints.save
+
+    def dying_save(path, model, progress):
+        saves.append(path)
+        if kill_at == "write" and len(saves) == 3:
+            with checkpoints.storage.atomic_file(path) as file:
+                file.write(b"half of it")
+                raise Killed
+        save(path, model, progress)
+        if len(saves) == kill_at or (kill_at == "epoch" and path.endswith("best.npz")):
+            raise Killed
+
+    monkeypatch.setattr(checkpoints, "save", dying_save)
+    with pytest.raises(Killed):
+        train(str(dataset), str(tmp_path / "run"), config)
+    monkeypatch.setattr(checkpoints, "save", save)
+    trained = train(str(dataset), str(tmp_path / "run"), config)
+
+    for file in ("last.npz", "best.npz"):
+        assert_same_bits(arrays_of(tmp_path / "run", file), arrays_of(undisturbed, file))
+    with open(undisturbed / "history.csv") as file:
+        expected = [(row["loss"], row["val_loss"], row["val_macro_auroc"]) for row in csv.DictReader(file)]
+    found = [(row["loss"], row["val_loss"], row["val_macro_auroc"]) for row in trained["history"]]
+    assert [tuple(f"{value:.6g}" for value in row) for row in found] == expected
+
+
+def command(dataset: Path, run: Path, *words: str) -> list[str]:
+    return [
+        sys.executable, "-m", "cxr_records", "train", str(dataset), "--run", str(run), "--set", "epochs=2",
+        "--set", "batch_size=16", "--set", "warmup_epochs=0.5", "--set", "patience=0", "--set", "seed=3",
+        *words,
+    ]  # fmt: skip
+
+
+def test_a_process_that_is_killed_with_kill_9_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    words = command(dataset, run, "--set", "checkpoint_minutes=0")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: (run / "checkpoints" / "last.npz").exists(), process)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    _, progress = checkpoints.load(str(run / "checkpoints" / "last.npz"))
+    assert (progress["epoch"], progress["batch"]) != (2, 0)
+
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    assert f"going on at epoch {progress['epoch'] + 1}, step {progress['batch']}" in done.stderr
+    assert_same_bits(arrays_of(run), arrays_of(undisturbed))
+    assert (run / "predictions.parquet").exists()
+    assert (run / "report.html").exists()
+    assert "Traceback" not in done.stderr
+
+
+def wait_until(true, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Tasks
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "outputs"),
+    [("binary", "bce", 1), ("multiclass", "logit_adjusted", 14), ("binary:Effusion", "weighted_bce", 1)],
+)
+def test_another_task_is_derived_from_a_multilabel_dataset(dataset, tmp_path, task, loss, outputs):
+    config = TrainConfig(epochs=1, batch_size=8, loss=loss, patience=0)
+
+    trained = train(str(dataset), str(tmp_path / "run"), config, task=task)
+
+    assert (trained["task"], len(trained["classes"])) == (task, outputs)
+    assert math.isfinite(trained["history"][0]["val_loss"])
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False)
+    assert model.output_shape == (None, outputs)
+
+
+def test_without_validation_the_last_epoch_is_kept_and_that_is_said(build, tmp_path, capfd):
+    build(tmp_path / "data", validation_fraction=0)
+
+    trained = train(str(tmp_path / "data"), str(tmp_path / "run"), CONFIG)
+
+    assert "no validation split: no early stopping" in capfd.readouterr().err
+    assert "val_loss" not in trained["history"][0]
+    assert_same_bits(arrays_of(tmp_path / "run", "best.npz"), arrays_of(tmp_path / "run"))
+
+
+def test_training_stops_when_validation_no_longer_gets_better(dataset, tmp_path, monkeypatch):
+    scores = iter([0.6, 0.8, 0.7, 0.75, 0.9])
+    monkeypatch.setattr(
+        callbacks.Validation,
+        "__call__",
+        lambda self, model: {"val_loss": 1.0, "val_macro_auroc": next(scores)},
+    )
+    config = TrainConfig(epochs=9, batch_size=32, patience=2)
+
+    trained = train(str(dataset), str(tmp_path / "run"), config)
+
+    assert [row["val_macro_auroc"] for row in trained["history"]] == [0.6, 0.8, 0.7, 0.75]
+    assert trained["best_epoch"] == 2
+    assert checkpoints.load(str(tmp_path / "run/checkpoints/best.npz"))[1]["epoch"] == 2
+
+
+# Devices
+
+
+LOSSES = """
+import json, sys
+from trainers.config import TrainConfig
+from trainers.train import train
+config = TrainConfig(epochs=2, batch_size=16, patience=0, seed=3, weight_decay=0.0)
+trained = train(sys.argv[1], sys.argv[2], config, devices=sys.argv[3])
+print(json.dumps([[row["loss"], row["val_loss"]] for row in trained["history"]]))
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_two_devices_learn_what_one_does(dataset, tmp_path, backend):
+    losses = {}
+    for devices in ("cpu", "cpu:2"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOSSES, str(dataset), str(tmp_path / devices), devices],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{'2 CPUs' if devices == 'cpu:2' else '1 CPU'}, Keras on {backend}" in done.stderr
+        losses[devices] = json.loads(done.stdout.splitlines()[-1])
+
+    np.testing.assert_allclose(losses["cpu:2"], losses["cpu"], rtol=2e-3)
+
+
+# Bad use
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["--set", "batch_size=100000"],
+            2,
+            "Error: found a batch of 100000, larger than split train",
+        ),
+        (["--devices", "gpu:0"], 2, "Error: found --devices gpu:0; expected auto, cpu, gpu, tpu, or a kind"),
+        (["--devices", "tpu"], 1, "Error: found no TPU: TPU_NAME is not set; on a TPU VM set TPU_NAME=local"),
+        (["--preset", "smal_cnn"], 2, "Error: --preset smal_cnn: no such preset (did you mean small_cnn?)"),
+        (["--set", "epoch=3"], 2, "Error: --set epoch: no such setting (did you mean epochs?)"),
+        (["--set", "model=resnet"], 2, "Error: "),
+        (["--set", "loss=asymetric"], 2, "Error: "),
+        (["--task", "binary:Masss"], 2, "Error: found --task 'binary:Masss': unknown finding"),
+        (["--weights", "nowhere.keras"], 2, "Error: "),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(dataset, tmp_path, capfd, words, code, message):
+    assert run_command(["train", str(dataset), "--run", str(tmp_path / "run"), *words]) == code
+
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(message)
+
+
+def test_a_run_with_other_settings_is_not_gone_on_with(dataset, undisturbed):
+    with pytest.raises(UsageError) as error:
+        train(str(dataset), str(undisturbed), TrainConfig(**{**CONFIG.to_json(), "epochs": 5}))
+    assert str(error.value) == (
+        f"--run {undisturbed} holds a run with epochs 2, this command says 5; "
+        "give the same options to go on with it, or name another folder"
+    )
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(dataset, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(UsageError) as error:
+        train(str(dataset), str(tmp_path), CONFIG)
+    assert str(error.value) == (
+        f"--run {tmp_path} is not empty and no run of ours (it holds thesis.tex); name another"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_shard_is_named(copied_dataset, tmp_path):
+    shard = copied_dataset / "cxr14-train.tfrecord-00000-of-00003"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+
+    with pytest.raises(CxrError) as error:
+        train(str(copied_dataset), str(tmp_path / "run"), CONFIG)
+    assert str(error.value).startswith(f"{shard} is damaged")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(dataset, tmp_path):
+    config = TrainConfig(epochs=3, batch_size=16, learning_rate=1e30, clip_norm=0, warmup_epochs=0)
+
+    with pytest.raises(CxrError) as error:
+        train(str(dataset), str(tmp_path / "run"), config)
+    assert "the last good checkpoint is kept; try a smaller learning_rate" in str(error.value)
