@@ -1,0 +1,561 @@
+"""Streams a split of a dataset into a trainer: a tf.data.Dataset of batches of uint8 images and their labels.
+
+Training order. Records lie globally shuffled in their shards; each epoch shuffles the shards anew, reads
+INTERLEAVED_SHARDS of them in turn, some records at a time, and passes all through a shuffle buffer. All of
+this depends on (seed, epoch, host) alone: not on the number of cores, on tf.data's autotuning or on a global
+seed. So epoch e is the same whether or not the epochs before it were read, and a run that was stopped goes on
+where it was.
+
+Speed. Records stay serialized through shuffling and batching, and a batch is parsed at once.
+"""
+
+import contextlib
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from cxr_records import storage
+from cxr_records.cache import DEFAULT_BYTES, HeldFile, ShardCache, listed_sizes
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.examples import encode_example
+from cxr_records.findings import FINDINGS
+from cxr_records.images import ImageFormat
+from cxr_records.manifest import read_manifest, read_records_table
+from cxr_records.seeding import keyed_hash
+from cxr_records.splits import TRAIN
+from cxr_records.tasks import Task, parse_task
+
+# Of the order of training, so never taken from the machine.
+INTERLEAVED_SHARDS = 8
+BLOCK_RECORDS = 16
+SHUFFLE_BYTES, SHUFFLE_RECORDS = 256 << 20, 16384  # whichever is less
+
+READ_BYTES = 1 << 20  # of a shard at a time
+PREFETCH_BYTES, PREFETCH_BATCHES = 64 << 20, (2, 16)  # of batches ready for the trainer
+FETCH_AHEAD = 4  # remote shards fetched before they are read
+LAST_BATCHES = ("drop", "pad", "smaller")
+
+_STOPPED = "reading stopped: "  # begins what `shard_errors` knows again
+_VERIFY = "run cxr-records verify on the dataset"
+
+
+@dataclass(frozen=True, eq=False)
+class SplitRecords:
+    """The records of a split that take part in a task, in manifest order; n of them.
+
+    Attributes:
+        task: the task.
+        size: side of the images in pixels.
+        codec: how images are stored: raw, png or jpeg.
+        image_ids: object [n] of str.
+        patient_ids: int64 [n].
+        views: object [n] of str, PA or AP; "" where unknown.
+        sexes: object [n] of str, M or F; "" where unknown.
+        ages_years: int64 [n]; -1 where unknown.
+        copies: int64 [n], 0 for originals.
+        labels: int64 [n], or [n, 14] for multilabel.
+        shards: (file, records kept, records in the file) of each shard.
+        kept: bool, for every record in the files whether it takes part.
+    """
+
+    task: Task
+    size: int
+    codec: str
+    image_ids: np.ndarray
+    patient_ids: np.ndarray
+    views: np.ndarray
+    sexes: np.ndarray
+    ages_years: np.ndarray
+    copies: np.ndarray
+    labels: np.ndarray
+    shards: tuple[tuple[str, int, int], ...]
+    kept: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def split_records(
+    dataset: str, split: str, task: str | None = None, with_no_finding: bool = False
+) -> SplitRecords:
+    """Reads what is known of a split's records without reading their pixels.
+
+    Args:
+        dataset: folder or URL of a finished dataset.
+        split: train, validation or test.
+        task: as `parse_task` takes it; another than the dataset's own can be derived from a multilabel
+            dataset, and leaves out the images that have no part in it. None is the dataset's own.
+        with_no_finding: for multiclass, whether No Finding is the 15th class.
+
+    Raises:
+        UsageError: the split is not there, the task cannot be derived, or leaves no image.
+        CxrError: the dataset is not finished or damaged.
+    """
+    return _read_split(dataset, read_manifest(dataset), split, task, with_no_finding)
+
+
+def steps_per_epoch(
+    dataset: str,
+    split: str,
+    batch_size: int,
+    *,
+    task: str | None = None,
+    with_no_finding: bool = False,
+    num_hosts: int = 1,
+) -> int:
+    """Returns how many whole batches `load_split` gives each host in an epoch of shuffled training.
+
+    It is the same for every epoch and host: what the host with the fewest records is sure to have.
+
+    Raises:
+        UsageError: as `load_split`.
+    """
+    records = split_records(dataset, split, task, with_no_finding)
+    return _steps(records, split, batch_size, num_hosts, shuffle=True, last_batch="drop")
+
+
+def load_split(
+    dataset: str,
+    split: str,
+    batch_size: int,
+    *,
+    task: str | None = None,
+    with_no_finding: bool = False,
+    shuffle: bool | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    start_epoch: int = 0,
+    start_batch: int = 0,
+    last_batch: str | None = None,
+    host: int = 0,
+    num_hosts: int = 1,
+    deterministic: bool = True,
+    cache_dir: str | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
+) -> tf.data.Dataset:
+    """Streams a split in batches.
+
+    Elements are (image, label): uint8 [batch_size, size, size, 1] and int32 [batch_size], or [batch_size, 14]
+    for multilabel. With last_batch="pad" a third follows, the mask: float32 [batch_size], 1 for records and 0
+    for padding, whose image and label are zeros. Batches never mix epochs.
+
+    Several hosts: each reads every num_hosts-th shard, of the epoch's order where shuffled. All hosts have the
+    same number of batches in every epoch. Dropped tails, and what one host has more than another, are other
+    records in every epoch.
+
+    A shard that is damaged or missing stops the iteration with a tf.errors.InvalidArgumentError that names it;
+    `shard_errors` turns that into a CxrError.
+
+    Args:
+        dataset: folder or URL of a finished dataset.
+        split: train, validation or test.
+        batch_size: records of a batch, per host.
+        task: see `split_records`.
+        with_no_finding: see `split_records`.
+        shuffle: None shuffles train alone. What is not shuffled comes in manifest order.
+        seed: of the shuffling.
+        epochs: of the whole run, those before start_epoch included. None: endless where shuffled, otherwise
+            one from start_epoch on.
+        start_epoch: the first epoch, counted from 0.
+        start_batch: batches of that epoch that were seen before. The rest is what an unbroken run would give.
+        last_batch: what becomes of an epoch's last records where they fill no batch: "drop", "pad" (a masked
+            batch; hosts with fewer records get batches of padding alone) or "smaller" (one host only).
+            None drops where shuffled, otherwise pads.
+        host: number of this host, from 0.
+        num_hosts: how many hosts read the split together.
+        deterministic: False lets batches overtake each other where that is faster.
+        cache_dir: local folder for shards of a remote dataset; None is the user's cache folder.
+        cache_bytes: what that folder may hold at most.
+
+    Raises:
+        UsageError: the split is not there, the task cannot be derived, a batch is larger than the split, hosts
+            outnumber shards, or a number or word is out of range.
+        CxrError: the dataset is not finished, or a shard is missing or of another size than it was written.
+    """
+    manifest = read_manifest(dataset)
+    records = _read_split(dataset, manifest, split, task, with_no_finding)
+    shuffle = split == TRAIN if shuffle is None else shuffle
+    last_batch = last_batch or ("drop" if shuffle else "pad")
+    steps = _steps(records, split, batch_size, num_hosts, shuffle, last_batch)
+    if not 0 <= host < num_hosts:
+        raise UsageError(f"found host {host} of {num_hosts} hosts; expected 0 to {num_hosts - 1}")
+    if start_epoch < 0 or not 0 <= start_batch <= steps:
+        raise UsageError(
+            f"found start at epoch {start_epoch}, batch {start_batch}; expected an epoch from 0 and a batch "
+            f"from 0 to {steps}, for an epoch of split {split} has {steps} batches of {batch_size}"
+        )
+    if epochs is None and not shuffle:
+        epochs = start_epoch + 1
+    if start_batch == steps:
+        start_epoch, start_batch = start_epoch + 1, 0
+    entries = manifest["splits"][split]["shards"]
+    _check_sizes(dataset, entries)
+    stream = _Stream(
+        records, _files(dataset, entries, shuffle, cache_dir, cache_bytes), entries, shuffle, seed, host, num_hosts
+    )
+
+    def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        skipped = tf.where(tf.equal(epoch, start_epoch), start_batch * batch_size, 0) if start_batch else None
+        serialized = stream.epoch(epoch)
+        if last_batch == "pad":
+            blanks = tf.data.Dataset.from_tensors((_blank(records), 0.0)).repeat()
+            ones = tf.data.Dataset.from_tensors(1.0).repeat()
+            serialized = tf.data.Dataset.zip((serialized, ones)).concatenate(blanks)
+        if last_batch != "smaller":
+            serialized = serialized.take(steps * batch_size)
+        if skipped is not None:
+            serialized = serialized.skip(skipped)
+        return serialized.batch(batch_size, drop_remainder=last_batch != "smaller")
+
+    last_epoch = tf.int64.max if epochs is None else epochs
+    batches = tf.data.Dataset.range(start_epoch, last_epoch).flat_map(batches_of)
+    parse = _Parser(records, manifest["config"], None if last_batch == "smaller" else batch_size)
+    batches = batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    if epochs is None:
+        count = tf.data.INFINITE_CARDINALITY
+    else:
+        count = max(0, steps * (epochs - start_epoch) - start_batch)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(count))
+    ready = PREFETCH_BYTES // (batch_size * records.size**2)
+    batches = batches.prefetch(int(np.clip(ready, *PREFETCH_BATCHES)))
+    options = tf.data.Options()
+    options.deterministic = deterministic
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return batches.with_options(options)
+
+
+@contextlib.contextmanager
+def shard_errors() -> Iterator[None]:
+    """Turns TensorFlow's error of a damaged, missing or unfetchable shard into a CxrError of one line.
+
+    Put it around the loop, or the `fit`, that reads what `load_split` made.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"\[{_STOPPED}(.*?)\]\s*(\[\[|\[Op|$)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise CxrError(found[1]) from error
+
+
+def _read_split(
+    dataset: str, manifest: dict, split: str, task: str | None, with_no_finding: bool
+) -> SplitRecords:
+    if split not in manifest["splits"]:
+        raise UsageError(f"found split {split!r}; {dataset} has {', '.join(manifest['splits'])}")
+    config = manifest["config"]
+    own = parse_task(config["task"], config["with_no_finding"])
+    if task is None:
+        wanted = parse_task(own.name, own.with_no_finding or with_no_finding)
+    else:
+        wanted = parse_task(task, with_no_finding)
+    if wanted != own and own.kind != "multilabel":
+        raise UsageError(
+            f"found task {_spoken(wanted)}; {dataset} was built for {_spoken(own)}, and only a multilabel "
+            "dataset gives other tasks: build one with --task multilabel"
+        )
+    entries = manifest["splits"][split]["shards"]
+    table = _table_of(dataset, split, entries)
+    labels = np.array(table["label"].to_pylist(), np.int64).reshape(len(table), *own.label_shape)
+    kept = np.ones(len(table), bool)
+    if wanted != own:
+        selection = wanted.select(labels)
+        kept, labels = selection.kept, selection.labels[selection.kept]
+        if not kept.any():
+            raise UsageError(f"found no image for task {_spoken(wanted)} in split {split} of {dataset}")
+    counts = [entry["records"] for entry in entries]
+    ends = np.cumsum(counts)
+    shards = tuple(
+        (entry["file"], int(kept[end - count : end].sum()), count)
+        for entry, count, end in zip(entries, counts, ends, strict=True)
+    )
+
+    def column(name: str) -> np.ndarray:
+        return table[name].to_numpy()[kept]
+
+    return SplitRecords(
+        task=wanted,
+        size=config["size"],
+        codec=config["codec"],
+        image_ids=column("image_id"),
+        patient_ids=column("patient_id"),
+        views=column("view"),
+        sexes=column("sex"),
+        ages_years=column("age_years"),
+        copies=column("copy"),
+        labels=labels,
+        shards=shards,
+        kept=kept,
+    )
+
+
+def _table_of(dataset: str, split: str, entries: Sequence[dict]) -> pa.Table:
+    """The rows of a split in the table of records, which must be those of its shards."""
+    try:
+        table = read_records_table(dataset)
+        table = table.filter(pa.compute.equal(table["split"], split))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        trouble = " ".join(str(error).split())
+        raise CxrError(f"{dataset}: the table of records cannot be read ({trouble}); {_VERIFY}") from None
+    files = np.repeat([entry["file"] for entry in entries], [entry["records"] for entry in entries])
+    if table["shard"].to_pylist() != files.tolist():
+        raise CxrError(f"{dataset}: the table of records is not that of the manifest's shards; {_VERIFY}")
+    return table
+
+
+def _spoken(task: Task) -> str:
+    return f"{task.name} with No Finding" if task.with_no_finding else task.name
+
+
+def _steps(
+    records: SplitRecords, split: str, batch_size: int, num_hosts: int, shuffle: bool, last_batch: str
+) -> int:
+    """Batches of an epoch, the same for every host and epoch."""
+    if batch_size < 1 or num_hosts < 1:
+        raise UsageError(f"found batch size {batch_size} and {num_hosts} hosts; expected 1 or more of each")
+    if last_batch not in LAST_BATCHES:
+        raise UsageError(f"found last_batch {last_batch!r}; expected one of {', '.join(LAST_BATCHES)}")
+    if last_batch == "smaller" and num_hosts > 1:
+        raise UsageError("found last_batch 'smaller' with several hosts, whose counts differ; expected 'pad'")
+    counts = [kept for _, kept, _ in records.shards]
+    if num_hosts > len(counts):
+        raise UsageError(
+            f"found {num_hosts} hosts for the {len(counts)} shards of split {split}; each host needs one: "
+            "build with a smaller --shard-mb"
+        )
+    if shuffle:  # which shards a host gets changes with the epoch
+        counts = sorted(counts)
+        fewest = sum(counts[: len(counts) // num_hosts])
+        most = sum(counts[-(-(-len(counts) // num_hosts)) :])
+    else:
+        per_host = [sum(counts[host::num_hosts]) for host in range(num_hosts)]
+        fewest, most = min(per_host), max(per_host)
+    if last_batch != "drop":
+        return -(-most // batch_size)
+    if fewest < batch_size:
+        each = f" for each of {num_hosts} hosts" * (num_hosts > 1)
+        raise UsageError(
+            f"found a batch of {batch_size}, larger than split {split}, which has {fewest} records{each}; "
+            "expected a smaller one"
+        )
+    return fewest // batch_size
+
+
+def _check_sizes(dataset: str, entries: Sequence[dict]) -> None:
+    """Compares the shards at hand with the manifest, before anything is read."""
+    sizes = listed_sizes(dataset)
+    if sizes is None:  # the storage cannot list; each shard is checked as it is fetched
+        return
+    for entry in entries:
+        path = storage.join(dataset, entry["file"])
+        if entry["file"] not in sizes:
+            raise CxrError(f"{path} is missing; {_VERIFY}")
+        size = sizes[entry["file"]]
+        if size is not None and size != entry["bytes"]:
+            raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}; {_VERIFY}")
+
+
+class _LocalFiles:
+    """Shards on local disk: a shard's number to its path."""
+
+    def __init__(self, paths: Sequence[str]):
+        self._paths = np.array(paths)
+
+    def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
+        """Turns shard numbers into (number, local path, what to say where reading fails)."""
+        paths = tf.constant(self._paths)
+
+        def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            path = paths[shard]
+            return shard, path, tf.strings.join([path, f" is damaged, cut short or missing; {_VERIFY}"])
+
+        return shards.map(locate)
+
+
+class _FetchedFiles:
+    """Shards in remote storage, fetched in the order in which they are read, some ahead.
+
+    Those that may be read now are held in the cache. A shard that is open may lose its name without harm, so
+    what is fetched and not yet opened is all that must be held; the rest of the window keeps disk use honest.
+    """
+
+    def __init__(self, dataset: str, entries: Sequence[dict], cache: ShardCache, width: int):
+        self._dataset, self._entries, self._cache = dataset, entries, cache
+        largest = max(entry["bytes"] for entry in entries)
+        room = cache.limit_bytes // largest
+        # A window of those being read, those ready, and as many again for fetches that overtake each other;
+        # beside it the fetches under way.
+        self._ahead = min(FETCH_AHEAD, (room - width) // 3)
+        if self._ahead < 1:
+            raise UsageError(
+                f"found a cache of {cache.limit_bytes:,} bytes; {width} shards of {dataset} are read at once, "
+                f"so it must hold {width + 3} of up to {largest:,} bytes: allow {(width + 3) * largest:,}"
+            )
+        self._window = width + 2 * self._ahead
+        self._held: deque[HeldFile] = deque()
+        self._lock = threading.Lock()
+
+    def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
+        """As `_LocalFiles.located`."""
+
+        def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            path, trouble = tf.numpy_function(self._fetch, [shard], (tf.string, tf.string))
+            return shard, tf.ensure_shape(path, []), tf.ensure_shape(trouble, [])
+
+        return shards.map(locate, num_parallel_calls=self._ahead, deterministic=True)
+
+    def _fetch(self, shard: np.int64) -> tuple[bytes, bytes]:
+        entry = self._entries[int(shard)]
+        url = storage.join(self._dataset, entry["file"])
+        try:
+            held = self._cache.fetch(url, entry["bytes"], entry["sha256"])
+        except Exception as error:  # the reader of the shard says it, in its turn
+            return b"", " ".join(str(error).split()).encode()
+        with self._lock:
+            self._held.append(held)
+            while len(self._held) > self._window:
+                self._held.popleft().release()
+        return held.path.encode(), f"{url} is damaged in the cache ({held.path}); delete it there".encode()
+
+
+def _files(
+    dataset: str, entries: Sequence[dict], shuffle: bool, cache_dir: str | None, cache_bytes: int
+) -> _LocalFiles | _FetchedFiles:
+    if storage.is_url(dataset):
+        width = min(INTERLEAVED_SHARDS, len(entries)) if shuffle else 1
+        return _FetchedFiles(dataset, entries, ShardCache(cache_dir, cache_bytes), width)
+    folder = storage.absolute(dataset)
+    return _LocalFiles([storage.join(folder, entry["file"]) for entry in entries])
+
+
+class _Stream:
+    """The serialized records of a host, epoch by epoch."""
+
+    def __init__(
+        self,
+        records: SplitRecords,
+        files: _LocalFiles | _FetchedFiles,
+        entries: Sequence[dict],
+        shuffle: bool,
+        seed: int,
+        host: int,
+        num_hosts: int,
+    ):
+        self._files, self._shuffle, self._host, self._num_hosts = files, shuffle, host, num_hosts
+        self._counts = np.array([count for _, _, count in records.shards], np.int64)
+        self._ends = np.cumsum(self._counts)
+        self._kept = None if records.kept.all() else records.kept
+        mean_bytes = sum(entry["bytes"] for entry in entries) / self._counts.sum()
+        self._buffer = int(min(SHUFFLE_RECORDS, SHUFFLE_BYTES / mean_bytes))
+        # Stateless generators take two numbers: ours, and the epoch.
+        self._shards_key = keyed_hash(seed, "order of shards") >> 1
+        self._buffer_key = keyed_hash(seed, "shuffle buffer", host, num_hosts) >> 1
+
+    def epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
+        """Returns the records of one epoch, as the host reads them."""
+        shards = tf.range(len(self._counts), dtype=tf.int64)
+        if self._shuffle:
+            shards = tf.random.experimental.stateless_shuffle(
+                shards, [tf.constant(self._shards_key, tf.int64), epoch], alg="philox"
+            )
+        files = self._files.located(
+            tf.data.Dataset.from_tensor_slices(shards[self._host :: self._num_hosts])
+        )
+        if not self._shuffle:
+            return files.flat_map(self._shard)
+        blocks = files.interleave(self._blocks, INTERLEAVED_SHARDS, block_length=1)
+        key = [tf.constant(self._buffer_key, tf.int64), epoch]
+        seed = tf.random.stateless_uniform([], key, maxval=tf.int64.max, dtype=tf.int64, alg="philox")
+        _forget_global_seed()
+        return blocks.unbatch().shuffle(self._buffer, seed, reshuffle_each_iteration=False)
+
+    def _blocks(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
+        """Reads a shard ahead in a thread of its own, which hands over blocks and not single records."""
+        return self._shard(shard, path, trouble).batch(BLOCK_RECORDS).prefetch(2)
+
+    def _shard(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
+        """The records of a shard that take part.
+
+        TensorFlow's error of a damaged file does not name it. So its errors end the file, and where that gives
+        fewer records than the manifest says, our own error follows.
+        """
+        count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
+
+        def stop(trouble: tf.Tensor) -> tf.Tensor:
+            with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join([_STOPPED, trouble])])]):
+                return tf.identity(trouble)
+
+        broken = tf.data.Dataset.from_tensors(trouble).repeat().map(stop)
+        whole = tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).ignore_errors()
+        records = whole.concatenate(broken).take(count)
+        if self._kept is None:
+            return records
+        kept = tf.data.Dataset.from_tensor_slices(tf.constant(self._kept)[end - count : end])
+        pairs = tf.data.Dataset.zip((records, kept)).filter(lambda record, kept: kept)
+        return pairs.map(lambda record, kept: record)
+
+
+def _forget_global_seed() -> None:
+    """Makes the seed that is given to an operation in this graph the only one that matters to it."""
+    if not tf.executing_eagerly():  # tf.data traces its functions as graphs
+        tf.random.set_seed(1)  # of this graph alone; 0 would be read as none
+
+
+def _blank(records: SplitRecords) -> bytes:
+    """A serialized record of zeros, for padding."""
+    pixels = np.zeros((records.size, records.size), np.uint8)
+    image = ImageFormat(records.size, records.codec).encode(pixels)
+    findings = np.zeros(len(FINDINGS), np.int64)
+    label = np.zeros(records.task.label_shape, np.int64).reshape(-1)
+    return encode_example({"image": image, "label": label, "findings": findings})
+
+
+class _Parser:
+    """Turns a batch of serialized records into images, labels and, where there is one, the mask."""
+
+    def __init__(self, records: SplitRecords, config: dict, batch_size: int | None):
+        self._task, self._size, self._codec = records.task, records.size, records.codec
+        self._batch_size = batch_size
+        self._derived = records.task != parse_task(config["task"], config["with_no_finding"])
+        if self._derived:
+            patterns = np.arange(1 << len(FINDINGS))[:, np.newaxis] >> np.arange(len(FINDINGS)) & 1
+            self._label_of_pattern = records.task.select(patterns.astype(np.uint8)).labels.astype(np.int32)
+
+    def __call__(self, serialized: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
+        """Parses string [b]; the mask float32 [b] is passed on."""
+        name, shape = ("findings", (len(FINDINGS),)) if self._derived else ("label", self._task.label_shape)
+        features = {
+            "image": tf.io.FixedLenFeature([], tf.string),
+            name: tf.io.FixedLenFeature(shape, tf.int64),
+        }
+        parsed = tf.io.parse_example(serialized, features)
+        image, label = self._decode(parsed["image"]), tf.cast(parsed[name], tf.int32)
+        if self._derived:
+            bits = tf.constant(1 << np.arange(len(FINDINGS)), tf.int32)
+            label = tf.gather(self._label_of_pattern, tf.reduce_sum(label * bits, axis=1))
+        if mask is None:
+            return image, label
+        if self._derived:  # a derived task may have no label for a record without findings
+            label *= tf.cast(mask, tf.int32)
+        return image, label, mask
+
+    def _decode(self, stored: tf.Tensor) -> tf.Tensor:
+        shape = [self._size, self._size, 1]
+        if self._codec == "raw":
+            pixels = tf.io.decode_raw(stored, tf.uint8)
+            return tf.reshape(pixels, [-1 if self._batch_size is None else self._batch_size, *shape])
+
+        def decode(data: tf.Tensor) -> tf.Tensor:
+            if self._codec == "png":
+                return tf.ensure_shape(tf.io.decode_png(data, channels=1), shape)
+            # Pillow decodes so; TensorFlow's default is another for speed.
+            return tf.ensure_shape(tf.io.decode_jpeg(data, channels=1, dct_method="INTEGER_ACCURATE"), shape)
+
+        return tf.map_fn(decode, stored, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
