@@ -1,5 +1,8 @@
 """What feeds a model: the reader's batches, and how long the trainer waited for them."""
 
+import time
+from typing import Any
+
 import tensorflow as tf
 
 PREFETCHED_BATCHES = 4
@@ -23,13 +26,16 @@ class WaitMeter:
         that asks. Where a strategy asks ahead for several devices, its waits are counted, of which the
         trainer notices a part: the figure is never too low.
         """
-        asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
 
-        def note(asked_at, batch):
-            with tf.control_dependencies(
-                [self._seconds.assign_add(tf.timestamp() - asked_at, read_value=False)]
-            ):
+        def clock() -> tf.Tensor:
+            # TensorFlow's own clock refuses to run where kernels are to be deterministic.
+            return tf.ensure_shape(tf.numpy_function(time.monotonic, [], tf.float64), [])
+
+        def note(asked_at: tf.Tensor, batch: Any) -> Any:
+            with tf.control_dependencies([self._seconds.assign_add(clock() - asked_at, read_value=False)]):
                 return tf.nest.map_structure(tf.identity, batch)
+
+        asked = tf.data.Dataset.counter().map(lambda _: clock())
 
         measured = tf.data.Dataset.zip(asked, batches.prefetch(PREFETCHED_BATCHES)).map(note)
         options = tf.data.Options()

@@ -216,6 +216,7 @@ def _fit(
             epochs=epoch + 1 if batch else config.epochs,
             steps_per_epoch=job.steps - batch,
             callbacks=followers,
+            shuffle=False,  # the reader has
             verbose=0,
         )
 

@@ -1,0 +1,218 @@
+"""Losses for classes of very unequal size, from logits, numerically safe under float16 and bfloat16.
+
+Weights come from the records AFTER copies: copies have corrected a part of the imbalance already, and weights
+from the counts before would correct that part twice.
+"""
+
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from cxr_records.errors import UsageError
+from cxr_records.findings import nearest
+from cxr_records.sampling import class_weights
+
+
+def make_loss(
+    name: str, kind: str, class_records: np.ndarray, num_records: int, **options: float
+) -> keras.losses.Loss:
+    """Returns a loss of (labels, logits), averaged over a batch.
+
+    Labels are int [batch] for binary (logits [batch, 1]) and multiclass (logits [batch, k]), and int
+    [batch, 14] for multilabel. Sample weights count: a weight of 0 takes a row out.
+
+    Args:
+        name: one of `LOSSES[kind]`.
+        kind: "binary", "multiclass" or "multilabel".
+        class_records: int [k], training records that hold each class, copies included; for binary [1], those
+            of the second class.
+        num_records: training records, copies included.
+        options: the loss' own, such as gamma.
+
+    Raises:
+        UsageError: no such loss for the kind, or no such option; the nearest name is suggested.
+    """
+    known = LOSSES[kind]
+    if name not in known:
+        elsewhere = [k for k, names in LOSSES.items() if name in names]
+        hint = f" (it is for {' and '.join(elsewhere)})" if elsewhere else nearest(name, list(known))
+        raise UsageError(f"--set loss={name}: no loss for {kind}{hint}; expected one of {', '.join(known)}")
+    make = known[name]
+    taken = [p for p in inspect.signature(make).parameters if p not in ("class_records", "num_records")]
+    for option in options:
+        if option not in taken:
+            expected = f"expected one of {', '.join(taken)}" if taken else "it has none"
+            raise UsageError(
+                f"--set loss_options.{option}: the loss {name} has no such option{nearest(option, taken)}; "
+                f"{expected}"
+            )
+    return make(np.asarray(class_records, np.float64), num_records, **options)
+
+
+class _FromLogits(keras.losses.Loss):
+    """A loss that is computed in float32, whatever the logits are."""
+
+    def __init__(self, name: str):
+        super().__init__(name=name, dtype="float32")
+
+
+class BinaryCrossEntropy(_FromLogits):
+    """Cross-entropy of independent classes, the mean over classes.
+
+    With weights, a positive of class c counts positive_weights[c] times and a negative negative_weights[c]
+    times.
+
+    Args:
+        positive_weights: float [k], or None for ones.
+        negative_weights: float [k], or None for ones.
+    """
+
+    def __init__(
+        self, positive_weights: np.ndarray | None = None, negative_weights: np.ndarray | None = None
+    ):
+        super().__init__("binary_cross_entropy")
+        self._positive = 1.0 if positive_weights is None else np.asarray(positive_weights, np.float32)
+        self._negative = 1.0 if negative_weights is None else np.asarray(negative_weights, np.float32)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns float32 [batch]."""
+        y = _rows(y_true, y_pred)
+        weights = self._positive * y + self._negative * (1 - y)
+        return ops.mean(weights * ops.binary_crossentropy(y, y_pred, from_logits=True), axis=-1)
+
+
+class FocalLoss(_FromLogits):
+    """Focal loss (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 5).
+
+    Each class' cross-entropy times (1 - p)^gamma, with p the probability of what is true: what is right
+    already counts less. With alpha, positives count alpha and negatives 1 - alpha.
+
+    Args:
+        gamma: 0 is plain cross-entropy.
+        alpha: between 0 and 1; None for no weights.
+    """
+
+    def __init__(self, gamma: float = 2.0, alpha: float | None = None):
+        super().__init__("focal")
+        self._gamma, self._alpha = gamma, alpha
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns float32 [batch]."""
+        y = _rows(y_true, y_pred)
+        toward = (2 * y - 1) * y_pred  # the logit of what is true
+        # (1 - p)^gamma as a power of e: its gradient is finite at p = 1 too, where that of a power is not.
+        losses = ops.softplus(-toward) * ops.exp(-self._gamma * ops.softplus(toward))
+        if self._alpha is not None:
+            losses *= self._alpha * y + (1 - self._alpha) * (1 - y)
+        return ops.mean(losses, axis=-1)
+
+
+class AsymmetricLoss(_FromLogits):
+    """Asymmetric loss (Ridnik et al., "Asymmetric Loss For Multi-Label Classification", ICCV 2021).
+
+    Focal loss with a stronger focus on negatives than on positives, whose probabilities are moreover lowered
+    by `clip`, so that negatives easier than that count nothing.
+
+    Args:
+        gamma_neg: focus on hard negatives.
+        gamma_pos: focus on hard positives.
+        clip: what is taken off a negative's probability, 0 to below 1.
+    """
+
+    def __init__(self, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05):
+        super().__init__("asymmetric")
+        self._gamma_neg, self._gamma_pos, self._clip = gamma_neg, gamma_pos, clip
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns float32 [batch]."""
+        y = _rows(y_true, y_pred)
+        positive = ops.softplus(-y_pred) * ops.exp(-self._gamma_pos * ops.softplus(y_pred))
+        if self._clip:
+            shifted = ops.maximum(ops.sigmoid(y_pred) - self._clip, 0.0)
+            # At most 1 - clip, so the logarithm is finite; a power of 0 has no gradient, hence the floor.
+            focus = ops.exp(self._gamma_neg * ops.log(ops.maximum(shifted, 1e-8)))
+            negative = -ops.log1p(-shifted) * focus
+        else:
+            negative = ops.softplus(y_pred) * ops.exp(-self._gamma_neg * ops.softplus(-y_pred))
+        return ops.mean(y * positive + (1 - y) * negative, axis=-1)
+
+
+class CrossEntropy(_FromLogits):
+    """Cross-entropy of exclusive classes, with a weight per class and logits moved by a constant.
+
+    Args:
+        weights: float [k], or None for ones.
+        adjustment: float [k], added to the logits in training, or None for zeros.
+    """
+
+    def __init__(self, weights: np.ndarray | None = None, adjustment: np.ndarray | None = None):
+        super().__init__("cross_entropy")
+        self._weights = None if weights is None else np.asarray(weights, np.float32)
+        self._adjustment = 0.0 if adjustment is None else np.asarray(adjustment, np.float32)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns float32 [batch]."""
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        logits = y_pred + self._adjustment
+        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        return losses if self._weights is None else losses * ops.take(self._weights, labels)
+
+
+def _rows(y_true: Any, y_pred: Any) -> Any:
+    """Labels as float32 rows of the logits' shape."""
+    return ops.reshape(ops.cast(y_true, "float32"), ops.shape(y_pred))
+
+
+def _bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
+    return BinaryCrossEntropy()
+
+
+def _weighted_bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
+    """Wang et al. ("ChestX-ray8", CVPR 2017, section 4.1) weight positives by (|P| + |N|) / |P| and negatives
+    by (|P| + |N|) / |N|. There |P| and |N| are counted over all classes of a batch; here per class over the
+    training records, as many have done since, and halved, so that weights are 1 where a class holds half."""
+    positives = np.clip(class_records, 1, max(1, num_records - 1))  # weights of empty classes stay finite
+    return BinaryCrossEntropy(num_records / (2 * positives), num_records / (2 * (num_records - positives)))
+
+
+def _focal(
+    class_records: np.ndarray, num_records: int, gamma: float = 2.0, alpha: float | None = None
+) -> FocalLoss:
+    return FocalLoss(gamma, alpha)
+
+
+def _asymmetric(
+    class_records: np.ndarray,
+    num_records: int,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+) -> AsymmetricLoss:
+    return AsymmetricLoss(gamma_neg, gamma_pos, clip)
+
+
+def _ce(class_records: np.ndarray, num_records: int) -> CrossEntropy:
+    return CrossEntropy()
+
+
+def _weighted_ce(class_records: np.ndarray, num_records: int) -> CrossEntropy:
+    """Inverse frequency: the mean weight over the training records is 1."""
+    return CrossEntropy(weights=np.array(class_weights(class_records.astype(int).tolist(), num_records)))
+
+
+def _logit_adjusted(class_records: np.ndarray, num_records: int, tau: float = 1.0) -> CrossEntropy:
+    """Menon et al. ("Long-tail learning via logit adjustment", ICLR 2021, equation 10): adds tau times the
+    log of a class' share to its logit in training, so that the logits without it rank classes as if all were
+    equally frequent. A class without records is counted as half a record."""
+    share = np.maximum(class_records, 0.5) / num_records
+    return CrossEntropy(adjustment=tau * np.log(share))
+
+
+LOSSES = {
+    "binary": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal},
+    "multiclass": {"ce": _ce, "weighted_ce": _weighted_ce, "logit_adjusted": _logit_adjusted},
+    "multilabel": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal, "asymmetric": _asymmetric},
+}

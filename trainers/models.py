@@ -1,0 +1,212 @@
+"""Networks from raw uint8 images to logits: one that CPUs can train, and four of keras.applications.
+
+Grey levels are normalised inside, by the mean and deviation of the dataset's training images, so a saved
+model takes what a record holds.
+"""
+
+import contextlib
+import io
+import random
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+
+from cxr_records import storage
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.findings import nearest
+
+_APPLICATIONS = {
+    "densenet121": "DenseNet121",  # Huang et al. 2017; the field's baseline since CheXNet
+    "resnet50": "ResNet50",  # He et al. 2016
+    "efficientnetv2b0": "EfficientNetV2B0",  # Tan and Le 2021
+    "convnext_tiny": "ConvNeXtTiny",  # Liu et al. 2022
+}
+MODELS = ("small_cnn", *_APPLICATIONS)
+SMALL_CHANNELS = (32, 64, 96, 128)
+
+
+def make_model(
+    name: str,
+    num_outputs: int,
+    size: int,
+    mean: float,
+    std: float,
+    *,
+    weights: str = "none",
+    augment: str = "none",
+    dropout: float = 0.0,
+    seed: int = 0,
+    bias: np.ndarray | None = None,
+    synchronized: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> keras.Model:
+    """Returns a model from uint8 [batch, size, size, 1] to logits, float32 [batch, num_outputs].
+
+    Two processes with the same arguments make the same weights, bit for bit.
+
+    Args:
+        name: one of `MODELS`.
+        num_outputs: logits.
+        size: side of the images in pixels; keras.applications take 32 or more.
+        mean: of the training images' grey levels, 0 to 255.
+        std: their standard deviation.
+        weights: "none", "imagenet" (fetched by Keras from the network), or a file: a run's model.keras or one
+            of its checkpoints. A last layer of another shape stays fresh.
+        augment: "light" puts small random shifts (4%), turns (5°), zooms (6%), brightness (5%) and contrast
+            (10%) before the network; they act in training alone and are inert at inference.
+        dropout: share of the pooled features that is dropped in training.
+        seed: of weights, dropout and augmentation.
+        bias: float [num_outputs], what the last layer starts with: log-odds or log-shares of the classes, so
+            that training begins at the prior (Lin et al. 2017, section 4.1). None for zeros.
+        synchronized: batch statistics of small_cnn over all devices of a tf.distribute strategy.
+        say: told what was taken from a weights file.
+
+    Raises:
+        UsageError: no such model, or no such weights file.
+        CxrError: ImageNet's weights cannot be fetched, or the file is of another network.
+    """
+    if name not in MODELS:
+        raise UsageError(
+            f"--set model={name}: no such model{nearest(name, MODELS)}; expected one of {', '.join(MODELS)}"
+        )
+    with _seeded(seed):
+        inputs = keras.Input((size, size, 1), dtype="uint8", name="image")
+        x = keras.layers.Rescaling(1.0, name="to_float")(inputs)
+        if augment == "light":
+            x = _light_augmentation(x)
+        x = keras.layers.Rescaling(1 / std, offset=-mean / std, name="normalise")(x)
+        features = (
+            _small_cnn(x, synchronized) if name == "small_cnn" else _application(x, name, size, weights)
+        )
+        if dropout:
+            features = keras.layers.Dropout(dropout, name="dropout")(features)
+        start = keras.initializers.Constant(0.0 if bias is None else np.asarray(bias, np.float32))
+        head = keras.layers.Dense(num_outputs, bias_initializer=start, name="head", dtype="float32")
+        model = keras.Model(inputs, head(features), name=name)
+    if weights not in ("none", "imagenet"):
+        _take_weights(model, weights, say)
+    return model
+
+
+def with_probabilities(model: keras.Model, kind: str) -> keras.Model:
+    """Returns a model that shares all weights and gives probabilities, float32.
+
+    Args:
+        model: of `make_model`.
+        kind: "multiclass" (softmax), or "binary" or "multilabel" (sigmoids).
+    """
+    function = "softmax" if kind == "multiclass" else "sigmoid"
+    last = keras.layers.Activation(function, dtype="float32", name="probabilities")
+    return keras.Model(model.input, last(model.output), name=f"{model.name}_{function}")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds whatever initializers and layers are made inside.
+
+    Keras takes the seeds that nobody gives, as in keras.applications, from Python's generator: it is set for
+    a while and then put back, so nobody else sees it.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _light_augmentation(x: keras.KerasTensor) -> keras.KerasTensor:
+    layers = keras.layers
+    for layer in (
+        layers.RandomTranslation(0.04, 0.04, fill_mode="constant", name="shift"),
+        layers.RandomRotation(5 / 360, fill_mode="constant", name="turn"),
+        layers.RandomZoom((-0.06, 0.06), fill_mode="constant", name="zoom"),
+        layers.RandomBrightness(0.05, value_range=(0, 255), name="brightness"),
+        layers.RandomContrast(0.1, value_range=(0, 255), name="contrast"),
+    ):
+        x = layer(x)
+    return x
+
+
+def _small_cnn(x: keras.KerasTensor, synchronized: bool) -> keras.KerasTensor:
+    """Five convolutions. Maxima over places see a small shadow that a mean over all places would drown."""
+
+    def convolve(x: keras.KerasTensor, channels: int, name: str, strides: int = 1) -> keras.KerasTensor:
+        convolution = keras.layers.Conv2D(
+            channels, 3, strides, "same", use_bias=False, kernel_initializer="he_normal", name=name
+        )
+        normalised = keras.layers.BatchNormalization(
+            momentum=0.9, synchronized=synchronized, name=f"{name}_norm"
+        )(convolution(x))
+        return keras.layers.ReLU(name=f"{name}_relu")(normalised)
+
+    x = convolve(x, 16, "stem", strides=2)
+    for place, channels in enumerate(SMALL_CHANNELS, 1):
+        if place > 1:
+            x = keras.layers.MaxPooling2D(2, padding="same", name=f"pool{place}")(x)
+        x = convolve(x, channels, f"conv{place}")
+    mean = keras.layers.GlobalAveragePooling2D(name="mean")(x)
+    largest = keras.layers.GlobalMaxPooling2D(name="largest")(x)
+    return keras.layers.Concatenate(name="features")([mean, largest])
+
+
+def _application(x: keras.KerasTensor, name: str, size: int, weights: str) -> keras.KerasTensor:
+    make = getattr(keras.applications, _APPLICATIONS[name])
+    # What these two would do to pixels themselves, the layers before have done.
+    own = {"include_preprocessing": False} if name in ("efficientnetv2b0", "convnext_tiny") else {}
+    if size < 32:
+        raise UsageError(f"--set model={name}: takes images of 32 pixels or more, the dataset's have {size}")
+    try:
+        network = make(
+            include_top=False,
+            weights="imagenet" if weights == "imagenet" else None,
+            input_shape=(size, size, 3),
+            pooling="avg",
+            name=name,
+            **own,
+        )
+    except Exception as error:  # Keras' download raises what the network gives: OSError, URLError, Exception
+        if weights != "imagenet":
+            raise
+        reason = " ".join(str(error).split())
+        raise CxrError(
+            f"--weights imagenet: the weights of {name} cannot be fetched ({reason}); where there is no "
+            "network give --weights none, or a file of weights"
+        ) from error
+    return network(keras.layers.Concatenate(name="grey_to_rgb")([x, x, x]))
+
+
+def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> None:
+    held = _read_weights(path)
+    fitting = {
+        w.path: held[w.path] for w in model.weights if w.path in held and held[w.path].shape == tuple(w.shape)
+    }
+    missing = [w.path for w in model.weights if w.path not in fitting and not w.path.startswith("head/")]
+    if missing:
+        raise CxrError(
+            f"--weights {path}: of another network: {len(missing)} of the {len(model.weights)} weights of "
+            f"{model.name} are not in it, such as {missing[0]}"
+        )
+    for weight in model.weights:
+        if weight.path in fitting:
+            weight.assign(fitting[weight.path])
+    fresh = len(model.weights) - len(fitting)
+    say(f"took the weights of {path}" + (", the last layer stays fresh: it has other outputs" * bool(fresh)))
+
+
+def _read_weights(path: str) -> dict[str, np.ndarray]:
+    if not path.endswith((".keras", ".npz")):
+        raise UsageError(
+            f"--weights {path}: expected none, imagenet, or a run's model.keras or .npz checkpoint"
+        )
+    if not storage.exists(path):
+        raise UsageError(f"--weights {path}: no such file")
+    try:
+        if path.endswith(".keras"):
+            model = keras.saving.load_model(storage.local_path(path), compile=False)
+            return {weight.path: np.asarray(weight.value) for weight in model.weights}
+        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as held:
+            return {n.removeprefix("model/"): held[n] for n in held.files if n.startswith("model/")}
+    except Exception as error:  # a file of another kind fails in as many ways as there are kinds
+        raise CxrError(f"--weights {path}: cannot be read: {' '.join(str(error).split())}") from error
