@@ -201,7 +201,8 @@ def load_split(
     )
 
     def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        skipped = tf.where(tf.equal(epoch, start_epoch), start_batch * batch_size, 0) if start_batch else None
+        seen = tf.constant(start_batch * batch_size, tf.int64)
+        skipped = tf.where(tf.equal(epoch, start_epoch), seen, tf.zeros_like(seen)) if start_batch else None
         serialized = stream.epoch(epoch)
         if last_batch == "pad":
             blanks = tf.data.Dataset.from_tensors((_blank(records), 0.0)).repeat()

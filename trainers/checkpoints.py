@@ -23,7 +23,11 @@ def save(path: str, model: keras.Model, progress: dict[str, Any]) -> None:
         model: compiled; its random seeds are among its variables.
         progress: plain values to be had back from `load`.
     """
-    arrays = {name: np.asarray(variable.value) for name, variable in _variables(model).items()}
+    arrays = {
+        # By way of a tensor: a variable that lives on several devices is no array.
+        name: keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))
+        for name, variable in _variables(model).items()
+    }
     arrays[_PROGRESS] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     with storage.atomic_file(path) as file:
         np.savez(file, **arrays)

@@ -162,6 +162,8 @@ def _compiled(
         dropout=config.dropout,
         seed=config.seed,
         bias=bias,
+        synchronized=job.devices.strategy is not None,
+        say=say,
     )
     warmup = round(config.warmup_epochs * job.steps)
     rate = keras.optimizers.schedules.CosineDecay(
