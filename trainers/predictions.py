@@ -1,10 +1,42 @@
-"""The table of predictions."""
+"""Tables of predictions: one row per scored image."""
 
+import dataclasses
 import io
 
+import numpy as np
 import pandas as pd
 
 from cxr_records import storage
+from cxr_records.errors import UsageError
+from cxr_records.tasks import Task
+from trainers import runs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """Scores and labels of n images for k classes.
+
+    Attributes:
+        kind: "binary", "multiclass" or "multilabel".
+        names: of the k classes.
+        split: which split the images are of.
+        image_ids: [n].
+        patient_ids: [n].
+        labels: int [n, k], zeros and ones.
+        scores: float64 [n, k].
+        mean_scores: float64 [k], over all rows that the model scored, also those that take no part.
+        warnings: what is to be said of the table.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    split: str
+    image_ids: np.ndarray
+    patient_ids: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    mean_scores: np.ndarray
+    warnings: tuple[str, ...] = ()
 
 
 def write_predictions(path: str, table: pd.DataFrame) -> None:
@@ -12,3 +44,31 @@ def write_predictions(path: str, table: pd.DataFrame) -> None:
     out = io.BytesIO()
     table.to_parquet(out, index=False)
     storage.write_bytes(path, out.getvalue())
+
+
+def read_run_predictions(run: str, split: str, task: Task) -> Predictions:
+    """Reads what a run predicted for a split.
+
+    Raises:
+        UsageError: the table has no rows of the split, or lacks a class of the task.
+    """
+    path = storage.join(run, runs.PREDICTIONS_FILE)
+    table = pd.read_parquet(io.BytesIO(storage.read_bytes(path)))
+    names = runs.score_names(task)
+    if lacking := [name for name in names if f"prob_{name}" not in table]:
+        raise UsageError(f"{path}: found no column prob_{lacking[0]}; remove it to have it made again")
+    splits = sorted(set(table["split"]))
+    table = table[table["split"] == split]
+    if not len(table):
+        raise UsageError(f"{path}: found no scores for split {split}; it has {', '.join(splits)}")
+    scores = table[[f"prob_{name}" for name in names]].to_numpy(np.float64)
+    return Predictions(
+        kind=task.kind,
+        names=names,
+        split=split,
+        image_ids=table["image_id"].to_numpy(),
+        patient_ids=table["patient_id"].to_numpy(),
+        labels=table[[f"label_{name}" for name in names]].to_numpy(np.int64),
+        scores=scores,
+        mean_scores=scores.mean(axis=0),
+    )
