@@ -27,7 +27,7 @@ _LOCK_FILE = "lock"
 
 
 def default_cache_folder() -> str:
-    """Returns the user's cache folder for shards: $XDG_CACHE_HOME or ~/.cache, below it cxr-records/shards."""
+    """Returns the user's folder for shards: cxr-records/shards below $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "cxr-records", "shards")
 

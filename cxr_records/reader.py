@@ -10,6 +10,7 @@ Speed. Records stay serialized through shuffling and batching, and a batch is pa
 """
 
 import contextlib
+import math
 import re
 import threading
 from collections import deque
@@ -145,12 +146,12 @@ def load_split(
     for multilabel. With last_batch="pad" a third follows, the mask: float32 [batch_size], 1 for records and 0
     for padding, whose image and label are zeros. Batches never mix epochs.
 
-    Several hosts: each reads every num_hosts-th shard, of the epoch's order where shuffled. All hosts have the
-    same number of batches in every epoch. Dropped tails, and what one host has more than another, are other
-    records in every epoch.
+    Several hosts: each reads every num_hosts-th shard, of the epoch's order where shuffled. All hosts have
+    the same number of batches in every epoch. Dropped tails, and what one host has more than another, are
+    other records in every epoch.
 
-    A shard that is damaged or missing stops the iteration with a tf.errors.InvalidArgumentError that names it;
-    `shard_errors` turns that into a CxrError.
+    A shard that is damaged or missing stops the iteration with a tf.errors.InvalidArgumentError that names
+    it; `shard_errors` turns that into a CxrError.
 
     Args:
         dataset: folder or URL of a finished dataset.
@@ -174,8 +175,8 @@ def load_split(
         cache_bytes: what that folder may hold at most.
 
     Raises:
-        UsageError: the split is not there, the task cannot be derived, a batch is larger than the split, hosts
-            outnumber shards, or a number or word is out of range.
+        UsageError: the split is not there, the task cannot be derived, a batch is larger than the split,
+            hosts outnumber shards, or a number or word is out of range.
         CxrError: the dataset is not finished, or a shard is missing or of another size than it was written.
     """
     manifest = read_manifest(dataset)
@@ -197,7 +198,13 @@ def load_split(
     entries = manifest["splits"][split]["shards"]
     _check_sizes(dataset, entries)
     stream = _Stream(
-        records, _files(dataset, entries, shuffle, cache_dir, cache_bytes), entries, shuffle, seed, host, num_hosts
+        records,
+        _files(dataset, entries, shuffle, cache_dir, cache_bytes),
+        entries,
+        shuffle,
+        seed,
+        host,
+        num_hosts,
     )
 
     def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -334,7 +341,7 @@ def _steps(
     if shuffle:  # which shards a host gets changes with the epoch
         counts = sorted(counts)
         fewest = sum(counts[: len(counts) // num_hosts])
-        most = sum(counts[-(-(-len(counts) // num_hosts)) :])
+        most = sum(counts[-math.ceil(len(counts) / num_hosts) :])
     else:
         per_host = [sum(counts[host::num_hosts]) for host in range(num_hosts)]
         fewest, most = min(per_host), max(per_host)
@@ -396,8 +403,8 @@ class _FetchedFiles:
         self._ahead = min(FETCH_AHEAD, (room - width) // 3)
         if self._ahead < 1:
             raise UsageError(
-                f"found a cache of {cache.limit_bytes:,} bytes; {width} shards of {dataset} are read at once, "
-                f"so it must hold {width + 3} of up to {largest:,} bytes: allow {(width + 3) * largest:,}"
+                f"found a cache of {cache.limit_bytes:,} bytes; {width} shards of {dataset} are read at "
+                f"once, so it must hold {width + 3} of up to {largest:,} bytes: allow {(width + 3) * largest:,}"
             )
         self._window = width + 2 * self._ahead
         self._held: deque[HeldFile] = deque()
@@ -466,9 +473,7 @@ class _Stream:
             shards = tf.random.experimental.stateless_shuffle(
                 shards, [tf.constant(self._shards_key, tf.int64), epoch], alg="philox"
             )
-        files = self._files.located(
-            tf.data.Dataset.from_tensor_slices(shards[self._host :: self._num_hosts])
-        )
+        files = self._files.located(tf.data.Dataset.from_tensor_slices(shards[self._host :: self._num_hosts]))
         if not self._shuffle:
             return files.flat_map(self._shard)
         blocks = files.interleave(self._blocks, INTERLEAVED_SHARDS, block_length=1)
@@ -484,13 +489,15 @@ class _Stream:
     def _shard(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
         """The records of a shard that take part.
 
-        TensorFlow's error of a damaged file does not name it. So its errors end the file, and where that gives
-        fewer records than the manifest says, our own error follows.
+        TensorFlow's error of a damaged file does not name it. So its errors end the file, and where that
+        gives fewer records than the manifest says, our own error follows.
         """
         count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
 
         def stop(trouble: tf.Tensor) -> tf.Tensor:
-            with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join([_STOPPED, trouble])])]):
+            with tf.control_dependencies(
+                [tf.debugging.Assert(False, [tf.strings.join([_STOPPED, trouble])])]
+            ):
                 return tf.identity(trouble)
 
         broken = tf.data.Dataset.from_tensors(trouble).repeat().map(stop)

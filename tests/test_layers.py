@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it.
 ORDER = [
-    "errors", "findings", "seeding", "progress", "storage", "tfrecord", "examples", "metadata", "splits",
-    "tasks", "sampling", "sources", "images", "augment", "store", "plan", "shards", "manifest", "verify",
-    "cache", "reader", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
+    "errors", "findings", "seeding", "progress", "quiet", "storage", "tfrecord", "examples", "metadata",
+    "splits", "tasks", "sampling", "sources", "images", "augment", "store", "plan", "shards", "manifest",
+    "verify", "cache", "reader", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets"}
 

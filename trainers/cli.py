@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, FoundProblems
+from cxr_records.quiet import load_tensorflow
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 _JSON = click.option(
@@ -65,7 +65,7 @@ def train(
     if show:
         click.echo(json.dumps(settings.to_json(), indent=1))
         return
-    _quiet()
+    load_tensorflow()
     from trainers import evaluate, predict
     from trainers.train import train as run_training
 
@@ -93,7 +93,7 @@ def predict(run: str, images: Sequence[str], out: str | None, as_json: bool, deb
     Example:
       cxr-records predict runs/first 00000001_000.png chest.dcm
     """
-    _quiet()
+    load_tensorflow()
     from trainers.predict import predict_files
 
     scores = predict_files(run, images)
@@ -121,8 +121,3 @@ def _table(scores: Sequence[Any]) -> str:
         if score.scores:
             writer.writerow([score.path, *(f"{score.scores[name]:.6f}" for name in names)])
     return out.getvalue()
-
-
-def _quiet() -> None:
-    """Keeps TensorFlow's start-up lines, which are no user's business, off the screen."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -10,6 +10,7 @@ import numpy as np
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.manifest import read_manifest
+from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION
 from trainers import metrics, runs
 from trainers.bootstrap import DRAWS, intervals, rounded
@@ -170,7 +171,8 @@ def evaluate_run(run: str, split: str = TEST, draws: int = DRAWS, seed: int = 0)
     """
     described = runs.read_run(run)
     if not storage.exists(storage.join(run, runs.PREDICTIONS_FILE)):
-        from trainers.predict import predict_run  # brings TensorFlow
+        load_tensorflow()
+        from trainers.predict import predict_run
 
         predict_run(run)
     task = runs.task_of(described)
