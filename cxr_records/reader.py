@@ -404,7 +404,8 @@ class _FetchedFiles:
         if self._ahead < 1:
             raise UsageError(
                 f"found a cache of {cache.limit_bytes:,} bytes; {width} shards of {dataset} are read at "
-                f"once, so it must hold {width + 3} of up to {largest:,} bytes: allow {(width + 3) * largest:,}"
+                f"once, so it must hold {width + 3} of up to {largest:,} bytes: "
+                f"allow {(width + 3) * largest:,}"
             )
         self._window = width + 2 * self._ahead
         self._held: deque[HeldFile] = deque()

@@ -5,6 +5,7 @@ from the counts before would correct that part twice.
 """
 
 import inspect
+import math
 from typing import Any
 
 import keras
@@ -22,7 +23,8 @@ def make_loss(
     """Returns a loss of (labels, logits), averaged over a batch.
 
     Labels are int [batch] for binary (logits [batch, 1]) and multiclass (logits [batch, k]), and int
-    [batch, 14] for multilabel. Sample weights count: a weight of 0 takes a row out.
+    [batch, 14] for multilabel. With sample weights it is their weighted mean: rows of weight 0, as those that
+    pad a batch, are as good as absent.
 
     Args:
         name: one of `LOSSES[kind]`.
@@ -33,7 +35,8 @@ def make_loss(
         options: the loss' own, such as gamma.
 
     Raises:
-        UsageError: no such loss for the kind, or no such option; the nearest name is suggested.
+        UsageError: no such loss for the kind, or no such option (the nearest name is suggested), or a value
+            out of its range.
     """
     known = LOSSES[kind]
     if name not in known:
@@ -56,7 +59,7 @@ class _FromLogits(keras.losses.Loss):
     """A loss that is computed in float32, whatever the logits are."""
 
     def __init__(self, name: str):
-        super().__init__(name=name, dtype="float32")
+        super().__init__(name=name, reduction="mean_with_sample_weight", dtype="float32")
 
 
 class BinaryCrossEntropy(_FromLogits):
@@ -93,10 +96,16 @@ class FocalLoss(_FromLogits):
     Args:
         gamma: 0 is plain cross-entropy.
         alpha: between 0 and 1; None for no weights.
+
+    Raises:
+        UsageError: a value is out of its range.
     """
 
     def __init__(self, gamma: float = 2.0, alpha: float | None = None):
         super().__init__("focal")
+        _check(gamma=gamma)
+        if alpha is not None:
+            _check(below=1, alpha=alpha)
         self._gamma, self._alpha = gamma, alpha
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -120,10 +129,15 @@ class AsymmetricLoss(_FromLogits):
         gamma_neg: focus on hard negatives.
         gamma_pos: focus on hard positives.
         clip: what is taken off a negative's probability, 0 to below 1.
+
+    Raises:
+        UsageError: a value is out of its range.
     """
 
     def __init__(self, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05):
         super().__init__("asymmetric")
+        _check(gamma_neg=gamma_neg, gamma_pos=gamma_pos)
+        _check(below=1, clip=clip)
         self._gamma_neg, self._gamma_pos, self._clip = gamma_neg, gamma_pos, clip
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -132,9 +146,10 @@ class AsymmetricLoss(_FromLogits):
         positive = ops.softplus(-y_pred) * ops.exp(-self._gamma_pos * ops.softplus(y_pred))
         if self._clip:
             shifted = ops.maximum(ops.sigmoid(y_pred) - self._clip, 0.0)
-            # At most 1 - clip, so the logarithm is finite; a power of 0 has no gradient, hence the floor.
-            focus = ops.exp(self._gamma_neg * ops.log(ops.maximum(shifted, 1e-8)))
-            negative = -ops.log1p(-shifted) * focus
+            # Not log(1 - shifted), which would be infinite where the clip is too small to be seen beside 1.
+            losses = -ops.log(ops.minimum(ops.sigmoid(-y_pred) + self._clip, 1.0))
+            # A power of 0 has no gradient, hence the floor.
+            negative = losses * ops.exp(self._gamma_neg * ops.log(ops.maximum(shifted, 1e-8)))
         else:
             negative = ops.softplus(y_pred) * ops.exp(-self._gamma_neg * ops.softplus(-y_pred))
         return ops.mean(y * positive + (1 - y) * negative, axis=-1)
@@ -164,6 +179,14 @@ class CrossEntropy(_FromLogits):
 def _rows(y_true: Any, y_pred: Any) -> Any:
     """Labels as float32 rows of the logits' shape."""
     return ops.reshape(ops.cast(y_true, "float32"), ops.shape(y_pred))
+
+
+def _check(below: float = math.inf, **options: float) -> None:
+    """Refuses a value that is not 0 or more and under a limit."""
+    for name, value in options.items():
+        if not 0 <= value < below:  # also refuses NaN
+            limit = f" and below {below}" if below < math.inf else ""
+            raise UsageError(f"--set loss_options.{name}={value}: expected a number of at least 0{limit}")
 
 
 def _bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
@@ -207,6 +230,7 @@ def _logit_adjusted(class_records: np.ndarray, num_records: int, tau: float = 1.
     """Menon et al. ("Long-tail learning via logit adjustment", ICLR 2021, equation 10): adds tau times the
     log of a class' share to its logit in training, so that the logits without it rank classes as if all were
     equally frequent. A class without records is counted as half a record."""
+    _check(tau=tau)
     share = np.maximum(class_records, 0.5) / num_records
     return CrossEntropy(adjustment=tau * np.log(share))
 

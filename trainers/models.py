@@ -6,7 +6,10 @@ model takes what a record holds.
 
 import contextlib
 import io
+import os
 import random
+import socket
+import tempfile
 from collections.abc import Callable, Iterator
 
 import keras
@@ -23,6 +26,10 @@ _APPLICATIONS = {
     "convnext_tiny": "ConvNeXtTiny",  # Liu et al. 2022
 }
 MODELS = ("small_cnn", *_APPLICATIONS)
+# The deviation of the pixels that the weights of ImageNet expect, where it is not 1: those of ResNet-50 come
+# from Caffe, where grey levels were centred and not scaled.
+_SPREAD = {"resnet50": 58.0}
+_SECONDS_TO_ANSWER = 20  # of the server that has ImageNet's weights
 SMALL_CHANNELS = (32, 64, 96, 128)
 
 
@@ -52,7 +59,8 @@ def make_model(
         mean: of the training images' grey levels, 0 to 255.
         std: their standard deviation.
         weights: "none", "imagenet" (fetched by Keras from the network), or a file: a run's model.keras or one
-            of its checkpoints. A last layer of another shape stays fresh.
+            of its checkpoints, of which a last layer of another shape stays fresh; or an .h5 that holds the
+            weights of a network of keras.applications without its top, as Keras itself fetches them.
         augment: "light" puts small random shifts (4%), turns (5°), zooms (6%), brightness (5%) and contrast
             (10%) before the network; they act in training alone and are inert at inference.
         dropout: share of the pooled features that is dropped in training.
@@ -70,21 +78,28 @@ def make_model(
         raise UsageError(
             f"--set model={name}: no such model{nearest(name, MODELS)}; expected one of {', '.join(MODELS)}"
         )
-    with _seeded(seed):
+    _check_weights(name, weights)
+    # Keras puts these into the network alone; other files are of whole models.
+    pretrained = weights if weights == "imagenet" or weights.endswith(".h5") else None
+    with _seeded(seed, "network"):
         inputs = keras.Input((size, size, 1), dtype="uint8", name="image")
-        x = keras.layers.Rescaling(1.0, name="to_float")(inputs)
+        # In float32 whatever the precision of the run: half of it would round the grey levels.
+        x = keras.layers.Rescaling(1.0, name="to_float", dtype="float32")(inputs)
         if augment == "light":
-            x = _light_augmentation(x)
-        x = keras.layers.Rescaling(1 / std, offset=-mean / std, name="normalise")(x)
+            with _seeded(seed, "augmentation"):
+                x = _light_augmentation(x)
+        scale = _SPREAD.get(name, 1.0) / std
+        x = keras.layers.Rescaling(scale, offset=-mean * scale, name="normalise", dtype="float32")(x)
         features = (
-            _small_cnn(x, synchronized) if name == "small_cnn" else _application(x, name, size, weights)
+            _small_cnn(x, synchronized) if name == "small_cnn" else _application(x, name, size, pretrained)
         )
         if dropout:
-            features = keras.layers.Dropout(dropout, name="dropout")(features)
+            with _seeded(seed, "dropout"):
+                features = keras.layers.Dropout(dropout, name="dropout")(features)
         start = keras.initializers.Constant(0.0 if bias is None else np.asarray(bias, np.float32))
         head = keras.layers.Dense(num_outputs, bias_initializer=start, name="head", dtype="float32")
         model = keras.Model(inputs, head(features), name=name)
-    if weights not in ("none", "imagenet"):
+    if weights != "none" and not pretrained:
         _take_weights(model, weights, say)
     return model
 
@@ -102,14 +117,58 @@ def with_probabilities(model: keras.Model, kind: str) -> keras.Model:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds whatever initializers and layers are made inside.
+def local_copy(path: str) -> Iterator[str]:
+    """Gives the local path of a file, for Keras, which reads no others: of a copy, where it is remote."""
+    if not storage.is_url(path):
+        yield str(storage.local_path(path))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, os.path.basename(path))
+        storage.write_bytes(local, storage.read_bytes(path))
+        yield local
 
-    Keras takes the seeds that nobody gives, as in keras.applications, from Python's generator: it is set for
-    a while and then put back, so nobody else sees it.
+
+def _check_weights(name: str, weights: str) -> None:
+    if weights == "none":
+        return
+    applications_only = weights == "imagenet" or weights.endswith(".h5")
+    # Of a .weights.h5, Keras passes over what does not fit without an error.
+    unknown = not applications_only and not weights.endswith((".keras", ".npz"))
+    if applications_only and name == "small_cnn":
+        raise UsageError(
+            f"--weights {weights}: small_cnn has none such; expected none, or a run's model.keras or .npz "
+            "checkpoint"
+        )
+    if unknown or weights.endswith(".weights.h5"):
+        raise UsageError(
+            f"--weights {weights}: expected none, imagenet, a run's model.keras or .npz checkpoint, or an "
+            ".h5 of keras.applications without its top"
+        )
+    if weights != "imagenet" and not storage.exists(weights):
+        raise UsageError(f"--weights {weights}: no such file")
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Lets a server that does not answer fail soon; by itself Keras would wait for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, what: str) -> Iterator[None]:
+    """Seeds whatever initializers and layers are made inside, for each `what` by itself.
+
+    So a run with augmentation or dropout starts from the weights of one without. Keras takes the seeds that
+    nobody gives, as in keras.applications, from Python's generator: it is set for a while and then put back,
+    so nobody else sees it.
     """
     state = random.getstate()
-    random.seed(seed)
+    random.seed(f"{seed} {what}")
     try:
         yield
     finally:
@@ -119,11 +178,11 @@ def _seeded(seed: int) -> Iterator[None]:
 def _light_augmentation(x: keras.KerasTensor) -> keras.KerasTensor:
     layers = keras.layers
     for layer in (
-        layers.RandomTranslation(0.04, 0.04, fill_mode="constant", name="shift"),
-        layers.RandomRotation(5 / 360, fill_mode="constant", name="turn"),
-        layers.RandomZoom((-0.06, 0.06), fill_mode="constant", name="zoom"),
-        layers.RandomBrightness(0.05, value_range=(0, 255), name="brightness"),
-        layers.RandomContrast(0.1, value_range=(0, 255), name="contrast"),
+        layers.RandomTranslation(0.04, 0.04, fill_mode="constant", name="shift", dtype="float32"),
+        layers.RandomRotation(5 / 360, fill_mode="constant", name="turn", dtype="float32"),
+        layers.RandomZoom((-0.06, 0.06), fill_mode="constant", name="zoom", dtype="float32"),
+        layers.RandomBrightness(0.05, value_range=(0, 255), name="brightness", dtype="float32"),
+        layers.RandomContrast(0.1, value_range=(0, 255), name="contrast", dtype="float32"),
     ):
         x = layer(x)
     return x
@@ -151,29 +210,34 @@ def _small_cnn(x: keras.KerasTensor, synchronized: bool) -> keras.KerasTensor:
     return keras.layers.Concatenate(name="features")([mean, largest])
 
 
-def _application(x: keras.KerasTensor, name: str, size: int, weights: str) -> keras.KerasTensor:
+def _application(x: keras.KerasTensor, name: str, size: int, weights: str | None) -> keras.KerasTensor:
     make = getattr(keras.applications, _APPLICATIONS[name])
     # What these two would do to pixels themselves, the layers before have done.
     own = {"include_preprocessing": False} if name in ("efficientnetv2b0", "convnext_tiny") else {}
     if size < 32:
         raise UsageError(f"--set model={name}: takes images of 32 pixels or more, the dataset's have {size}")
+    file = local_copy(weights) if weights and weights != "imagenet" else contextlib.nullcontext(weights)
     try:
-        network = make(
-            include_top=False,
-            weights="imagenet" if weights == "imagenet" else None,
-            input_shape=(size, size, 3),
-            pooling="avg",
-            name=name,
-            **own,
-        )
-    except Exception as error:  # Keras' download raises what the network gives: OSError, URLError, Exception
-        if weights != "imagenet":
-            raise
+        with _impatient(), file as source:
+            network = make(
+                include_top=False,
+                weights=source,
+                input_shape=(size, size, 3),
+                pooling="avg",
+                **own,
+            )
+    except Exception as error:  # as many kinds as networks and files have ways to fail
         reason = " ".join(str(error).split())
-        raise CxrError(
-            f"--weights imagenet: the weights of {name} cannot be fetched ({reason}); where there is no "
-            "network give --weights none, or a file of weights"
-        ) from error
+        if weights == "imagenet":
+            raise CxrError(
+                f"--weights imagenet: the weights of {name} cannot be fetched ({reason}); where there is no "
+                "network give --weights none, or a file of weights"
+            ) from error
+        if weights:
+            raise CxrError(
+                f"--weights {weights}: not the weights of {name} without its top, or damaged ({reason})"
+            ) from error
+        raise
     return network(keras.layers.Concatenate(name="grey_to_rgb")([x, x, x]))
 
 
@@ -196,15 +260,10 @@ def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> 
 
 
 def _read_weights(path: str) -> dict[str, np.ndarray]:
-    if not path.endswith((".keras", ".npz")):
-        raise UsageError(
-            f"--weights {path}: expected none, imagenet, or a run's model.keras or .npz checkpoint"
-        )
-    if not storage.exists(path):
-        raise UsageError(f"--weights {path}: no such file")
     try:
         if path.endswith(".keras"):
-            model = keras.saving.load_model(storage.local_path(path), compile=False)
+            with local_copy(path) as file:
+                model = keras.saving.load_model(file, compile=False)
             return {weight.path: np.asarray(weight.value) for weight in model.weights}
         with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as held:
             return {n.removeprefix("model/"): held[n] for n in held.files if n.startswith("model/")}
