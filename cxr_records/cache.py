@@ -114,7 +114,8 @@ class ShardCache:
                     os.close(descriptor)
                     return None
                 self._checked.add(identity)
-            os.utime(descriptor)  # used just now
+            now = time.time_ns()  # finer than the kernel's own stamp of some milliseconds
+            os.utime(descriptor, ns=(now, now))
         except BaseException:
             os.close(descriptor)
             raise

@@ -1,0 +1,118 @@
+"""The cache of remote shards: bounded, checked, shared, never evicting what is about to be read."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from cxr_records.cache import ShardCache
+from cxr_records.errors import CxrError, UsageError
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Makes files of 1,000 bytes; make(name) -> (path, bytes, sha256)."""
+
+    def make(name: str) -> tuple[str, int, str]:
+        data = (name * 1000).encode()[:1000]
+        (tmp_path / name).write_bytes(data)
+        return str(tmp_path / name), len(data), hashlib.sha256(data).hexdigest()
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr("cxr_records.cache.FIRST_WAIT_SECONDS", 0)
+
+
+def files(cache: ShardCache) -> set[str]:
+    return {path.name.partition("-")[2] for path in cache.folder.iterdir() if path.name != "lock"}
+
+
+def test_a_file_is_fetched_once_and_then_had_from_the_cache(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    wanted = source("a")
+    first = cache.fetch(*wanted)
+    first.release()
+    (tmp_path / "a").unlink()  # a second fetch would fail
+
+    again = ShardCache(str(tmp_path / "cache"), 5000).fetch(*wanted)
+
+    assert Path(again.path).read_bytes() == b"a" * 1000
+    assert again.path == first.path
+
+
+def test_the_one_not_used_for_the_longest_time_goes(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 2000)
+    a, b, c = (source(name) for name in "abc")
+    for wanted in (a, b, a, c):
+        cache.fetch(*wanted).release()
+
+    assert files(cache) == {"a", "c"}
+
+
+def test_what_is_held_stays_and_more_than_fits_is_refused(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 2000)
+    held = [cache.fetch(*source(name)) for name in "ab"]
+
+    with pytest.raises(CxrError) as error:
+        cache.fetch(*source("c"))
+    assert str(error.value) == (
+        f"the cache {cache.folder} may hold 2,000 bytes, and 2,000 of them are in use now; "
+        f"{tmp_path / 'c'} needs 1,000 more: allow the cache more bytes"
+    )
+    held[0].release()
+    cache.fetch(*source("c")).release()
+    assert files(cache) == {"b", "c"}
+
+
+def test_a_file_damaged_in_the_cache_is_fetched_again(source, tmp_path):
+    wanted = source("a")
+    held = ShardCache(str(tmp_path / "cache"), 5000).fetch(*wanted)
+    held.release()
+    with open(held.path, "r+b") as file:
+        file.write(b"x")
+
+    again = ShardCache(str(tmp_path / "cache"), 5000).fetch(*wanted)
+
+    assert Path(again.path).read_bytes() == b"a" * 1000
+
+
+def test_a_source_with_other_bytes_is_never_given_a_name(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, _ = source("a")
+    _, _, other = source("b")
+
+    with pytest.raises(CxrError) as error:
+        cache.fetch(path, size, other)
+    assert str(error.value) == (
+        f"{path} could not be fetched in 4 attempts (its sha256 is not that of the manifest); "
+        "run cxr-records verify on the dataset"
+    )
+    assert files(cache) == set()
+
+
+def test_a_missing_source_is_named(tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+
+    with pytest.raises(CxrError) as error:
+        cache.fetch(str(tmp_path / "gone"), 10, "0" * 64)
+    assert str(error.value) == f"{tmp_path / 'gone'} is missing; run cxr-records verify on the dataset"
+
+
+def test_what_a_killed_process_left_is_taken_over(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 2000)
+    path, size, digest = source("a")
+    (cache.folder / f"{digest}-a.part").write_bytes(b"half" * 400)
+
+    held = cache.fetch(path, size, digest)
+
+    assert Path(held.path).read_bytes() == b"a" * 1000
+    assert files(cache) == {"a"}
+
+
+def test_the_folder_is_a_local_one():
+    with pytest.raises(UsageError) as error:
+        ShardCache("s3://bucket/cache")
+    assert str(error.value) == "found the cache folder s3://bucket/cache; expected a local folder"

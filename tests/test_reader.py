@@ -1,0 +1,395 @@
+"""The reader: pixels and labels of every codec, the order of training, hosts, derived tasks, damage, URLs."""
+
+import io
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cxr_records import reader
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.examples import decode_example
+from cxr_records.findings import FINDINGS
+from cxr_records.manifest import read_manifest
+from cxr_records.reader import load_split, shard_errors, split_records, steps_per_epoch
+from cxr_records.tfrecord import read_records
+
+BATCH = 16
+
+
+def stored(dataset: Path, split: str) -> list[dict]:
+    """The records of a split in manifest order, read without TensorFlow."""
+    found = []
+    for shard in read_manifest(str(dataset))["splits"][split]["shards"]:
+        with open(dataset / shard["file"], "rb") as file:
+            found += [decode_example(data) for _, data in read_records(file)]
+    return found
+
+
+def pixels(values: dict, codec: str) -> np.ndarray:
+    if codec == "raw":
+        return np.frombuffer(values["image"][0], np.uint8).reshape(32, 32, 1)
+    return np.asarray(Image.open(io.BytesIO(values["image"][0])))[..., np.newaxis]
+
+
+def keys(batches) -> list[list[bytes]]:
+    """What tells records apart: their pixels. One list of them for each batch."""
+    return [[image.tobytes() for image in batch[0].numpy()] for batch in batches]
+
+
+@pytest.fixture(scope="module")
+def many_shards(dataset, tmp_path_factory) -> Path:
+    """The dataset with its training records dealt to seven shards, as a larger one has them."""
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    from cxr_records.manifest import manifest_bytes
+    from cxr_records.tfrecord import frame
+
+    out = tmp_path_factory.mktemp("many") / "cxr14"
+    shutil.copytree(dataset, out)
+    manifest = read_manifest(str(out))
+    table = pq.read_table(out / "records.parquet").to_pandas()
+    rows = table[table["split"] == "train"]
+    records = []
+    for shard in manifest["splits"]["train"]["shards"]:
+        with open(out / shard["file"], "rb") as file:
+            records += [data for _, data in read_records(file)]
+        (out / shard["file"]).unlink()
+    shards, names = [], []
+    for place, part in enumerate(np.array_split(np.arange(len(records)), 7)):
+        name = f"cxr14-train.tfrecord-{place:05d}-of-00007"
+        data = b"".join(frame(records[i]) for i in part)
+        (out / name).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        shards.append({"file": name, "records": len(part), "bytes": len(data), "sha256": digest})
+        names += [name] * len(part)
+    table.loc[rows.index, "shard"] = names
+    table.to_parquet(out / "records.parquet")
+    manifest["splits"]["train"]["shards"] = shards
+    del manifest["checksum"]
+    checksum = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
+    (out / "manifest.json").write_bytes(manifest_bytes({**manifest, "checksum": checksum}))
+    return out
+
+
+# What a batch holds
+
+
+@pytest.mark.parametrize("task", ["multilabel", "multiclass", "binary"])
+@pytest.mark.parametrize("codec", ["raw", "png", "jpeg"])
+def test_evaluation_gives_every_image_once_in_manifest_order_and_pads_the_last_batch(
+    build, tmp_path, codec, task
+):
+    build(tmp_path / "data", task=task, codec=codec)
+    for split in ("validation", "test"):
+        expected = stored(tmp_path / "data", split)
+
+        batches = list(load_split(str(tmp_path / "data"), split, 7))
+
+        images, labels, masks = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        assert all(batch[0].shape == (7, 32, 32, 1) for batch in batches)
+        assert [images.dtype, labels.dtype, masks.dtype] == [np.uint8, np.int32, np.float32]
+        n = len(expected)
+        assert masks.tolist() == [1.0] * n + [0.0] * (-n % 7)
+        assert len(images) == n + -n % 7
+        # Pillow decodes what TensorFlow decodes, to the bit.
+        np.testing.assert_array_equal(images[:n], [pixels(values, codec) for values in expected])
+        np.testing.assert_array_equal(
+            labels[:n].reshape(n, -1), [list(values["label"]) for values in expected]
+        )
+        assert not images[n:].any()
+        assert not labels[n:].any()
+
+
+def test_shapes_are_known_before_anything_is_read(dataset):
+    train = load_split(str(dataset), "train", BATCH)
+    test = load_split(str(dataset), "test", BATCH, last_batch="smaller")
+
+    assert train.element_spec == (
+        tf.TensorSpec((BATCH, 32, 32, 1), tf.uint8),
+        tf.TensorSpec((BATCH, 14), tf.int32),
+    )
+    assert test.element_spec[0].shape.as_list() == [None, 32, 32, 1]
+    assert int(train.cardinality()) == tf.data.INFINITE_CARDINALITY
+    assert int(test.cardinality()) == -(-len(stored(dataset, "test")) // BATCH)
+
+
+@pytest.mark.parametrize(("last_batch", "sizes"), [("drop", [16, 16]), ("smaller", [16, 16, 2])])
+def test_the_last_batch_is_dropped_or_smaller(dataset, last_batch, sizes):
+    n = len(stored(dataset, "test"))
+    sizes = [16] * (n // 16) + [n % 16] * (last_batch == "smaller" and n % 16 > 0)
+
+    batches = load_split(str(dataset), "test", BATCH, last_batch=last_batch)
+
+    assert [len(image) for image, _ in batches] == sizes
+
+
+def test_the_table_of_a_split_is_that_of_its_records(dataset):
+    held = split_records(str(dataset), "train")
+    expected = stored(dataset, "train")
+
+    def column(name: str) -> list:
+        return [values[name][0] for values in expected]
+
+    assert [name.encode() for name in held.image_ids] == column("image_id")
+    assert [name.encode() for name in held.views] == column("view")
+    assert [name.encode() for name in held.sexes] == column("sex")
+    assert held.patient_ids.tolist() == column("patient_id")
+    assert held.ages_years.tolist() == column("age_years")
+    assert held.copies.tolist() == column("copy")
+    assert held.labels.tolist() == [list(values["label"]) for values in expected]
+    assert (held.task.name, held.size, held.codec, len(held)) == ("multilabel", 32, "raw", len(expected))
+
+
+# The order of training
+
+
+def test_an_epoch_holds_each_record_at_most_once_and_drops_less_than_a_batch(many_shards):
+    everything = {pixels(values, "raw").tobytes() for values in stored(many_shards, "train")}
+    steps = steps_per_epoch(str(many_shards), "train", BATCH)
+
+    epoch = [*chain(*keys(load_split(str(many_shards), "train", BATCH, epochs=1)))]
+
+    assert steps == len(stored(many_shards, "train")) // BATCH
+    assert len(epoch) == steps * BATCH
+    assert set(epoch) <= everything
+    assert len(everything) - len(set(epoch)) < BATCH
+
+
+def test_the_order_is_that_of_seed_and_epoch_alone(many_shards):
+    def epochs(seed: int, start: int = 0) -> list:
+        return keys(load_split(str(many_shards), "train", BATCH, seed=seed, start_epoch=start, epochs=2))
+
+    tf.random.set_seed(1)
+    first = epochs(5)
+    tf.random.set_seed(2)
+    steps = len(first) // 2
+
+    assert epochs(5) == first
+    assert epochs(5, start=1) == first[steps:]
+    assert first[:steps] != first[steps:]
+    assert epochs(6) != first
+
+
+@settings(deadline=None, max_examples=12)
+@given(epoch=st.integers(0, 2), batch=st.integers(0, 9))
+def test_reading_goes_on_from_any_batch_as_if_it_had_never_stopped(many_shards, epoch, batch):
+    steps = steps_per_epoch(str(many_shards), "train", BATCH)
+    batch = min(batch, steps)
+    unbroken = keys(load_split(str(many_shards), "train", BATCH, seed=1, epochs=4))
+
+    resumed = load_split(
+        str(many_shards), "train", BATCH, seed=1, start_epoch=epoch, start_batch=batch, epochs=4
+    )
+
+    assert keys(resumed) == unbroken[epoch * steps + batch :]
+
+
+@settings(deadline=None, max_examples=8)
+@given(num_hosts=st.integers(1, 7), epoch=st.integers(0, 3))
+def test_hosts_share_an_epoch_without_doubling_a_record_and_in_as_many_steps(many_shards, num_hosts, epoch):
+    steps = steps_per_epoch(str(many_shards), "train", 4, num_hosts=num_hosts)
+    parts = [
+        keys(
+            load_split(
+                str(many_shards), "train", 4, start_epoch=epoch, epochs=epoch + 1, host=h, num_hosts=num_hosts
+            )
+        )
+        for h in range(num_hosts)
+    ]
+
+    assert [len(part) for part in parts] == [steps] * num_hosts
+    seen = [*chain(*chain(*parts))]
+    assert len(seen) == len(set(seen)) == steps * 4 * num_hosts
+
+
+@pytest.mark.parametrize("num_hosts", [2, 3, 7])
+def test_hosts_evaluate_every_image_exactly_once(many_shards, num_hosts):
+    expected = sorted(pixels(values, "raw").tobytes() for values in stored(many_shards, "train"))
+    seen, counts = [], set()
+    for host in range(num_hosts):
+        batches = list(
+            load_split(str(many_shards), "train", 8, shuffle=False, host=host, num_hosts=num_hosts)
+        )
+        counts.add(len(batches))
+        for images, _, mask in batches:
+            seen += [image.tobytes() for image in images.numpy()[mask.numpy() == 1]]
+
+    assert sorted(seen) == expected
+    assert len(counts) == 1
+
+
+# Another task
+
+
+@pytest.mark.parametrize(
+    ("task", "with_no_finding"),
+    [("binary", False), ("binary:Effusion", False), ("binary:Mass,Nodule", False), ("multiclass", False),
+     ("multiclass", True)],
+)  # fmt: skip
+def test_a_derived_task_holds_the_images_and_labels_of_a_dataset_built_for_it(
+    build, dataset, tmp_path, task, with_no_finding
+):
+    build(tmp_path / "own", task=task, with_no_finding=with_no_finding)
+    own = split_records(str(tmp_path / "own"), "test")
+    expected = dict(zip(own.image_ids, own.labels.tolist(), strict=True))
+
+    derived = split_records(str(dataset), "test", task, with_no_finding)
+    assert dict(zip(derived.image_ids, derived.labels.tolist(), strict=True)) == expected
+    batches = load_split(
+        str(dataset), "test", 5, task=task, with_no_finding=with_no_finding, last_batch="smaller"
+    )
+    labels = np.concatenate([label.numpy() for _, label in batches])
+    assert labels.tolist() == derived.labels.tolist()
+    images = [image for batch, _ in batches for image in batch.numpy()]
+    kept = [v for v in stored(dataset, "test") if v["image_id"][0].decode() in expected]
+    np.testing.assert_array_equal(images, [pixels(values, "raw") for values in kept])
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "tset"}, "found split 'tset'; {dataset} has train, validation, test"),
+        ({"batch_size": 0}, "found batch size 0 and 1 hosts; expected 1 or more of each"),
+        ({"host": 2, "num_hosts": 2}, "found host 2 of 2 hosts; expected 0 to 1"),
+        ({"last_batch": "keep"}, "found last_batch 'keep'; expected one of drop, pad, smaller"),
+        (
+            {"num_hosts": 9},
+            "found 9 hosts for the 3 shards of split train; each host needs one: build with a smaller "
+            "--shard-mb",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_refused(dataset, arguments, message):
+    with pytest.raises(UsageError) as error:
+        load_split(**{"dataset": str(dataset), "split": "train", "batch_size": 4, **arguments})
+    assert str(error.value) == message.format(dataset=dataset)
+
+
+def test_only_a_multilabel_dataset_gives_other_tasks(build, tmp_path):
+    build(tmp_path / "data", task="binary")
+
+    with pytest.raises(UsageError) as error:
+        load_split(str(tmp_path / "data"), "train", 4, task="multiclass")
+    assert str(error.value) == (
+        f"found task multiclass; {tmp_path / 'data'} was built for binary, and only a multilabel dataset "
+        "gives other tasks: build one with --task multilabel"
+    )
+
+
+def test_a_batch_larger_than_the_split_is_refused(dataset):
+    n = len(stored(dataset, "train"))
+    with pytest.raises(UsageError) as error:
+        load_split(str(dataset), "train", n + 1)
+    assert str(error.value) == (
+        f"found a batch of {n + 1}, larger than split train, which has {n} records; expected a smaller one"
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_flipped_bit_stops_the_reading_and_the_shard_is_named(copied_dataset, split):
+    shard = copied_dataset / read_manifest(str(copied_dataset))["splits"][split]["shards"][0]["file"]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 4
+    shard.write_bytes(data)
+
+    with pytest.raises(CxrError) as error, shard_errors():
+        for _ in load_split(str(copied_dataset), split, 4, epochs=1):
+            pass
+    assert str(error.value) == (
+        f"{shard} is damaged, cut short or missing; run cxr-records verify on the dataset"
+    )
+
+
+def test_a_missing_or_shorter_shard_is_named_before_anything_is_read(copied_dataset):
+    shard = copied_dataset / read_manifest(str(copied_dataset))["splits"]["test"]["shards"][0]["file"]
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(CxrError) as error:
+        load_split(str(copied_dataset), "test", 4)
+    assert str(error.value) == (
+        f"{shard}: {size - 5:,} bytes, the manifest says {size:,}; run cxr-records verify on the dataset"
+    )
+    shard.unlink()
+    with pytest.raises(CxrError) as error:
+        load_split(str(copied_dataset), "test", 4)
+    assert str(error.value) == f"{shard} is missing; run cxr-records verify on the dataset"
+
+
+def test_an_error_of_another_kind_passes_through():
+    with pytest.raises(tf.errors.InvalidArgumentError), shard_errors():
+        tf.debugging.Assert(False, ["something else"])
+
+
+# Remote
+
+
+@pytest.fixture
+def remote(many_shards) -> str:
+    """The dataset in fsspec's storage in memory."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for file in many_shards.iterdir():
+        if file.is_file():
+            memory.pipe(f"/bucket/{file.name}", file.read_bytes())
+    yield "memory://bucket"
+    memory.store.clear()
+
+
+def test_a_remote_dataset_is_read_as_a_local_one_within_the_bytes_allowed(many_shards, remote, tmp_path):
+    largest = max(shard["bytes"] for shard in read_manifest(str(many_shards))["splits"]["train"]["shards"])
+    limit = 10 * largest  # seven are read at once, three more fetched ahead: the smallest that will do
+
+    local = keys(load_split(str(many_shards), "train", BATCH, seed=3, epochs=3))
+    fetched = keys(
+        load_split(remote, "train", BATCH, seed=3, epochs=3, cache_dir=str(tmp_path), cache_bytes=limit)
+    )
+
+    assert fetched == local
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+
+
+def test_a_cache_that_is_too_small_is_refused_with_what_it_needs(remote, tmp_path):
+    with pytest.raises(UsageError) as error:
+        load_split(remote, "train", BATCH, cache_dir=str(tmp_path), cache_bytes=1000)
+    assert str(error.value).startswith(
+        "found a cache of 1,000 bytes; 7 shards of memory://bucket are read at once"
+    )
+
+
+def test_a_damaged_remote_shard_is_named(remote, many_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("cxr_records.cache.FIRST_WAIT_SECONDS", 0)
+    file = read_manifest(str(many_shards))["splits"]["test"]["shards"][0]["file"]
+    data = bytearray(fsspec.filesystem("memory").cat(f"/bucket/{file}"))
+    data[100] ^= 1
+    fsspec.filesystem("memory").pipe(f"/bucket/{file}", bytes(data))
+
+    with pytest.raises(CxrError) as error, shard_errors():
+        list(load_split(remote, "test", 4, cache_dir=str(tmp_path)))
+    assert str(error.value) == (
+        f"memory://bucket/{file} could not be fetched in 4 attempts (its sha256 is not that of the manifest)"
+        "; run cxr-records verify on the dataset"
+    )
+
+
+def test_findings_make_the_bits_of_the_lookup_table(dataset):
+    """Every one of the 2^14 label patterns gets the label that the task gives it."""
+    held = split_records(str(dataset), "test", "binary")
+    parser = reader._Parser(held, read_manifest(str(dataset))["config"], 4)
+    patterns = np.random.default_rng(0).integers(0, 2, size=(50, len(FINDINGS))).astype(np.uint8)
+
+    places = (patterns.astype(np.int64) << np.arange(14)).sum(axis=1)
+
+    assert parser._label_of_pattern[places].tolist() == held.task.select(patterns).labels.tolist()
