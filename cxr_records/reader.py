@@ -246,11 +246,13 @@ def shard_errors() -> Iterator[None]:
     """
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
-        found = re.search(rf"\[{_STOPPED}(.*?)\]\s*(\[\[|\[Op|$)", str(error), re.DOTALL)
-        if found is None:
-            raise
-        raise CxrError(found[1]) from error
+    except tf.errors.OpError as error:
+        if found := re.search(rf"\[{_STOPPED}(.*?)\]\s*(\[\[|\[Op|$)", error.message, re.DOTALL):
+            raise CxrError(found[1]) from error
+        # As TensorFlow says that a file cannot be opened, behind the names of its operations in braces.
+        if found := re.search(r"([^{}\n]*\.tfrecord-\d+-of-\d+); ([A-Z][^\n\[]*)", error.message):
+            raise CxrError(f"{found[1].strip()} cannot be read ({found[2].strip()}); {_VERIFY}") from error
+        raise
 
 
 def _read_split(
@@ -474,7 +476,8 @@ class _Stream:
             shards = tf.random.experimental.stateless_shuffle(
                 shards, [tf.constant(self._shards_key, tf.int64), epoch], alg="philox"
             )
-        files = self._files.located(tf.data.Dataset.from_tensor_slices(shards[self._host :: self._num_hosts]))
+        shards = tf.data.Dataset.from_tensor_slices(shards[self._host :: self._num_hosts])
+        files = self._files.located(shards).flat_map(_opened)
         if not self._shuffle:
             return files.flat_map(self._shard)
         blocks = files.interleave(self._blocks, INTERLEAVED_SHARDS, block_length=1)
@@ -494,14 +497,7 @@ class _Stream:
         gives fewer records than the manifest says, our own error follows.
         """
         count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
-
-        def stop(trouble: tf.Tensor) -> tf.Tensor:
-            with tf.control_dependencies(
-                [tf.debugging.Assert(False, [tf.strings.join([_STOPPED, trouble])])]
-            ):
-                return tf.identity(trouble)
-
-        broken = tf.data.Dataset.from_tensors(trouble).repeat().map(stop)
+        broken = tf.data.Dataset.from_tensors(trouble).repeat().map(_stop)
         whole = tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).ignore_errors()
         records = whole.concatenate(broken).take(count)
         if self._kept is None:
@@ -509,6 +505,21 @@ class _Stream:
         kept = tf.data.Dataset.from_tensor_slices(tf.constant(self._kept)[end - count : end])
         pairs = tf.data.Dataset.zip((records, kept)).filter(lambda record, kept: kept)
         return pairs.map(lambda record, kept: record)
+
+
+def _opened(shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
+    """Gives its arguments, once the file could be opened; ignore_errors would try that for ever."""
+    fetched = tf.data.Dataset.from_tensors(path).filter(lambda path: path != "")
+    first = fetched.flat_map(lambda path: tf.data.FixedLengthRecordDataset(path, 1, buffer_size=1))
+    not_fetched = tf.data.Dataset.from_tensors(trouble).filter(lambda _: path == "").map(_stop)
+    empty = tf.data.Dataset.from_tensors("")  # which is an error for who reads the records
+    once = not_fetched.concatenate(first).concatenate(empty).take(1)
+    return once.map(lambda _: (shard, path, trouble))
+
+
+def _stop(trouble: tf.Tensor) -> tf.Tensor:
+    with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join([_STOPPED, trouble])])]):
+        return tf.identity(trouble)
 
 
 def _forget_global_seed() -> None:

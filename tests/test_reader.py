@@ -328,6 +328,19 @@ def test_a_missing_or_shorter_shard_is_named_before_anything_is_read(copied_data
     assert str(error.value) == f"{shard} is missing; run cxr-records verify on the dataset"
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_shard_that_goes_while_it_is_read_is_named(copied_dataset, split):
+    shard = copied_dataset / read_manifest(str(copied_dataset))["splits"][split]["shards"][0]["file"]
+    batches = load_split(str(copied_dataset), split, 4, epochs=1)
+    shard.unlink()
+
+    with pytest.raises(CxrError) as error, shard_errors():
+        list(batches)
+    assert str(error.value) == (
+        f"{shard} cannot be read (No such file or directory); run cxr-records verify on the dataset"
+    )
+
+
 def test_an_error_of_another_kind_passes_through():
     with pytest.raises(tf.errors.InvalidArgumentError), shard_errors():
         tf.debugging.Assert(False, ["something else"])
