@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint test-wheel bench clean
+.PHONY: help demo test test-learn lint test-wheel bench bench-reader clean
 
 help:
 	@echo "make demo        the main job end to end on a small look-alike set (IMAGES=... METADATA=... for your own)"
 	@echo "make test        the test suite"
+	@echo "make test-learn  that the trainers learn: some minutes of training"
 	@echo "make lint        style and likely mistakes"
 	@echo "make test-wheel  the package from its wheel in a fresh environment, without TensorFlow"
-	@echo "make bench       the figures of the README"
+	@echo "make bench       the figures of the build; make bench-reader those of the reader"
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else f"Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with make PYTHON=...")'
@@ -27,6 +28,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-learn: $(VENV)/.installed
+	@$(BIN)/python -m pytest tests/test_learning.py -m learn -s $(ARGS)
+
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -36,6 +40,9 @@ test-wheel: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/bench_build.py $(ARGS)
+
+bench-reader: $(VENV)/.installed
+	@$(BIN)/python benchmarks/bench_reader.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,5 +1,6 @@
 """The command `demo`: the main job end to end, on a small look-alike set or on files of one's own."""
 
+import importlib.util
 import shlex
 import time
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ import click
 from cxr_records import contact_sheet, lookalike
 from cxr_records.cli import cli
 from cxr_records.errors import UsageError
+from cxr_records.manifest import read_manifest
 
 SHEET = "contact_sheet.png"
 SHEET_IMAGES = 6
+EPOCHS = 12
 
 
 @click.command()
@@ -32,7 +35,10 @@ def demo(
     num_images: int,
     workers: int | None,
 ) -> None:
-    """Make a small look-alike set and run the main job on it: plan, build, verify, build again.
+    """Make a small look-alike set and run the main job on it: plan, build, verify, build again, train.
+
+    Training takes about a minute on two cores with the look-alike set; it is left out where TensorFlow is not
+    installed, and on your own files it is as short as it can be: one epoch.
 
     \b
     Example:
@@ -41,7 +47,7 @@ def demo(
     """
     if bool(images) != bool(metadata):
         raise UsageError("give --images and --metadata together, or neither for the look-alike set")
-    folder = Path(out)
+    folder, own_images = Path(out), bool(images)
     _check_folder(folder)
     if not images:
         click.echo(f"Drawing {num_images:,} look-alike X-rays with planted findings in {folder / 'nih'}")
@@ -60,18 +66,29 @@ def demo(
     _run("build", *inputs, "--out", binary, "--task", "binary")
     sheet = folder / SHEET
     contact_sheet.sheet_of_dataset(dataset, SHEET_IMAGES).save(sheet)
+    run = folder / f"run-{read_manifest(dataset)['id'][:8]}"
+    trains = importlib.util.find_spec("tensorflow") is not None
+    if trains:
+        click.echo("\nThe small model, which a CPU can train.")
+        _run("train", dataset, "--run", str(run), "--set", f"epochs={1 if own_images else EPOCHS}")
+    else:
+        click.echo("\nNo training: TensorFlow is not installed (extra train).")
     click.echo(
         f"\nWhere to look:\n"
         f"  {dataset}/                  the dataset: shards, manifest.json, records.parquet, rejected.csv\n"
         f"  {binary}/           the same images for the task binary\n"
         f"  {sheet}      rare images with their ten augmented copies: judge them yourself"
+        + f"\n  {run}/           the trained model, its scores and measures"
+        * trains
     )
 
 
 def _check_folder(folder: Path) -> None:
     """Refuses a folder that holds anything which no demo made, so that nothing of the user's is replaced."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    ours = {"nih", "cxr14", "cxr14-binary"} | {name for name in names if name.startswith("image-store-")}
+    ours = {"nih", "cxr14", "cxr14-binary"} | {
+        name for name in names if name.startswith(("image-store-", "run-"))
+    }
     if (folder / "cxr14").is_dir():
         ours.add(SHEET)
     if strangers := sorted(set(names) - ours):

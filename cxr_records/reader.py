@@ -35,7 +35,7 @@ from cxr_records.tasks import Task, parse_task
 # Of the order of training, so never taken from the machine.
 INTERLEAVED_SHARDS = 8
 BLOCK_RECORDS = 16
-SHUFFLE_BYTES, SHUFFLE_RECORDS = 256 << 20, 16384  # whichever is less
+SHUFFLE_BYTES, SHUFFLE_RECORDS = 64 << 20, 16384  # whichever is less; more than a cache holds is slower
 
 READ_BYTES = 1 << 20  # of a shard at a time
 PREFETCH_BYTES, PREFETCH_BATCHES = 64 << 20, (2, 16)  # of batches ready for the trainer

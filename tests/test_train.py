@@ -188,7 +188,7 @@ def test_a_process_that_is_killed_with_kill_9_goes_on_to_the_same_bits(dataset, 
     assert f"going on at epoch {progress['epoch'] + 1}, step {progress['batch']}" in done.stderr
     assert_same_bits(arrays_of(run), arrays_of(undisturbed))
     assert (run / "predictions.parquet").exists()
-    assert (run / "report.html").exists()
+    assert (run / "metrics.json").exists()
     assert "Traceback" not in done.stderr
 
 

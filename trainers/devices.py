@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from cxr_records.errors import CxrError, UsageError
@@ -86,14 +87,23 @@ def choose_devices(text: str = "auto") -> Devices:
     raise UsageError(f"KERAS_BACKEND={keras.backend.backend()}: expected tensorflow or jax")
 
 
-def use_deterministic_kernels() -> None:
+@contextlib.contextmanager
+def deterministic_kernels() -> Iterator[None]:
     """Lets only kernels run that give the same bits each time (TensorFlow; XLA on CPUs always does)."""
     import keras
 
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from tensorflow.python.framework import config  # tf.config itself can only switch it on
 
-        tf.config.experimental.enable_op_determinism()
+    before = config.is_op_determinism_enabled()
+    config.enable_op_determinism()
+    try:
+        yield
+    finally:
+        if not before:
+            config.disable_op_determinism()
 
 
 def _tensorflow_devices(kind: str, wanted: int | None) -> Devices:

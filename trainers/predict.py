@@ -1,7 +1,5 @@
 """Scores of a trained run: for the splits of its dataset, and for single image files."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +12,7 @@ from cxr_records.errors import UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.manifest import read_manifest
 from cxr_records.splits import TEST, VALIDATION
-from trainers import runs, scoring
+from trainers import models, runs, scoring
 from trainers.predictions import write_predictions
 
 BATCH_SIZE = 64
@@ -29,11 +27,7 @@ def load_model(run: str) -> keras.Model:
     path = storage.join(run, runs.MODEL_FILE)
     if not storage.exists(path):
         raise UsageError(f"{run}: found no {runs.MODEL_FILE}; run its train command again until it ends")
-    if not storage.is_url(path):
-        return keras.saving.load_model(storage.local_path(path), compile=False)
-    with tempfile.TemporaryDirectory() as folder:  # Keras reads local files only
-        local = os.path.join(folder, runs.MODEL_FILE)
-        storage.write_bytes(local, storage.read_bytes(path))
+    with models.local_copy(path) as local:
         return keras.saving.load_model(local, compile=False)
 
 

@@ -19,7 +19,7 @@ from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
 from trainers import callbacks, checkpoints, losses, models, runs
 from trainers.config import TrainConfig
-from trainers.devices import Devices, choose_devices, use_deterministic_kernels
+from trainers.devices import Devices, choose_devices, deterministic_kernels
 from trainers.inputs import WaitMeter
 
 # For multiclass, where one class holds a third of the images, plain cross-entropy learns the large ones only.
@@ -106,16 +106,16 @@ def train(
     if writes:
         runs.begin(run, described)
         storage.make_folder(storage.join(run, "checkpoints"))
-    if config.deterministic == "yes" or (config.deterministic == "auto" and chosen.kind == "cpu"):
-        use_deterministic_kernels()
-    before = keras.config.dtype_policy()
-    try:
+    exact = config.deterministic == "yes" or (config.deterministic == "auto" and chosen.kind == "cpu")
+    with contextlib.ExitStack() as stack:
+        if exact:
+            stack.enter_context(deterministic_kernels())
+        if writes:
+            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"--run {run}"))
+        stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
         keras.config.set_dtype_policy(config.precision)
-        lock = storage.lock(storage.join(run, ".lock"), f"--run {run}")
-        with lock if writes else contextlib.nullcontext(), reader.shard_errors():
+        with reader.shard_errors():
             progress = _train(job, manifest, described["classes"], writes)
-    finally:
-        keras.config.set_dtype_policy(before)
     return described | {"history": progress["history"], "best_epoch": progress["best_epoch"]}
 
 
