@@ -1,8 +1,10 @@
 """Measures of scores against labels, in numpy: ranking, precision, sensitivity, accuracy.
 
-Weights are whole numbers: how often a row is counted. A bootstrap over patients is a choice of weights, so
-one sorted order serves all its draws (see `trainers.bootstrap`).
+Weights are whole numbers [n, draws]: how often a row is counted. A bootstrap over patients is a choice of
+weights, so one sorted order serves all its draws (see `trainers.bootstrap`).
 """
+
+import dataclasses
 
 import numpy as np
 
@@ -17,7 +19,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     Returns:
         0 to 1; NaN without a positive or without a negative.
     """
-    return float(Ranking(labels, scores).auroc(np.ones((1, len(labels)), np.int64))[0])
+    return float(Ranking(labels, scores).once.auroc()[0])
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -25,7 +27,7 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
 
     NaN without a positive.
     """
-    return float(Ranking(labels, scores).average_precision(np.ones((1, len(labels)), np.int64))[0])
+    return float(Ranking(labels, scores).once.average_precision()[0])
 
 
 def auroc_per_class(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -45,64 +47,85 @@ def macro(values: np.ndarray) -> float:
     return float(held.mean()) if len(held) else float("nan")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counts:
+    """Weighted counts at the thresholds at which a positive scores, highest first, for many weightings.
+
+    At other thresholds only false positives are added, so no measure needs them.
+
+    Attributes:
+        true: int64 [thresholds, draws], positives at or above the threshold.
+        false_before: negatives above it.
+        false: negatives at or above it.
+        positives: [draws], all of them.
+        negatives: [draws].
+    """
+
+    true: np.ndarray
+    false_before: np.ndarray
+    false: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    def auroc(self) -> np.ndarray:
+        """Returns float64 [draws]; NaN where there is no positive or no negative."""
+        gained = np.diff(self.true, axis=0, prepend=0)
+        # Twice the area in whole numbers: exact.
+        area = (gained * (2 * self.negatives - self.false_before - self.false)).sum(axis=0)
+        return _ratio(area, 2 * self.positives * self.negatives)
+
+    def average_precision(self) -> np.ndarray:
+        """Returns float64 [draws]: the sum over thresholds of precision times gain in recall."""
+        gained = np.diff(self.true, axis=0, prepend=0)
+        precision = self.true / np.maximum(self.true + self.false, 1)
+        return _ratio((precision * gained).sum(axis=0), self.positives)
+
+    def sensitivity(self, specificity: float) -> np.ndarray:
+        """Returns float64 [draws]: the largest sensitivity among thresholds of at least this specificity."""
+        allowed = np.floor((1 - specificity) * self.negatives + 1e-9)
+        best = np.where(self.false <= allowed, self.true, 0).max(axis=0, initial=0)
+        return np.where(self.negatives > 0, _ratio(best, self.positives), np.nan)
+
+
 class Ranking:
-    """Rows of one class in the order of their scores, highest first, for measures under many weightings.
+    """Rows of one class in the order of their scores, for measures under many weightings.
 
     Args:
         labels: [n], zeros and ones.
         scores: float [n]; equal scores are one threshold.
+
+    Attributes:
+        thresholds: float [t], the distinct scores of positives, highest first.
     """
 
     def __init__(self, labels: np.ndarray, scores: np.ndarray):
-        order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-        self.order = order
-        ordered = np.asarray(scores, np.float64)[order]
-        # The last row of each group of equal scores.
-        self.ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) if len(order) else order
-        self.thresholds = ordered[self.ends]
-        self._positive = np.asarray(labels)[order].astype(np.int64)
+        falling = -np.asarray(scores, np.float64)
+        positive = np.asarray(labels) == 1
+        self._positives, self._negatives = (
+            rows[np.argsort(falling[rows], kind="stable")]
+            for rows in (np.flatnonzero(positive), np.flatnonzero(~positive))
+        )
+        found = falling[self._positives]
+        levels = np.unique(found)
+        self.thresholds = -levels
+        self._ends = np.searchsorted(found, levels, "right")
+        self._before, self._upto = (
+            np.searchsorted(falling[self._negatives], levels, side) for side in ("left", "right")
+        )
 
-    def counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns true and false positives at each threshold: int64 [draws, thresholds] each.
+    def counts(self, weights: np.ndarray) -> Counts:
+        """Counts under each weighting.
 
         Args:
-            weights: int [draws, n].
+            weights: int [n, draws].
         """
-        weights = np.asarray(weights)[:, self.order]
-        positives = weights * self._positive
-        true = np.cumsum(positives, axis=1)[:, self.ends]
-        return true, np.cumsum(weights - positives, axis=1)[:, self.ends]
+        true, false = _running(weights[self._positives]), _running(weights[self._negatives])
+        return Counts(true[self._ends], false[self._before], false[self._upto], true[-1], false[-1])
 
-    def auroc(self, weights: np.ndarray) -> np.ndarray:
-        """Returns the AUROC under each weighting: float64 [draws]."""
-        return auroc_of_counts(*self.counts(weights))
-
-    def average_precision(self, weights: np.ndarray) -> np.ndarray:
-        """Returns the average precision under each weighting: float64 [draws]."""
-        return average_precision_of_counts(*self.counts(weights))
-
-
-def auroc_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Returns float64 [draws] of true and false positives [draws, thresholds] by the trapezoidal rule."""
-    true, false = _from_zero(true), _from_zero(false)
-    # Twice the area in whole numbers: exact.
-    area = (np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1])).sum(axis=1)
-    return _ratio(area, 2 * true[:, -1] * false[:, -1])
-
-
-def average_precision_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Returns float64 [draws]: the sum over thresholds of precision times gain in recall."""
-    gained = np.diff(_from_zero(true), axis=1)
-    precision = _ratio(true, true + false)
-    total = np.where(gained > 0, precision, 0.0) * gained
-    return _ratio(total.sum(axis=1), true[:, -1])
-
-
-def sensitivity_of_counts(true: np.ndarray, false: np.ndarray, specificity: float) -> np.ndarray:
-    """Returns float64 [draws]: the largest sensitivity among thresholds of at least this specificity."""
-    allowed = np.floor((1 - specificity) * false[:, -1:] + 1e-9)
-    best = np.where(_from_zero(false) <= allowed, _from_zero(true), 0).max(axis=1)
-    return np.where(false[:, -1] > 0, _ratio(best, true[:, -1]), np.nan)
+    @property
+    def once(self) -> Counts:
+        """With every row counted once: one draw."""
+        return self.counts(np.ones((len(self._positives) + len(self._negatives), 1), np.int64))
 
 
 def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
@@ -111,10 +134,11 @@ def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
     None without a positive or without a negative.
     """
     ranking = Ranking(labels, scores)
-    (true,), (false,) = ranking.counts(np.ones((1, len(labels)), np.int64))
-    if not len(true) or not true[-1] or not false[-1]:
+    counts = ranking.once
+    if not counts.positives[0] or not counts.negatives[0]:
         return None
-    return float(ranking.thresholds[np.argmax(true / true[-1] - false / false[-1])])
+    gain = counts.true / counts.positives - counts.false / counts.negatives
+    return float(ranking.thresholds[np.argmax(gain)])
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -131,14 +155,17 @@ def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray
     Args:
         labels: int [n].
         right: bool [n].
-        weights: int [draws, n].
+        weights: int [n, draws].
     """
-    rows = (np.asarray(labels)[:, np.newaxis] == np.unique(labels)).astype(np.float64)
-    return np.nanmean(_ratio(weights @ (rows * right[:, np.newaxis]), weights @ rows), axis=1)
+    rows = (np.unique(labels)[:, np.newaxis] == np.asarray(labels)).astype(np.float64)
+    return np.nanmean(_ratio((rows * right) @ weights, rows @ weights), axis=0)
 
 
-def _from_zero(counts: np.ndarray) -> np.ndarray:
-    return np.pad(counts, ((0, 0), (1, 0)))
+def _running(weights: np.ndarray) -> np.ndarray:
+    """Sums from the first row on, beginning with none: int64 [n + 1, draws]."""
+    sums = np.zeros((len(weights) + 1, weights.shape[1]), np.int64)
+    np.cumsum(weights, axis=0, out=sums[1:])
+    return sums
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -22,6 +22,9 @@ class Predictions:
         split: which split the images are of.
         image_ids: [n].
         patient_ids: [n].
+        views: object [n] of "PA", "AP" or "" where unknown.
+        sexes: object [n] of "M", "F" or "".
+        ages_years: int64 [n], -1 where unknown.
         labels: int [n, k], zeros and ones.
         scores: float64 [n, k].
         mean_scores: float64 [k], over all rows that the model scored, also those that take no part.
@@ -33,10 +36,18 @@ class Predictions:
     split: str
     image_ids: np.ndarray
     patient_ids: np.ndarray
+    views: np.ndarray
+    sexes: np.ndarray
+    ages_years: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     mean_scores: np.ndarray
     warnings: tuple[str, ...] = ()
+
+    @property
+    def are_probabilities(self) -> bool:
+        """Whether all scores lie between 0 and 1."""
+        return bool(((self.scores >= 0) & (self.scores <= 1)).all())
 
 
 def write_predictions(path: str, table: pd.DataFrame) -> None:
@@ -68,6 +79,9 @@ def read_run_predictions(run: str, split: str, task: Task) -> Predictions:
         split=split,
         image_ids=table["image_id"].to_numpy(),
         patient_ids=table["patient_id"].to_numpy(),
+        views=table["view"].to_numpy(object),
+        sexes=table["sex"].to_numpy(object),
+        ages_years=table["age_years"].to_numpy(),
         labels=table[[f"label_{name}" for name in names]].to_numpy(np.int64),
         scores=scores,
         mean_scores=scores.mean(axis=0),
