@@ -61,8 +61,8 @@ def main() -> None:
     from cxr_records.manifest import read_manifest
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=6000, help="look-alike images")
-    parser.add_argument("--seen", type=int, default=40_000, help="training records seen by each run")
+    parser.add_argument("--count", type=int, default=4000, help="look-alike images")
+    parser.add_argument("--seen", type=int, default=10_000, help="training records seen by each run")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     results: dict[str, dict] = {}

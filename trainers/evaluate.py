@@ -1,30 +1,39 @@
 """From scores to measures: per class and macro, with intervals, for runs and for any table of predictions."""
 
+import itertools
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
-import click
 import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.manifest import read_manifest
+from cxr_records.metadata import read_metadata
 from cxr_records.quiet import load_tensorflow
-from cxr_records.splits import TEST, VALIDATION
-from trainers import metrics, runs
+from cxr_records.splits import TEST, VALIDATION, read_list
+from cxr_records.tasks import parse_task
+from trainers import calibration, claims, metrics, published, runs
 from trainers.bootstrap import DRAWS, intervals, rounded
 from trainers.predictions import Predictions, read_run_predictions
+from trainers.subgroups import FEW_PATIENTS, subgroups
+from trainers.tables import match, read_score_table
 
 METRICS_FILE = "metrics.json"
-FEW_PATIENTS = 30  # positive patients below which a class is not to be ranked
-
-_FORMAT = "cxr_records evaluation"
-_VERSION = 1
+FORMAT = "cxr_records evaluation"
+COMPARISON_FORMAT = "cxr_records comparison"
+VERSION = 1
+_MISTAKES = 12  # of each kind, shared out among the classes, and at least one for each
 
 
 def evaluate(
-    scored: Predictions, validation: Predictions | None = None, draws: int = DRAWS, seed: int = 0
+    scored: Predictions,
+    validation: Predictions | None = None,
+    described: dict[str, Any] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measures scores against labels.
 
@@ -32,32 +41,28 @@ def evaluate(
         scored: what is measured.
         validation: of the same model, for choosing operating points; None where there is none, and then they
             are chosen on `scored` itself, which is said.
+        described: the config.json of the run that scored, for calibration; None for other tables.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
 
     Returns:
-        `auroc` and `auprc` per class, `macro_auroc`, `macro_auprc`, `classes`, `multiclass`, `curves` and
-        `warnings`; numbers with intervals as `trainers.bootstrap.intervals` gives them.
+        `auroc` and `auprc` per class, `macro_auroc`, `macro_auprc`, `classes`, `multiclass`, `calibration`,
+        `subgroups`, `mistakes`, `curves` and `warnings`; numbers with intervals as
+        `trainers.bootstrap.intervals` gives them, None where something is undefined.
     """
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """float [draws, 4k]: AUROC, average precision, sensitivity at 90% and 95% specificity."""
+        """float [draws, 4k + 2]: AUROC, average precision, sensitivity at 90% and 95% specificity; macros."""
         columns = []
         for ranking in rankings:
             counts = ranking.counts(weights)
-            columns.append(
-                [
-                    metrics.auroc_of_counts(*counts),
-                    metrics.average_precision_of_counts(*counts),
-                    metrics.sensitivity_of_counts(*counts, 0.90),
-                    metrics.sensitivity_of_counts(*counts, 0.95),
-                ]
-            )
+            at = [counts.sensitivity(0.90), counts.sensitivity(0.95)]
+            columns.append([counts.auroc(), counts.average_precision(), *at])
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
-        macro = np.array([[metrics.macro(row) for row in draw[:2]] for draw in each])
-        return np.concatenate([each.reshape(len(weights), -1), macro], axis=1)
+        macros = np.array([[metrics.macro(row) for row in draw[:2]] for draw in each])
+        return np.concatenate([each.reshape(len(each), -1), macros], axis=1)
 
     found = intervals(measure, scored.patient_ids, draws, seed)
     auroc, auprc, at_90, at_95 = (found[place * count : (place + 1) * count] for place in range(4))
@@ -72,6 +77,9 @@ def evaluate(
         },
         "classes": {},
         "multiclass": _multiclass(scored, draws, seed) if scored.kind == "multiclass" else None,
+        "calibration": None,
+        "subgroups": subgroups(scored),
+        "mistakes": _mistakes(scored),
         "curves": {name: _curves(ranking) for name, ranking in zip(names, rankings, strict=True)},
     }
     warnings, few = list(scored.warnings), []
@@ -96,6 +104,12 @@ def evaluate(
             "operating_point": _operating_point(scored, validation, place),
             "warnings": said,
         }
+    if scored.are_probabilities:
+        held["calibration"] = calibration.calibrate(scored, validation, described)
+        if described and (said := calibration.warning_of_loss(described)):
+            warnings.append(said)
+    else:
+        warnings.append("scores outside 0 to 1 are no probabilities: ranked, but calibration is not measured")
     if few:
         warnings.append(f"fewer than {FEW_PATIENTS} positive patients, do not rank by: {', '.join(few)}")
     return held | {"warnings": warnings}
@@ -145,45 +159,59 @@ def _multiclass(scored: Predictions, draws: int, seed: int) -> dict[str, Any]:
     return held | {"accuracy": rounded((choices[""] == truth).mean())}
 
 
+def _mistakes(scored: Predictions) -> list[dict[str, Any]]:
+    """The negatives that score highest and the positives that score lowest, class by class."""
+    found = []
+    each = max(1, _MISTAKES // len(scored.names))
+    for place, name in enumerate(scored.names):
+        scores = scored.scores[:, place]
+        for kind, label, order in (("false positive", 0, -scores), ("false negative", 1, scores)):
+            rows = np.flatnonzero(scored.labels[:, place] == label)
+            for row in rows[np.argsort(order[rows], kind="stable")][:each]:
+                found.append(
+                    {
+                        "class": name,
+                        "kind": kind,
+                        "image_id": str(scored.image_ids[row]),
+                        "patient_id": int(scored.patient_ids[row]),
+                        "score": rounded(scores[row]),
+                    }
+                )
+    return found
+
+
 def _curves(ranking: metrics.Ranking, points: int = 200) -> dict[str, Any] | None:
     """ROC and precision-recall curves, thinned to some 200 points."""
-    (true,), (false,) = ranking.counts(np.ones((1, len(ranking.order)), np.int64))
-    if not len(true) or not true[-1] or not false[-1]:
+    counts = ranking.once
+    (positives,), (negatives,) = counts.positives, counts.negatives
+    if not positives or not negatives:
         return None
+    true, false, before = counts.true[:, 0], counts.false[:, 0], counts.false_before[:, 0]
     kept = np.unique(np.linspace(0, len(true) - 1, points).round().astype(int))
-    true, false = true[kept], false[kept]
-    recall = true / true[-1]
+    gained_from = np.concatenate([[0], true])[kept]  # recall before each threshold: the corner of the step
+    fpr = np.stack([before[kept], false[kept]], axis=1).ravel() / negatives
+    tpr = np.stack([gained_from, true[kept]], axis=1).ravel() / positives
 
     def plain(values: np.ndarray) -> list[float]:
         return np.round(values, 4).tolist()
 
     return {
-        "roc": {"fpr": [0.0, *plain(false / false[-1])], "tpr": [0.0, *plain(recall)]},
-        "pr": {"recall": plain(recall), "precision": plain(true / (true + false))},
+        "roc": {"fpr": [0.0, *plain(fpr), 1.0], "tpr": [0.0, *plain(tpr), 1.0]},
+        "pr": {"recall": plain(true[kept] / positives), "precision": plain((true / (true + false))[kept])},
     }
 
 
 def evaluate_run(run: str, split: str = TEST, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """Evaluates a trained run on a split of its dataset; scores it first where that has not been done.
 
+    Returns:
+        What metrics.json holds. `leaks` are not empty where scored images or patients were trained on.
+
     Raises:
         UsageError: the folder holds no run, the run is not finished, or the split has no scores.
     """
     described = runs.read_run(run)
-    if not storage.exists(storage.join(run, runs.PREDICTIONS_FILE)):
-        load_tensorflow()
-        from trainers.predict import predict_run
-
-        predict_run(run)
-    task = runs.task_of(described)
-    scored = read_run_predictions(run, split, task)
-    validation = None
-    if split != VALIDATION:
-        try:
-            validation = read_run_predictions(run, VALIDATION, task)
-        except UsageError:
-            validation = None
-    held = evaluate(scored, validation, draws, seed)
+    scored, validation = _scores_of(run, described, split)
     identity = {
         "name": run.rstrip("/").rsplit("/", 1)[-1],
         "run": run,
@@ -191,126 +219,166 @@ def evaluate_run(run: str, split: str = TEST, draws: int = DRAWS, seed: int = 0)
         "dataset_id": described["dataset_id"],
         "model": described["config"]["model"],
         "task": described["task"],
-        "kind": task.kind,
-        "split": split,
-        "images": len(scored.labels),
-        "patients": len(np.unique(scored.patient_ids)),
+        "predictions_sha256": _digest(storage.join(run, runs.PREDICTIONS_FILE)),
+        "versions": described["versions"],
     }
-    return {"format": _FORMAT, "version": _VERSION, "identity": identity} | _claim(described) | held
-
-
-def _claim(described: dict[str, Any]) -> dict[str, Any]:
-    """What may be said of the split, by the dataset's manifest, if it is still there."""
+    warnings: list[str] = []
     try:
         manifest = read_manifest(described["dataset"])
+        if manifest["id"] != described["dataset_id"]:
+            raise UsageError(f"{described['dataset']} is another dataset now")
+        identity["table"] = {"dialect": manifest["table"]["dialect"], "sha256": manifest["table"]["sha256"]}
+        claim = claims.claim_of_run(described["dataset"], manifest, split)
+        leaks = claims.find_leaks(described["dataset"], scored)
     except (UsageError, OSError) as error:
-        return {"split_claim": {"official": None, "text": f"unknown: {error}", "list_sha256": None}}
-    origin = manifest["split_origin"]
-    return {
-        "split_claim": {
-            "official": origin["official"],
-            "text": origin["text"],
-            "list_sha256": origin["list_sha256"].get(TEST),
-        }
-    }
+        identity["table"] = None
+        claim = {"official": False, "text": f"unknown which split: {error}", "list_sha256": None}
+        leaks = []
+        warnings.append("the run's dataset is not at hand: leaks were not looked for")
+    held = evaluate(scored, validation, described, draws, seed)
+    return _complete(identity, scored, claim, leaks, held, warnings, described["task"], draws, seed)
 
 
-def report_run(
-    run: str,
-    split: str = TEST,
+def evaluate_table(
+    predictions: str,
+    metadata: str,
+    task: str = "multilabel",
+    test_list: str | None = None,
+    trained_on: str | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-    as_json: bool = False,
-    extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run, writes metrics.json into it, and prints what came out."""
-    held = evaluate_run(run, split, draws, seed)
-    path = storage.join(run, METRICS_FILE)
-    storage.write_bytes(path, (json.dumps(held, indent=1) + "\n").encode())
-    if as_json:
-        click.echo(json.dumps(brief(held) | (extra or {})))
-    else:
-        click.echo("\n".join(table_lines(held)))
-        click.echo(f"all numbers: {path}")
-    return held
+    """Evaluates scores from anywhere against NIH's labels.
 
+    Args:
+        predictions: a table as `trainers.tables.read_score_table` takes it.
+        metadata: NIH's table of images.
+        task: multilabel, or one that `trainers.tables.match` can derive.
+        test_list: list of the images to evaluate; all that were scored otherwise.
+        trained_on: dataset that the model was trained on, in which to look for leaks.
+        draws: of the bootstrap; 0 for none.
+        seed: of the draws.
 
-def brief(held: dict[str, Any]) -> dict[str, Any]:
-    """Returns what `--json` prints: auroc and auprc per class, macro_auroc and more."""
-    keys = ("value", "low", "high")
+    Returns:
+        What metrics.json holds.
 
-    def thin(entry: dict[str, Any]) -> dict[str, Any]:
-        return {key: entry[key] for key in keys}
-
-    found = {
-        "auroc": {name: thin(entry) for name, entry in held["auroc"].items()},
-        "auprc": {name: thin(entry) for name, entry in held["auprc"].items()},
-        "macro_auroc": thin(held["macro_auroc"]),
-        "macro_auprc": thin(held["macro_auprc"]),
-        "split": held["identity"]["split"],
-        "official": held["split_claim"]["official"],
-        "warnings": held["warnings"],
-    }
-    if held["multiclass"]:
-        found["balanced_accuracy"] = thin(held["multiclass"]["balanced_accuracy"])
-    return found
-
-
-def table_lines(held: dict[str, Any]) -> list[str]:
-    """Returns the table that people read."""
-    identity = held["identity"]
-    lines = [
-        f"\n{identity['split']}: {identity['images']:,} images of {identity['patients']:,} patients, "
-        f"task {identity['task']}; 95% intervals over patients",
-        "",
-        f"{'class':<20} {'positives':>9} {'patients':>8}  {'AUROC':<22} {'AUPRC':<8} prevalence",
-    ]
-    for name, about in held["classes"].items():
-        area = _interval(held["auroc"][name])
-        precision = _number(held["auprc"][name]["value"])
-        row = f"{name:<20} {about['positives']:>9,} {about['positive_patients']:>8,}  {area:<22} "
-        lines.append(row + f"{precision:<8} {about['prevalence']:.3f}")
-    macro = f"{'macro':<20} {'':>9} {'':>8}  {_interval(held['macro_auroc']):<22} "
-    lines.append(macro + _number(held["macro_auprc"]["value"]))
-    if several := held["multiclass"]:
-        corrected = _interval(several["prior_corrected_balanced_accuracy"])
-        lines.append(
-            f"balanced accuracy {_interval(several['balanced_accuracy'])}; prior-corrected {corrected}"
-        )
-    if held["split_claim"]["official"] is not True:
-        lines.append(
-            f"not the official split ({held['split_claim']['text']}): compare with no published result"
-        )
-    return lines + [f"note: {warning}" for warning in held["warnings"]]
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    if entry["low"] is None:
-        return _number(entry["value"])
-    return f"{_number(entry['value'])} [{_number(entry['low'])}, {_number(entry['high'])}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-@click.command("evaluate")
-@click.argument("run", nargs=-1, required=True)
-@click.option("--split", default=TEST, show_default=True, help="Which split is scored.")
-@click.option("--draws", default=DRAWS, show_default=True, help="Of the bootstrap; 0 for no intervals.")
-@click.option("--seed", default=0, show_default=True, help="Of the draws.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def evaluate_command(
-    run: Sequence[str], split: str, draws: int, seed: int, as_json: bool, debug: bool
-) -> None:
-    """Score the split of a trained run's dataset, and write metrics.json into the run.
-
-    AUROC with 95% intervals by bootstrap over patients, AUPRC beside the prevalence, for each class.
-
-    \b
-    Example:
-      cxr-records evaluate runs/first
+    Raises:
+        UsageError, CxrError: a file is missing or is not what it should be; see the functions named.
     """
-    for one in run:
-        report_run(one, split, draws, seed, as_json)
+    table, images = read_score_table(predictions), read_metadata(metadata)
+    only = read_list(test_list, "--test-list") if test_list else None
+    scored = match(table, images, parse_task(task), "test list" if only else "all scored images", only)
+    identity = {
+        "name": predictions.rsplit("/", 1)[-1],
+        "run": None,
+        "dataset": trained_on,
+        "dataset_id": read_manifest(trained_on)["id"] if trained_on else None,
+        "model": None,
+        "task": task,
+        "predictions_sha256": _digest(predictions),
+        "versions": {},
+        "table": {"dialect": images.dialect, "sha256": images.digest},
+    }
+    listed = scored.image_ids if task == "multilabel" else table.image_ids
+    if only is not None and task != "multilabel":
+        listed = sorted(set(only) & set(table.image_ids))
+    claim = claims.claim_of_table(listed, only)
+    leaks = claims.find_leaks(trained_on, scored) if trained_on else []
+    held = evaluate(scored, None, None, draws, seed)
+    return _complete(identity, scored, claim, leaks, held, [], task, draws, seed)
+
+
+def compare_runs(
+    chosen: Sequence[str], split: str = TEST, draws: int = DRAWS, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Returns the differences in AUROC of every two runs, by class and macro, on the images both scored.
+
+    The draws of patients are the same for both runs, so what is hard for both falls out of the difference.
+
+    Raises:
+        UsageError: runs of different classes, or without a common image.
+    """
+    scored = {run: _scores_of(run, runs.read_run(run), split)[0] for run in chosen}
+    return [_difference(scored, a, b, draws, seed) for a, b in itertools.combinations(chosen, 2)]
+
+
+def _difference(scored: dict[str, Predictions], a: str, b: str, draws: int, seed: int) -> dict[str, Any]:
+    one, other = scored[a], scored[b]
+    if one.names != other.names:
+        raise UsageError(
+            f"{a} and {b} cannot be compared: found classes {', '.join(one.names)} "
+            f"and {', '.join(other.names)}"
+        )
+    common, rows, rows_of_other = np.intersect1d(one.image_ids, other.image_ids, return_indices=True)
+    if not len(common):
+        raise UsageError(f"{a} and {b} cannot be compared: they have scored no common image")
+    labels = one.labels[rows]
+    rankings = [
+        [metrics.Ranking(y, s) for y, s in zip(labels.T, scores.T, strict=True)]
+        for scores in (one.scores[rows], other.scores[rows_of_other])
+    ]
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        areas = [np.array([ranking.counts(weights).auroc() for ranking in each]) for each in rankings]
+        change = (areas[1] - areas[0]).T  # [draws, k]
+        macros = [[metrics.macro(draw)] for draw in change]
+        return np.concatenate([change, macros], axis=1)
+
+    found = intervals(measure, one.patient_ids[rows], draws, seed)
+    return {
+        "a": a,
+        "b": b,
+        "images": len(common),
+        "macro_auroc": found[-1],
+        "auroc": dict(zip(one.names, found, strict=False)),
+    }
+
+
+def _scores_of(run: str, described: dict[str, Any], split: str) -> tuple[Predictions, Predictions | None]:
+    """What a run predicted for a split, and for validation; scores it first where that has not been done."""
+    if not storage.exists(storage.join(run, runs.PREDICTIONS_FILE)):
+        load_tensorflow()
+        from trainers.predict import predict_run
+
+        predict_run(run)
+    task = runs.task_of(described)
+    scored = read_run_predictions(run, split, task)
+    if split == VALIDATION:
+        return scored, None
+    try:
+        return scored, read_run_predictions(run, VALIDATION, task)
+    except UsageError:  # the dataset has no validation split
+        return scored, None
+
+
+def _complete(
+    identity: dict[str, Any],
+    scored: Predictions,
+    claim: dict[str, Any],
+    leaks: list[str],
+    held: dict[str, Any],
+    warnings: list[str],
+    task: str,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    identity |= {
+        "kind": scored.kind,
+        "split": scored.split,
+        "images": len(scored.labels),
+        "patients": len(np.unique(scored.patient_ids)),
+        "draws": draws,
+        "seed": seed,
+    }
+    found = {"format": FORMAT, "version": VERSION, "identity": identity, "split_claim": claim}
+    found |= {"comparison": published.comparison(claim["official"] and not leaks, task), "leaks": leaks}
+    return found | held | {"warnings": [*warnings, *held["warnings"]]}
+
+
+def _digest(path: str) -> str:
+    return sha256(storage.read_bytes(path)).hexdigest()
+
+
+def to_json(held: dict[str, Any]) -> bytes:
+    """Returns metrics.json."""
+    return (json.dumps(held, indent=1) + "\n").encode()

@@ -27,7 +27,8 @@ class Predictions:
         ages_years: int64 [n], -1 where unknown.
         labels: int [n, k], zeros and ones.
         scores: float64 [n, k].
-        mean_scores: float64 [k], over all rows that the model scored, also those that take no part.
+        mean_scores: float64 [k], over all rows that the model scored, also those that take no part, and
+            before scores of 14 findings were made to sum to 1.
         warnings: what is to be said of the table.
     """
 

@@ -120,6 +120,8 @@ def match(
         warnings.append(f"{(~known).sum():,} scored images are not in --metadata (first: {first}): left out")
     scores, names = _task_scores(table, task)
     mean_scores = scores[known].mean(axis=0)  # over all rows, which is what the model saw
+    if task.kind == "multiclass":
+        scores = scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
     if only is not None:
         wanted = set(only)
         listed = np.array([image_id in wanted for image_id in table.image_ids], bool)
@@ -165,8 +167,7 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
         raise UsageError(f"--task {task.name}: found no scores for {', '.join(lacking)}")
     by_name = dict(zip(table.names, table.scores.T, strict=True))
     if task.kind == "multiclass":
-        scores = np.stack([by_name[name] for name in FINDINGS], axis=1)
-        return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12), FINDINGS
+        return np.stack([by_name[name] for name in FINDINGS], axis=1), FINDINGS
     if ANY_FINDING in (first, second):
         score = 1 - np.prod([1 - by_name[name] for name in FINDINGS], axis=0)
         score = score if second == ANY_FINDING else 1 - score
