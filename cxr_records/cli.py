@@ -20,10 +20,7 @@ COMMANDS = {
     "verify": ("cxr_records.cli:verify", "Check a dataset against its manifest, byte by byte."),
     "bench": ("cxr_records.bench:bench", "How fast a dataset's records are read into a trainer."),
     "train": ("trainers.cli:train", "Train a model on a dataset, and evaluate it."),
-    "evaluate": (
-        "trainers.evaluate:evaluate_command",
-        "Score runs or any table of predictions; write a report.",
-    ),
+    "evaluate": ("trainers.cli:evaluate", "Score runs or any table of predictions; write a report."),
     "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
     "demo": ("cxr_records.demo:demo", "Make a small look-alike set and run the main job on it."),
 }

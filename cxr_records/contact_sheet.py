@@ -7,16 +7,13 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
-from cxr_records import storage
 from cxr_records.augment import Params, apply, augmentation_for
 from cxr_records.errors import CxrError
-from cxr_records.examples import decode_example
 from cxr_records.findings import format_findings
 from cxr_records.images import ImageFormat
-from cxr_records.manifest import read_manifest, read_records_table
+from cxr_records.manifest import read_examples, read_manifest, read_records_table
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import parse_task
-from cxr_records.tfrecord import read_records
 
 # In pixels of the sheet.
 THUMBNAIL = 200
@@ -103,13 +100,7 @@ def _rare_examples(dataset: str, num_images: int) -> list[dict]:
     for place in np.argsort(classes.sum(axis=0), kind="stable"):
         holding = [row for row in np.flatnonzero(classes[:, place]).tolist() if row not in chosen]
         chosen += holding[:1]
-    examples = []
-    for row in originals.take(chosen[:num_images]).to_pylist():
-        shard = storage.join(dataset, row["shard"])
-        with storage.open_read(shard) as file:
-            file.seek(row["offset"])
-            examples.append(decode_example(next(read_records(file))[1]))
-    return examples
+    return read_examples(dataset, originals.take(chosen[:num_images]))
 
 
 def caption(augmentation: Params) -> tuple[str, str]:

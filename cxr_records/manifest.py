@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.examples import Feature, record_features
+from cxr_records.examples import Feature, decode_example, record_features
 from cxr_records.plan import BUILD_FOLDER, SHARD_NAME, Plan, ShardSpec
 from cxr_records.shards import ShardInfo, augmentation_text
 from cxr_records.splits import TRAIN
+from cxr_records.tfrecord import read_records
 
 FORMAT = "cxr_records dataset"
 FORMAT_VERSION = 1
@@ -76,6 +77,16 @@ def read_manifest(dataset: str) -> dict:
 def read_records_table(dataset: str) -> pa.Table:
     """Reads the table of records: one row per record, in the order of the shards."""
     return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(dataset, RECORDS_FILE))))
+
+
+def read_examples(dataset: str, rows: pa.Table) -> list[dict]:
+    """Reads the records of rows of the table of records, each by itself; as `decode_example` gives them."""
+    found = []
+    for row in rows.select(["shard", "offset"]).to_pylist():
+        with storage.open_read(storage.join(dataset, row["shard"])) as file:
+            file.seek(row["offset"])
+            found.append(decode_example(next(read_records(file))[1]))
+    return found
 
 
 def manifest_bytes(manifest: Mapping) -> bytes:

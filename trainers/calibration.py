@@ -8,7 +8,7 @@ from trainers.bootstrap import rounded
 from trainers.predictions import Predictions
 
 BINS = 15
-_TINY = 1e-7
+_TINY = 1e-12
 # Probabilities of a model that was trained with these are off by what the loss weighs.
 _WEIGHTED_LOSSES = ("weighted_bce", "weighted_ce", "focal", "asymmetric")
 

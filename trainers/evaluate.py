@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxr_records import storage
-from cxr_records.errors import UsageError
+from cxr_records.errors import CxrError, UsageError
 from cxr_records.manifest import read_manifest
 from cxr_records.metadata import read_metadata
 from cxr_records.quiet import load_tensorflow
@@ -230,7 +230,7 @@ def evaluate_run(run: str, split: str = TEST, draws: int = DRAWS, seed: int = 0)
         identity["table"] = {"dialect": manifest["table"]["dialect"], "sha256": manifest["table"]["sha256"]}
         claim = claims.claim_of_run(described["dataset"], manifest, split)
         leaks = claims.find_leaks(described["dataset"], scored)
-    except (UsageError, OSError) as error:
+    except (CxrError, OSError) as error:
         identity["table"] = None
         claim = {"official": False, "text": f"unknown which split: {error}", "list_sha256": None}
         leaks = []

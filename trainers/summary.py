@@ -58,6 +58,7 @@ def table_lines(held: dict[str, Any]) -> list[str]:
     if held["comparison"]["comparable"]:
         official = [held for held in held["comparison"]["published"] if held["split"] == "official"]
         lines.append("published: " + ", ".join(f"{r['name']} {number(r['macro_auroc'])}" for r in official))
+    lines += [f"leak: {leak}" for leak in held["leaks"]]
     return lines + [f"note: {warning}" for warning in held["warnings"]]
 
 

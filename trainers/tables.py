@@ -63,8 +63,7 @@ def read_score_table(path: str) -> ScoreTable:
         CxrError: the file is damaged, a score is no number, or an image has two different rows.
     """
     table = _read(path)
-    plain = {_plain(column): column for column in table.columns}
-    image_column = next((plain[name] for name in _IMAGE_COLUMNS if name in plain), None)
+    image_column = _image_column(table)
     if image_column is None:
         raise UsageError(
             f"{path}: found columns {_listed(table.columns)}; expected one of image names, such as "
@@ -188,9 +187,15 @@ def _read(path: str) -> pd.DataFrame:
         if path.lower().endswith(".parquet"):
             return pd.read_parquet(io.BytesIO(content))
         text = gzip.decompress(content) if path.lower().endswith(".gz") else content
-        return pd.read_csv(io.BytesIO(text), dtype={0: str})
+        image_column = _image_column(pd.read_csv(io.BytesIO(text), nrows=0))
+        return pd.read_csv(io.BytesIO(text), dtype={image_column: str})  # 00000001 is a name
     except Exception as error:  # pandas and pyarrow raise many kinds
         raise CxrError(f"{path} cannot be read as a table ({' '.join(str(error).split())})") from error
+
+
+def _image_column(table: pd.DataFrame) -> str | None:
+    plain = {_plain(column): column for column in table.columns}
+    return next((plain[name] for name in _IMAGE_COLUMNS if name in plain), None)
 
 
 def _finding_columns(path: str, table: pd.DataFrame) -> dict[str, str]:
