@@ -66,11 +66,11 @@ def demo(
     _run("build", *inputs, "--out", binary, "--task", "binary")
     sheet = folder / SHEET
     contact_sheet.sheet_of_dataset(dataset, SHEET_IMAGES).save(sheet)
-    run = folder / f"run-{read_manifest(dataset)['id'][:8]}"
+    run = folder / f"run-{read_manifest(dataset)['id'][:8]}"  # another dataset gets another run
     trains = importlib.util.find_spec("tensorflow") is not None
     if trains:
         click.echo("\nThe small model, which a CPU can train.")
-        _run("train", dataset, "--run", str(run), "--set", f"epochs={1 if own_images else EPOCHS}")
+        _run("train", dataset, "--run", str(run), *_settings(dataset, 1 if own_images else EPOCHS))
     else:
         click.echo("\nNo training: TensorFlow is not installed (extra train).")
     click.echo(
@@ -81,6 +81,13 @@ def demo(
         + f"\n  {run}/           the trained model, its scores and measures"
         * trains
     )
+
+
+def _settings(dataset: str, epochs: int) -> list[str]:
+    """For a training run that a set of any size allows."""
+    records = read_manifest(dataset)["splits"]["train"]["records"]
+    smaller = ["--set", f"batch_size={max(1, records // 2)}"] if records < 128 else []
+    return ["--set", f"epochs={epochs}", *smaller]
 
 
 def _check_folder(folder: Path) -> None:

@@ -440,6 +440,8 @@ def test_demo_ends_with_where_to_look(capsys, tmp_path):
     sheet = Image.open(tmp_path / "demo" / "contact_sheet.png")
     assert sheet.width > 2000
     assert out.index("Where to look:") < out.index("contact_sheet.png")
+    (report,) = (tmp_path / "demo").glob("run-*/report.html")
+    assert out.index("\nmacro ") < out.index("Where to look:") < out.rindex(str(report.parent))
 
 
 def test_the_readme_names_every_command():

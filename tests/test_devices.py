@@ -1,0 +1,52 @@
+"""Devices: which words name them, which batches they split. Training on several is in test_train.py."""
+
+import pytest
+
+from cxr_records.errors import CxrError, UsageError
+from trainers.devices import Devices, choose_devices
+
+
+@pytest.mark.parametrize("text", ["gpu:0", "auto:2", "cuda", "cpu:", "cpu:two", "gpu:-1", "", "cpu,gpu"])
+def test_another_form_is_refused(text):
+    with pytest.raises(UsageError) as error:
+        choose_devices(text)
+    assert str(error.value) == (
+        f"found --devices {text}; expected auto, cpu, gpu, tpu, or a kind with a number such as gpu:2"
+    )
+
+
+def test_one_cpu_needs_no_strategy():
+    found = choose_devices("cpu")
+
+    assert (found.kind, found.count, found.num_hosts, found.strategy) == ("cpu", 1, 1, None)
+    assert found.text == "1 CPU"
+
+
+def test_gpus_that_are_not_there_are_an_error_with_counts():
+    import tensorflow as tf
+
+    count = len(tf.config.list_physical_devices("GPU"))
+    with pytest.raises(CxrError) as error:
+        choose_devices(f"gpu:{count + 1}")
+    assert str(error.value) == (f"found {count} GPUs that TensorFlow can use, --devices asks for {count + 1}")
+
+
+def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can():
+    devices = Devices("gpu", 4, num_hosts=2)
+
+    assert devices.text == "4 GPUs on 2 machines"
+    devices.check_batch(64)
+    with pytest.raises(UsageError) as error:
+        devices.check_batch(30)
+    assert str(error.value) == (
+        "--set batch_size=30: cannot be split evenly over 4 GPUs on 2 machines; "
+        "take a multiple of 4, such as 28"
+    )
+
+
+@pytest.mark.parametrize("text", ["{", '{"cluster": {}}', '{"cluster": {"worker": []}}', "[]"])
+def test_a_broken_tf_config_is_explained(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+
+    with pytest.raises(UsageError, match=r'^TF_CONFIG: expected \{"cluster": '):
+        choose_devices("cpu")

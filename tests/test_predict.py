@@ -1,0 +1,109 @@
+"""Scores of a trained run: for its dataset's splits, and for files by the command."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cxr_records.cli import run as run_command
+from cxr_records.errors import UsageError
+from cxr_records.findings import FINDINGS
+from cxr_records.reader import load_split, split_records
+from trainers.config import TrainConfig
+from trainers.predict import load_model, predict_run
+from trainers.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(str(dataset), str(run), TrainConfig(epochs=1, batch_size=16, patience=0))
+    return run
+
+
+def test_every_image_of_validation_and_test_has_its_scores_and_labels(dataset, trained):
+    table = predict_run(str(trained))
+
+    pd.testing.assert_frame_equal(table, pd.read_parquet(trained / "predictions.parquet"), check_dtype=False)
+    assert list(table)[:6] == ["split", "image_id", "patient_id", "view", "sex", "age_years"]
+    model = load_model(str(trained))
+    for split in ("validation", "test"):
+        rows, held = table[table["split"] == split], split_records(str(dataset), split)
+        assert rows["image_id"].tolist() == held.image_ids.tolist()
+        assert rows["patient_id"].tolist() == held.patient_ids.tolist()
+        batches = load_split(str(dataset), split, 64, last_batch="smaller")
+        images = np.concatenate([image.numpy() for image, _ in batches])
+        expected = np.asarray(model(images))
+        found = rows[[f"prob_{name}" for name in FINDINGS]].to_numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_array_equal(rows[[f"label_{name}" for name in FINDINGS]], held.labels)
+
+
+def test_another_dataset_than_the_runs_is_refused(trained, build, tmp_path):
+    build(tmp_path / "other", seed=5)
+
+    with pytest.raises(UsageError, match=r"is not the dataset that .* was trained on: found id"):
+        predict_run(str(trained), dataset=str(tmp_path / "other"))
+
+
+def test_a_file_gets_the_score_that_it_has_in_the_dataset(trained, lookalike, capfd):
+    table = predict_run(str(trained))
+    row = table[table["split"] == "test"].iloc[0]
+    path = next(lookalike.images.rglob(row["image_id"]))
+
+    assert run_command(["predict", str(trained), str(path)]) == 0
+
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "image," + ",".join(f"prob_{name}" for name in FINDINGS)
+    name, *scores = lines[1].split(",")
+    assert name == str(path)
+    expected = [row[f"prob_{name}"] for name in FINDINGS]
+    np.testing.assert_allclose([float(score) for score in scores], expected, atol=2e-6)
+
+
+def test_png_jpeg_and_dicom_files_are_scored(trained, nih, tmp_path, capfd):
+    png = sorted((nih / "images").rglob("*.png"))[0]
+    Image.open(png).convert("L").save(tmp_path / "same.jpg", quality=98)
+    dicom = sorted((nih / "dicom").glob("*.dcm"))[0]
+
+    words = ["predict", str(trained), str(png), str(tmp_path / "same.jpg"), str(dicom), "--json"]
+    assert run_command(words) == 0
+
+    one, same, other = json.loads(capfd.readouterr().out)
+    assert [held["path"] for held in (one, same, other)] == words[2:5]
+    assert set(one["scores"]) == set(FINDINGS)
+    for name in FINDINGS:
+        assert one["scores"][name] == pytest.approx(same["scores"][name], abs=0.02)
+        assert 0 < other["scores"][name] < 1
+
+
+def test_a_file_that_is_no_image_is_named_and_the_others_are_scored(trained, lookalike, tmp_path, capfd):
+    good = next(lookalike.images.rglob("*.png"))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+
+    words = ["predict", str(trained), str(tmp_path / "bad.png"), str(good), str(tmp_path / "gone.png")]
+    assert run_command([*words, "--out", str(tmp_path / "scores.csv")]) == 3
+
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0].startswith(f"{tmp_path / 'bad.png'}: ")
+    assert lines[1] == f"{tmp_path / 'gone.png'}: No such file or directory"
+    assert lines[2] == "Error: 2 of 3 files could not be read"
+    table = pd.read_csv(io.BytesIO((tmp_path / "scores.csv").read_bytes()))
+    assert table["image"].tolist() == [str(good)]
+    assert run_command(["predict", str(trained), str(tmp_path / "bad.png")]) == 1
+    assert "Error: none of the 1 files could be read" in capfd.readouterr().err
+
+
+def test_a_run_without_a_model_says_what_to_do(dataset, trained, tmp_path, capfd):
+    (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
+
+    assert run_command(["predict", str(tmp_path), "x.png"]) == 2
+    assert capfd.readouterr().err == (
+        f"Error: {tmp_path}: found no model.keras; run its train command again until it ends\n"
+    )
