@@ -18,7 +18,7 @@ import pytest
 from cxr_records.errors import CxrError
 from cxr_records.lookalike import draw_image, plan_images
 from cxr_records.manifest import MANIFEST_FILE
-from pipelines import engines, progress
+from pipelines import engines
 from pipelines.engines import Engine, Job
 
 NUM_IMAGES = 960  # enough work for two processes, by the engine's own judgement
@@ -96,21 +96,6 @@ def test_an_engine_that_leaves_specs_undone_is_an_error(tmp_path, monkeypatch):
 def test_other_runners_get_beams_own_options():
     engine = Engine(runner="FlinkRunner", beam_options=("--flink_master=host:8081",))
     assert engine.options() == ["--runner=FlinkRunner", "--flink_master=host:8081"]
-
-
-def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.progress("decode", "images", 10_000) as shown:
-        for second in range(0, 61):
-            now[0] = float(second)
-            shown.update(100 * second)
-    assert capsys.readouterr().err == (
-        "decode: 1,500 of 10,000 images, 100 images/s, 1 min 25 s left\n"
-        "decode: 3,000 of 10,000 images, 100 images/s, 1 min 10 s left\n"
-        "decode: 4,500 of 10,000 images, 100 images/s, 55 s left\n"
-        "decode: 6,000 of 10,000 images, 100 images/s, 40 s left\n"
-    )
 
 
 # What follows runs the command itself on a set that takes two processes some seconds, and kills it.
