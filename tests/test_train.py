@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -274,6 +275,36 @@ def test_two_devices_learn_what_one_does(dataset, tmp_path, backend):
         losses[devices] = json.loads(done.stdout.splitlines()[-1])
 
     np.testing.assert_allclose(losses["cpu:2"], losses["cpu"], rtol=2e-3)
+
+
+def test_two_machines_learn_together_with_jax(dataset, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOSSES, str(dataset), str(tmp_path / "run"), "cpu"],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": "jax",
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+                "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+                "KERAS_DISTRIBUTION_PROCESS_ID": str(host),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    told = [process.communicate(timeout=250) for process in started]
+
+    assert [process.returncode for process in started] == [0, 0], told
+    one, other = (json.loads(out.splitlines()[-1]) for out, _ in told)
+    assert "2 CPUs on 2 machines, Keras on jax" in told[0][1]
+    assert np.isfinite(one).all()
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert (tmp_path / "run" / "model.keras").exists()
 
 
 # Bad use

@@ -6,7 +6,6 @@ keras.distribution. In both, a step's batch is split over the devices and every 
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -46,6 +45,20 @@ class Devices:
         """The context in which the model is made, so that its weights live on every device."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
+    def work_alone(self) -> None:
+        """Ends the work of several machines on one model; what follows, each does for itself."""
+        if self.num_hosts > 1:
+            import keras
+
+            keras.distribution.set_distribution(None)
+
+    def part(self) -> None:
+        """Waits for the other machines to come to their end too, so that none takes another for lost."""
+        if self.num_hosts > 1:
+            import jax
+
+            jax.distributed.shutdown()
+
     def check_batch(self, batch_size: int) -> None:
         """Refuses a batch that cannot be split evenly.
 
@@ -63,8 +76,8 @@ class Devices:
 def choose_devices(text: str = "auto") -> Devices:
     """Finds the devices that a run is to use and makes them ready; to be called before any tensor is made.
 
-    Several machines: the variables of the backend's own convention say so (TF_CONFIG for TensorFlow;
-    KERAS_DISTRIBUTION_JOB_ADDRESSES and its kin for JAX).
+    Several machines, with JAX: KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and
+    KERAS_DISTRIBUTION_PROCESS_ID say so; the run directory is one that all of them see.
 
     Args:
         text: "auto" (TPUs if there are any, else GPUs, else the CPU), a kind, or a kind with the number of
@@ -109,6 +122,11 @@ def deterministic_kernels() -> Iterator[None]:
 def _tensorflow_devices(kind: str, wanted: int | None) -> Devices:
     import tensorflow as tf
 
+    if os.environ.get("TF_CONFIG"):
+        raise UsageError(
+            "found TF_CONFIG: Keras 3 does not train on several machines with TensorFlow; unset it, or use "
+            "KERAS_BACKEND=jax with KERAS_DISTRIBUTION_JOB_ADDRESSES"
+        )
     if os.environ.get("TPU_NAME") and kind in ("auto", "tpu"):
         return _tensorflow_tpu()
     if kind == "tpu":
@@ -127,8 +145,6 @@ def _tensorflow_devices(kind: str, wanted: int | None) -> Devices:
             )
     elif (wanted or 1) > len(gpus):
         raise CxrError(f"found {len(gpus)} GPUs that TensorFlow can use, --devices asks for {wanted or 1}")
-    if "TF_CONFIG" in os.environ:
-        return _tensorflow_workers(kind)
     count = wanted or (len(gpus) if kind == "gpu" else 1)
     if kind == "gpu":
         for gpu in gpus:
@@ -148,22 +164,6 @@ def _tensorflow_tpu() -> Devices:
         raise CxrError(f"TPU_NAME={os.environ['TPU_NAME']}: cannot be reached: {error}") from error
     strategy = tf.distribute.TPUStrategy(resolver)
     return Devices("tpu", strategy.num_replicas_in_sync, strategy=strategy)
-
-
-def _tensorflow_workers(kind: str) -> Devices:
-    import tensorflow as tf
-
-    try:
-        config = json.loads(os.environ["TF_CONFIG"])
-        workers, task = config["cluster"]["worker"], config["task"]
-        host = int(task["index"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            'TF_CONFIG: expected {"cluster": {"worker": ["host:port", ...]}, '
-            f'"task": {{"type": "worker", "index": 0}}}}; {type(error).__name__}: {error}'
-        ) from error
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    return Devices(kind, strategy.num_replicas_in_sync, host, len(workers), strategy)
 
 
 def _jax_devices(kind: str, wanted: int | None) -> Devices:

@@ -116,6 +116,7 @@ def train(
         keras.config.set_dtype_policy(config.precision)
         with reader.shard_errors():
             progress = _train(job, manifest, described["classes"], writes)
+    chosen.part()
     return described | {"history": progress["history"], "best_epoch": progress["best_epoch"]}
 
 
@@ -136,7 +137,10 @@ def _train(job: _Job, manifest: dict[str, Any], classes: dict[str, Any], writes:
         return progress
     say(_greeting(job, model, progress))
     _fit(job, model, loss, progress, arrays, writes)
+    job.devices.work_alone()
     if writes:
+        if job.devices.num_hosts > 1:
+            model = _compiled(job, manifest["pixels"], counts, loss)  # whose weights are this machine's alone
         best, _ = checkpoints.load(storage.join(job.run, runs.BEST_FILE))
         checkpoints.restore(model, best, ("model",))
         _save_model(models.with_probabilities(model, job.task.kind), model_path)
@@ -223,21 +227,12 @@ def _fit(
         )
 
 
-def _training_batches(job: _Job, meter: WaitMeter, epoch: int, batch: int) -> Any:
-    """The endless batches from a place on: measured, or one dataset per machine."""
+def _training_batches(job: _Job, meter: WaitMeter, epoch: int, batch: int) -> tf.data.Dataset:
+    """This machine's part of the endless batches, from a place on; waiting for them is measured."""
     devices = job.devices
     hosts = {"host": devices.host, "num_hosts": devices.num_hosts}
     share = job.config.batch_size // devices.num_hosts
-    if devices.strategy is None or devices.num_hosts == 1:
-        return meter.measure(job.load(TRAIN, share, start_epoch=epoch, start_batch=batch, **hosts))
-    # Each replica takes batches of its own size from its machine's dataset.
-    replicas = devices.count // devices.num_hosts
-
-    def make(_: tf.distribute.InputContext) -> tf.data.Dataset:
-        batches = job.load(TRAIN, share, start_epoch=epoch, start_batch=batch, **hosts)
-        return batches.unbatch().batch(share // replicas, drop_remainder=True) if replicas > 1 else batches
-
-    return devices.strategy.distribute_datasets_from_function(make)
+    return meter.measure(job.load(TRAIN, share, start_epoch=epoch, start_batch=batch, **hosts))
 
 
 def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | None:
