@@ -1,8 +1,10 @@
 """Paths, local or on any fsspec URL: whole-or-absent writes, range reads, listing, locks."""
 
 import contextlib
+import dataclasses
 import fcntl
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -18,6 +20,10 @@ from fsspec.core import url_to_fs
 
 from cxr_records.errors import CxrError, UsageError
 
+# Of remote storage: reading so many bytes for nothing is cheaper than another request.
+GAP_BYTES = 128 << 10
+SPAN_BYTES = 8 << 20
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # which have no folders
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{32}$")
 
 
@@ -47,14 +53,16 @@ def exists(path: str) -> bool:
     """Tells whether a file or folder is there."""
     if is_url(path):
         filesystem, name = _filesystem(path)
-        return filesystem.exists(name)
+        with _said_clearly(path):
+            return _exists(filesystem, name)
     return local_path(path).exists()
 
 
 def open_read(path: str) -> BinaryIO:
     """Opens a file for reading bytes; the caller closes it."""
     if is_url(path):
-        return fsspec.open(path, "rb").open()
+        with _said_clearly(path):
+            return fsspec.open(path, "rb").open()
     return open(local_path(path), "rb")
 
 
@@ -68,7 +76,8 @@ def file_size(path: str) -> int:
     """Returns a file's size in bytes."""
     if is_url(path):
         filesystem, name = _filesystem(path)
-        return int(filesystem.size(name))
+        with _said_clearly(path):
+            return int(filesystem.size(name))
     return local_path(path).stat().st_size
 
 
@@ -76,9 +85,12 @@ def list_names(folder: str) -> list[str]:
     """Returns the names directly in a folder, sorted; an absent folder is empty."""
     if is_url(folder):
         filesystem, name = _filesystem(folder)
-        if not filesystem.exists(name):
-            return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False))
+        with _said_clearly(folder):
+            try:
+                names = filesystem.ls(name, detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in names)
     try:
         return sorted(os.listdir(local_path(folder)))
     except FileNotFoundError:
@@ -91,16 +103,22 @@ def expand(pattern: str) -> list[str]:
         return [pattern]
     if is_url(pattern):
         filesystem, name = _filesystem(pattern)
-        found = [name for name in filesystem.glob(name) if not name.rsplit("/", 1)[-1].startswith(".")]
+        with _said_clearly(pattern):
+            names = filesystem.glob(name)
+        found = [name for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
         return sorted(map(filesystem.unstrip_protocol, found))
     return sorted(glob.glob(str(local_path(pattern)), recursive=True))
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder and those above it; where it exists already, nothing happens."""
+    """Makes a folder and those above it; where it exists already, nothing happens.
+
+    Object stores have none; a bucket is never made, for its name may be a slip of the pen.
+    """
     if is_url(path):
         filesystem, name = _filesystem(path)
-        filesystem.makedirs(name, exist_ok=True)
+        if path.split("://", 1)[0] not in _OBJECT_STORES:
+            filesystem.makedirs(name, exist_ok=True)
     else:
         local_path(path).mkdir(parents=True, exist_ok=True)
 
@@ -109,7 +127,7 @@ def remove(path: str) -> None:
     """Removes a file or a folder with all below it; where it is absent, nothing happens."""
     if is_url(path):
         filesystem, name = _filesystem(path)
-        with contextlib.suppress(FileNotFoundError):
+        with _said_clearly(path), contextlib.suppress(FileNotFoundError):
             filesystem.rm(name, recursive=True)
         return
     target = local_path(path)
@@ -131,7 +149,11 @@ def atomic_file(path: str) -> Iterator[BinaryIO]:
         with tempfile.NamedTemporaryFile() as file:
             yield file.file
             file.flush()
-            filesystem.put_file(file.name, name)
+            with _said_clearly(path):
+                try:
+                    filesystem.put_file(file.name, name)
+                except FileNotFoundError as error:
+                    raise UsageError(f"{path}: no such bucket or folder; make it first") from error
         return
     final = local_path(path)
     # A worker may run twice at once: each attempt has a name of its own, and the last rename wins.
@@ -157,18 +179,63 @@ def write_bytes(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def read_ranges(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Returns the bytes of each (offset, length) of one file, in the order asked for."""
-    if is_url(path):
-        filesystem, name = _filesystem(path)
-        starts = [offset for offset, _ in ranges]
-        ends = [offset + length for offset, length in ranges]
-        return filesystem.cat_ranges([name] * len(ranges), starts, ends, on_error="raise")
-    descriptor = os.open(local_path(path), os.O_RDONLY)
-    try:
-        return [os.pread(descriptor, length, offset) for offset, length in ranges]
-    finally:
-        os.close(descriptor)
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Returns the bytes of each (path, offset, length), in the order asked for.
+
+    Local files are opened once each. From remote storage all ranges are asked for at once, those that lie
+    near each other in one file as one: a thousand records cost a few round trips.
+    """
+    found = [b""] * len(ranges)
+    order = sorted(range(len(ranges)), key=lambda number: ranges[number])
+    remote = [number for number in order if is_url(ranges[number][0])]
+    local = [number for number in order if not is_url(ranges[number][0])]
+    for path, numbers in itertools.groupby(local, key=lambda number: ranges[number][0]):
+        descriptor = os.open(local_path(path), os.O_RDONLY)
+        try:
+            for number in numbers:
+                found[number] = os.pread(descriptor, ranges[number][2], ranges[number][1])
+        finally:
+            os.close(descriptor)
+    if remote:
+        spans = list(_spans(ranges, remote))
+        filesystem, _ = _filesystem(spans[0].path)
+        names = [filesystem._strip_protocol(span.path) for span in spans]
+        starts, ends = [span.start for span in spans], [span.end for span in spans]
+        with _said_clearly(spans[0].path):
+            blocks = filesystem.cat_ranges(names, starts, ends, on_error="raise")
+        for span, block in zip(spans, blocks, strict=True):
+            for number in span.numbers:
+                _, offset, length = ranges[number]
+                found[number] = bytes(block[offset - span.start : offset - span.start + length])
+    return found
+
+
+@dataclasses.dataclass
+class _Span:
+    """Bytes of a file that are asked for at once, for several ranges in it."""
+
+    path: str
+    start: int
+    end: int
+    numbers: list[int]
+
+
+def _spans(ranges: Sequence[tuple[str, int, int]], order: Sequence[int]) -> Iterator[_Span]:
+    """Joins ranges that lie near each other; `order` is by path and offset."""
+    span: _Span | None = None
+    for number in order:
+        path, offset, length = ranges[number]
+        end = offset + length
+        near = span and span.path == path and offset - span.end <= GAP_BYTES
+        if near and max(end, span.end) - span.start <= SPAN_BYTES:
+            span.end = max(end, span.end)
+            span.numbers.append(number)
+            continue
+        if span:
+            yield span
+        span = _Span(path, offset, end, [number])
+    if span:
+        yield span
 
 
 def remove_temporary(folder: str) -> int:
@@ -218,6 +285,44 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UsageError(f"{url}: {error}") from error
     filesystem.invalidate_cache()  # other processes write to the same folders
     return filesystem, name
+
+
+@contextlib.contextmanager
+def _said_clearly(url: str) -> Iterator[None]:
+    """Turns what a remote storage raises into one line with the remedy; absent files stay what they are.
+
+    Each storage raises kinds of its own, known here by their names, so that none need be installed.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, CxrError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+        if "Credentials" in kinds or "credentials" in text.lower():
+            raise CxrError(
+                f"{url}: found no credentials for this storage ({text}); for s3 set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ) from error
+        if isinstance(error, PermissionError):
+            raise CxrError(
+                f"{url}: access denied ({text}); check the credentials and their rights there"
+            ) from error
+        if any(word in kinds for word in ("Connection", "Connect", "Timeout", "gaierror")):
+            raise CxrError(
+                f"{url}: the storage cannot be reached ({text}); check the network and the endpoint"
+            ) from error
+        raise
+
+
+def _exists(filesystem: fsspec.AbstractFileSystem, name: str) -> bool:
+    """Like fsspec's own, which takes every error for absence."""
+    try:
+        filesystem.info(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -300,26 +300,26 @@ def write_unit(spec: UnitSpec) -> None:
 
 
 def fetch_images(store: str, places: Sequence[Place]) -> list[bytes]:
-    """Reads stored images, in the order asked for; each unit is opened once.
+    """Reads stored images, in the order asked for; all at once.
 
     Raises:
         CxrError: an image is damaged; the message names the file and what to do.
     """
-    images: list[bytes] = [b""] * len(places)
-    order = sorted(range(len(places)), key=places.__getitem__)
-    for unit, group in itertools.groupby(order, key=lambda number: places[number].unit):
-        wanted = list(group)
-        path = storage.join(store, f"unit-{unit}.tfrecord")
-        remedy = "delete it, then run again: its images are decoded anew"
-        try:
-            found = storage.read_ranges(path, [(places[n].offset, places[n].length) for n in wanted])
-        except FileNotFoundError:
-            raise CxrError(f"{path} is missing; run again: its images are decoded anew") from None
-        for number, image in zip(wanted, found, strict=True):
-            if google_crc32c.value(image) != places[number].crc32c:
-                offset = places[number].offset
-                raise CxrError(f"{path}: the image at byte {offset:,} is damaged; {remedy}")
-            images[number] = image
+    paths = [storage.join(store, f"unit-{place.unit}.tfrecord") for place in places]
+    ranges = [(path, place.offset, place.length) for path, place in zip(paths, places, strict=True)]
+    try:
+        images = storage.read_ranges(ranges)
+    except FileNotFoundError as error:
+        missing = next((path for path in paths if not storage.exists(path)), None)
+        if missing is None:
+            raise
+        raise CxrError(f"{missing} is missing; run again: its images are decoded anew") from error
+    for path, place, image in zip(paths, places, images, strict=True):
+        if google_crc32c.value(image) != place.crc32c:
+            raise CxrError(
+                f"{path}: the image at byte {place.offset:,} is damaged; "
+                "delete it, then run again: its images are decoded anew"
+            )
     return images
 
 

@@ -149,14 +149,14 @@ def test_ranges_come_in_the_order_asked_for_and_end_with_the_file(folder):
     path = storage.join(folder, "x")
     storage.write_bytes(path, bytes(range(100)))
     ranges = [(90, 5), (0, 3), (50, 0), (0, 3), (98, 10)]
-    read = storage.read_ranges(path, ranges)
+    read = storage.read_ranges([(path, *wanted) for wanted in ranges])
     assert read == [bytes(range(100))[start : start + length] for start, length in ranges]
-    assert storage.read_ranges(path, []) == []
+    assert storage.read_ranges([]) == []
 
 
 def test_ranges_of_an_absent_file_are_an_error_and_no_value(folder):
     with pytest.raises(FileNotFoundError):
-        storage.read_ranges(storage.join(folder, "absent"), [(0, 1)])
+        storage.read_ranges([(storage.join(folder, "absent"), 0, 1)])
 
 
 def test_errors_of_asynchronous_storage_are_raised_too(monkeypatch):
@@ -168,7 +168,7 @@ def test_errors_of_asynchronous_storage_are_raised_too(monkeypatch):
         return [b""] * len(paths)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_ranges", cat_ranges)
-    storage.read_ranges("memory://x", [(0, 1)])
+    storage.read_ranges([("memory://x", 0, 1)])
     assert asked == {"on_error": "raise"}
 
 
