@@ -511,7 +511,8 @@ def _opened(shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Da
     """Gives its arguments, once the file could be opened; ignore_errors would try that for ever."""
     fetched = tf.data.Dataset.from_tensors(path).filter(lambda path: path != "")
     first = fetched.flat_map(lambda path: tf.data.FixedLengthRecordDataset(path, 1, buffer_size=1))
-    not_fetched = tf.data.Dataset.from_tensors(trouble).filter(lambda _: path == "").map(_stop)
+    # Asked again after the error, as prefetching does, it must not come to the end and go on with "".
+    not_fetched = tf.data.Dataset.from_tensors(trouble).filter(lambda _: path == "").repeat().map(_stop)
     empty = tf.data.Dataset.from_tensors("")  # which is an error for who reads the records
     once = not_fetched.concatenate(first).concatenate(empty).take(1)
     return once.map(lambda _: (shard, path, trouble))

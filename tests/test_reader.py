@@ -389,8 +389,11 @@ def test_a_damaged_remote_shard_is_named(remote, many_shards, tmp_path, monkeypa
     data[100] ^= 1
     fsspec.filesystem("memory").pipe(f"/bucket/{file}", bytes(data))
 
+    batches = iter(load_split(remote, "test", 4, cache_dir=str(tmp_path)))
     with pytest.raises(CxrError) as error, shard_errors():
-        list(load_split(remote, "test", 4, cache_dir=str(tmp_path)))
+        list(batches)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        next(batches)  # asked again it says so again
     assert str(error.value) == (
         f"memory://bucket/{file} could not be fetched in 4 attempts (its sha256 is not that of the manifest)"
         "; run cxr-records verify on the dataset"
