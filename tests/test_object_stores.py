@@ -290,6 +290,7 @@ def test_a_denied_write_is_named(bucket, monkeypatch):
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", deny)
+    s3fs.S3FileSystem.clear_instance_cache()  # those made before keep the method they were made with
 
     with pytest.raises(CxrError) as error:
         storage.write_bytes(f"{bucket}/x", b"1")
