@@ -100,6 +100,7 @@ def build_dataset(request: BuildRequest) -> BuildResult:
         CxrError: with one line for the user; its exit_code says of which kind.
     """
     clock = _Clock()
+    request.engine.check()
     metadata, splits = read_table(request)
     check_folder(request.out)
     found = find_images(request.images, metadata, request.store_path, request.allow_missing)

@@ -220,6 +220,7 @@ def decode(
     if not images:
         raise UsageError("--images is missing: name the folders, archives or URLs that hold the images")
     store, made = storage.absolute(store), _engine(**engine)
+    made.check()
     found = find_images(images, read_metadata(metadata), store, allow_missing)
     done = decode_images(found, store, image_format, made)
     if as_json:

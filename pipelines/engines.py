@@ -1,41 +1,79 @@
-"""Runs one pure function over small specs on a Beam engine; the only module that knows Beam.
+"""Which Beam engine a job runs on, with which settings, and what the command sees of it.
 
-The pipeline is `Create(specs) | Reshuffle | ParDo(function)` on every engine: linear, one leaf, no pixels
-in a PCollection. What the function did is told by the files it leaves, never by the engine.
+What the function did is told by the files it leaves, never by the engine: all specs must be done before the
+command goes on, and progress is counted from the files.
 
-The local engine is FnApiRunner by name: a bare DirectRunner changes its runner with the network. It runs in
-a process group of its own below the command, which reads that group's log, watches the files for progress,
-and can end the group at any moment; the group ends itself when the command is gone.
+The local engine is FnApiRunner by name: a bare DirectRunner changes its runner with the network. It and every
+other engine but the command's own process run in a process group below the command (`beam_job`), which reads
+that group's log, watches the files, and can end the group at any moment; the group ends itself when the
+command is gone.
 """
 
-import base64
+import argparse
 import contextlib
 import dataclasses
 import logging
 import os
 import pickle
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import progress, say
+from pipelines.worker_errors import WORKER_DIED, is_marked, raise_marked
 
 LOCAL_RUNNER = "FnApiRunner"
+# What makes an engine right for a few large, uneven specs; the user's own options go before them.
+SETTINGS = {
+    # One spec at a time: Flink's bundle of up to 5,000 would put all of them on one worker, and fail with the
+    # worst of them. A worker that dies costs its spec alone, which is tried again.
+    "flinkrunner": ("--max_bundle_size=1", "--number_of_execution_retries=3", "--execution_retry_delay=1000"),
+    # A thread per process, of which there is one per core: each holds a shard.
+    "dataflowrunner": ("--number_of_worker_harness_threads=1",),
+    # Spark retries a task three times by itself.
+    "sparkrunner": (),
+    # Dask puts 128 specs into a partition, and a partition on one worker.
+    "daskrunner": ("--dask_partition_size=1",),
+}
+# Runners that Beam knows by their class alone.
+_CLASSES = {"daskrunner": "apache_beam.runners.dask.dask_runner.DaskRunner"}
+# Options that name a service which must answer before anything is worth doing, with what they name.
+_SERVICES = {
+    "flink_master": "Flink's master",
+    "spark_master_url": "Spark's master",
+    "job_endpoint": "Beam's job service",
+    "dask_client_address": "Dask's scheduler",
+}
+# Not addresses but words for an engine that Beam starts itself.
+_STARTED_BY_BEAM = re.compile(r"\[auto\]|\[local\]|embed|local(\[.*\])?")
+_JARS = ("flink_job_server_jar", "spark_job_server_jar")
+# What is in an engine's log, and what it means to the user.
+_TROUBLES = {
+    r"No module named '(?:cxr_records|pipelines)": (
+        "a worker lacks the package cxr_records; install the command's version there, with "
+        "--sdk_container_image or in the environment of the worker pool (docker/README.md)"
+    ),
+    r"Unable to fetch remote job server jar at (\S+):": (
+        "Beam's job server could not be fetched from \\1; download it and name it with "
+        "--flink_job_server_jar=FILE (--spark_job_server_jar for Spark)"
+    ),
+    r"No module named '(?:dask|distributed)": "Dask is not installed; pip install 'apache-beam[dask]'",
+}
 # Starting worker processes takes some 5 s of two cores; a job that two workers would shorten by less than
 # that stays in the command's own process.
 SECONDS_WORTH_PROCESSES = 12.0
 ATTEMPTS = 3  # of a local job whose workers died
 _POLL_SECONDS = 0.25
-_WORKER_DIED = "a worker process died, perhaps for want of memory"
-_SAID_BY_WORKER = re.compile(r"@@cxr-error:([A-Za-z0-9+/=]+)@@")
+_CONNECT_SECONDS = 10.0
 
 
 def cores() -> int:
@@ -70,11 +108,39 @@ class Engine:
     def options(self, in_process: bool = False) -> list[str]:
         """Returns Beam's command line for this engine."""
         if self.runner != LOCAL_RUNNER:
-            return [f"--runner={self.runner}", *self.beam_options]
+            own = {option.split("=")[0] for option in self.beam_options}
+            name = self.runner.rsplit(".", 1)[-1].lower()
+            added = [word for word in SETTINGS.get(name, ()) if word.split("=")[0] not in own]
+            return [f"--runner={_CLASSES.get(name, self.runner)}", *self.beam_options, *added]
         if in_process:
             return list(self.beam_options)
         local = ["--direct_running_mode=multi_processing", f"--direct_num_workers={self.workers}"]
         return [*local, *self.beam_options]
+
+    def check(self) -> None:
+        """Finds before any work what would stop the engine at its start: services, jars, Java.
+
+        Raises:
+            CxrError: with the remedy.
+        """
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in (*_SERVICES, *_JARS):
+            parser.add_argument(f"--{name}")
+        parser.add_argument("--flink_submit_uber_jar", action="store_true")
+        given, _ = parser.parse_known_args(list(self.beam_options))
+        for name in _JARS:
+            jar = getattr(given, name)
+            if jar and "://" not in jar and not os.path.isfile(jar):
+                raise CxrError(f"--{name}={jar}: no such file; download Beam's job server and name it here")
+        starts_jar = self.runner.lower() in ("flinkrunner", "sparkrunner") and not given.flink_submit_uber_jar
+        if starts_jar and not shutil.which("java"):
+            raise CxrError(
+                f"--runner {self.runner} starts Beam's job server, which needs Java; none is on the PATH"
+            )
+        for name, what in _SERVICES.items():
+            address = getattr(given, name)
+            if address and not _STARTED_BY_BEAM.fullmatch(address):
+                _check_answers(f"--{name}={address}", address, what)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +219,8 @@ def _run_in_process(
     def work() -> None:
         try:
             with _quiet(engine.debug):
+                from pipelines.beam_job import run_pipeline
+
                 run_pipeline(function, specs, engine.options(in_process=True))
         except BaseException as error:
             failures.append(error)
@@ -165,7 +233,7 @@ def _run_in_process(
         watch()
     if not failures:
         return None
-    _raise_what_worker_said(str(failures[0]))
+    raise_marked(str(failures[0]))
     if engine.debug:
         raise failures[0]
     return f"Beam failed ({_last_line(str(failures[0]))})"
@@ -176,7 +244,8 @@ def _run_below(
 ) -> str | None:
     """Runs the pipeline in a process group below this one, and ends the group whatever happens."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.engines"],
+        # Not -m: functions and classes of a main module would travel by value and not by name.
+        [sys.executable, "-c", "from pipelines.beam_job import main; main()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -192,10 +261,14 @@ def _run_below(
     try:
         pickle.dump((function, list(specs), engine.options()), child.stdin)
         child.stdin.flush()  # and kept open: its end tells the child that this process is gone
+        looked = 0.0
         while child.poll() is None:
-            time.sleep(_POLL_SECONDS)
+            # In a store far away a look takes long: then they are seldom.
+            time.sleep(max(_POLL_SECONDS, 4 * looked))
+            started = time.monotonic()
             watch()
-            if any(_SAID_BY_WORKER.search(line) for line in list(said)):
+            looked = time.monotonic() - started
+            if any(is_marked(line) for line in list(said)):
                 break  # a worker has said why it cannot go on: do not wait for the others
     except BrokenPipeError:
         child.wait()
@@ -206,11 +279,14 @@ def _run_below(
         reader.join(timeout=2)
     watch()
     log = "\n".join(said)
-    _raise_what_worker_said(log)
+    raise_marked(log)
     if child.returncode == 0:
         return None
-    if _WORKER_DIED in log:  # not always at the start of a line: several threads print
-        return log[log.index(_WORKER_DIED) :].splitlines()[0]
+    if WORKER_DIED in log:  # not always at the start of a line: several threads print
+        return log[log.index(WORKER_DIED) :].splitlines()[0]
+    for pattern, meaning in _TROUBLES.items():
+        if found := re.search(pattern, log):
+            raise CxrError(found.expand(meaning))
     if child.returncode < 0:
         return f"Beam's process was killed by {signal.Signals(-child.returncode).name}"
     return f"Beam's process ended early ({_last_line(log)})"
@@ -231,46 +307,23 @@ def _check_runner(name: str) -> None:
     with _quiet(debug=False):
         from apache_beam.options.pipeline_options import StandardOptions
     known = StandardOptions.KNOWN_RUNNER_NAMES
+    known = {LOCAL_RUNNER, "DaskRunner", *known}
     if "." not in name and name.lower() not in map(str.lower, known):
-        raise UsageError(f"--runner {name}: expected one of {', '.join(sorted({LOCAL_RUNNER, *known}))}")
+        raise UsageError(f"--runner {name}: expected one of {', '.join(sorted(known))}")
 
 
-def run_pipeline(
-    function: Callable, specs: Sequence[Any], options: Sequence[str], announce: bool = False
-) -> None:
-    """Builds the pipeline and runs it to its end.
-
-    Args:
-        function: of one spec.
-        specs: what to apply it to.
-        options: Beam's command line.
-        announce: whether workers print a failure at once, for the command that reads their log.
-    """
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-    class Apply(beam.DoFn):
-        """Applies the function; a failure is said in one line that the command above can find."""
-
-        def process(self, spec):
-            try:
-                function(spec)
-            except (CxrError, OSError) as error:
-                text = _one_line(error)
-                mark = f"@@cxr-error:{base64.b64encode(text.encode()).decode()}@@"
-                if announce:  # Beam itself tells only once every other worker has ended
-                    print(mark, file=sys.stderr, flush=True)
-                raise RuntimeError(mark) from error
-
-    local = not any(option.startswith("--runner=") for option in options)
-    with beam.Pipeline(FnApiRunner() if local else None, PipelineOptions(list(options))) as pipeline:
-        _ = (
-            pipeline
-            | "Specs" >> beam.Create(specs, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | getattr(function, "__name__", "Apply") >> beam.ParDo(Apply())
-        )
+def _check_answers(option: str, address: str, what: str) -> None:
+    """Connects to a service and closes the connection."""
+    host, _, port = address.split("://")[-1].split("/")[0].rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"{option}: expected HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise CxrError(
+            f"{option}: {what} does not answer there ({error.strerror or error}); start it, or "
+            "mend the address"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -284,57 +337,6 @@ def _quiet(debug: bool) -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the system says'}: {error.strerror}"
-    return " ".join(str(error).split())
-
-
-def _raise_what_worker_said(text: str) -> None:
-    if found := _SAID_BY_WORKER.search(text):
-        raise CxrError(base64.b64decode(found[1]).decode())
-
-
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no reason given"
-
-
-def _main() -> None:
-    """The process below the command: reads a job from stdin and runs it."""
-    job = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the command that started this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    threading.excepthook = _end_without_worker
-    code = 0
-    try:
-        run_pipeline(*job, announce=True)
-    except Exception:
-        traceback.print_exc()
-        # When a worker died, Beam may say so here first, in words of gRPC's; the thread that waits for the
-        # worker knows better (_end_without_worker), and gets the time to tell.
-        time.sleep(2)
-        code = 1
-    sys.stderr.flush()
-    os._exit(code)  # Beam's threads have nothing left to do, and some of them would be waited for
-
-
-def _end_without_worker(failure: threading.ExceptHookArgs) -> None:
-    """Ends this process when a worker died: FnApiRunner (2.77) would wait for its answer for ever.
-
-    Beam waits for each worker process in a thread of this name, which raises when the process was killed.
-    """
-    threading.__excepthook__(failure)
-    if failure.thread is not None and failure.thread.name == "run_worker":
-        print(f"{_WORKER_DIED} ({failure.exc_value})", file=sys.stderr, flush=True)
-        os._exit(1)
-
-
-def _end_with_parent() -> None:
-    """Blocks until the command's end of the pipe is closed, however it died; then ends the whole group."""
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    _main()

@@ -18,7 +18,7 @@ import pytest
 from cxr_records.errors import CxrError
 from cxr_records.lookalike import draw_image, plan_images
 from cxr_records.manifest import MANIFEST_FILE
-from pipelines import engines
+from pipelines import beam_job, engines
 from pipelines.engines import Engine, Job
 
 NUM_IMAGES = 960  # enough work for two processes, by the engine's own judgement
@@ -88,14 +88,9 @@ def test_a_worker_that_is_killed_costs_only_its_own_spec(tmp_path, monkeypatch, 
 
 
 def test_an_engine_that_leaves_specs_undone_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "run_pipeline", lambda *job: None)
+    monkeypatch.setattr(beam_job, "run_pipeline", lambda *job: None)
     with pytest.raises(CxrError, match="ended without error but left 1 of 1 parts undone"):
         engines.run(job([str(tmp_path / "a")], 0), Engine(workers=1))
-
-
-def test_other_runners_get_beams_own_options():
-    engine = Engine(runner="FlinkRunner", beam_options=("--flink_master=host:8081",))
-    assert engine.options() == ["--runner=FlinkRunner", "--flink_master=host:8081"]
 
 
 # What follows runs the command itself on a set that takes two processes some seconds, and kills it.
