@@ -284,12 +284,21 @@ def _run_below(
         return None
     if WORKER_DIED in log:  # not always at the start of a line: several threads print
         return log[log.index(WORKER_DIED) :].splitlines()[0]
-    for pattern, meaning in _TROUBLES.items():
-        if found := re.search(pattern, log):
-            raise CxrError(found.expand(meaning))
+    raise_trouble(log)
     if child.returncode < 0:
         return f"Beam's process was killed by {signal.Signals(-child.returncode).name}"
     return f"Beam's process ended early ({_last_line(log)})"
+
+
+def raise_trouble(log: str) -> None:
+    """Raises what a known line in an engine's log means, if one is there.
+
+    Raises:
+        CxrError: with the remedy.
+    """
+    for pattern, meaning in _TROUBLES.items():
+        if found := re.search(pattern, log):
+            raise CxrError(found.expand(meaning))
 
 
 def _read_log(child: subprocess.Popen, said: list[str], debug: bool) -> None:
