@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,21 @@ def test_beam_is_imported_only_when_a_job_runs():
     assert "apache_beam" not in {
         name.split(".")[0] for name in imports(ROOT / "pipelines/engines.py", always=True)
     }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*modules("cxr_records"), *modules("pipelines")],
+    ids=lambda path: f"{path.parent.name}.{path.stem}",
+)
+def test_no_clock_of_the_day_decides_anything(path):
+    """Machines' clocks differ. The cache, on one machine, asks it which file was used last."""
+    calls = {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    }
+    clocks = {call for call in calls if re.search(r"\btime\.time(_ns)?$|\.(now|today|utcnow)$", call)}
+
+    assert clocks == ({"time.time_ns"} if path.stem == "cache" else set())
 
 
 def test_trainers_import_no_pipelines():

@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,26 @@ def test_a_second_run_changes_nothing_and_reads_no_image(spec, tmp_path, monkeyp
 
     assert write_shard(spec) == info
     assert contents(tmp_path) == before
+
+
+def test_two_attempts_at_once_leave_the_bytes_of_one(spec, plan_of):
+    """As when an engine takes a slow worker for dead."""
+    *_, finished = plan_of["raw"]
+    for _ in range(5):
+        Path(spec.path).unlink(missing_ok=True)
+        Path(spec.sidecar_path).unlink(missing_ok=True)
+        both = threading.Barrier(2)
+
+        def attempt(both=both):
+            both.wait()
+            return write_shard(spec)
+
+        with ThreadPoolExecutor(2) as pool:
+            first, second = (future.result() for future in [pool.submit(attempt) for _ in range(2)])
+
+        assert first == second == read_shard_info(spec)
+        assert Path(spec.path).read_bytes() == (finished / spec.file).read_bytes()
+        assert not list(Path(spec.dataset).rglob("*.tmp-*"))
 
 
 @pytest.mark.parametrize("sidecar", [None, b"", b"{", b"[]", b"null", b'{"digest": "0"}', b"\xff\xfe"])
