@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-learn lint test-wheel bench bench-reader clean
+.PHONY: help demo test test-learn lint test-wheel test-docker bench bench-reader clean
 
 help:
 	@echo "make demo        the main job end to end on a small look-alike set (IMAGES=... METADATA=... for your own)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-learn  that the trainers learn: some minutes of training"
 	@echo "make lint        style and likely mistakes"
 	@echo "make test-wheel  the package from its wheel in a fresh environment, without TensorFlow"
+	@echo "make test-docker  the images' files linted, and the worker's install steps in a fresh environment"
 	@echo "make bench       the figures of the build; make bench-reader those of the reader"
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -37,6 +38,10 @@ lint: $(VENV)/.installed
 
 test-wheel: $(VENV)/.installed
 	@BIN=$(BIN) PYTHON=$(PYTHON) bash tests/wheel.sh
+
+test-docker: $(VENV)/.installed
+	@$(BIN)/hadolint docker/Dockerfile.worker docker/Dockerfile.trainer
+	@PYTHON=$(PYTHON) bash tests/docker.sh docker/Dockerfile.worker
 
 bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/bench_build.py $(ARGS)
