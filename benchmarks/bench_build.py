@@ -83,7 +83,7 @@ def below(pid: int) -> list[int]:
 def run_build(words: list[str]) -> tuple[dict, float, float]:
     """Runs a build; returns what it told, its wall seconds, and its workers' largest peak in MB."""
     started = time.perf_counter()
-    process = subprocess.Popen([*COMMAND, "build", *words, "--json"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*COMMAND, "build", "--json", *words], stdout=subprocess.PIPE, text=True)
     memory = PeakMemory(process.pid)
     memory.start()
     out, _ = process.communicate()
