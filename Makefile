@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-learn lint test-wheel test-docker bench bench-reader clean
+.PHONY: help demo test test-learn lint test-wheel test-docker test-tfio bench bench-reader clean
 
 help:
 	@echo "make demo        the main job end to end on a small look-alike set (IMAGES=... METADATA=... for your own)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint        style and likely mistakes"
 	@echo "make test-wheel  the package from its wheel in a fresh environment, without TensorFlow"
 	@echo "make test-docker  the images' files linted, and the worker's install steps in a fresh environment"
+	@echo "make test-tfio   reading s3:// inside tf.data, in an environment of its own (TensorFlow 2.17)"
 	@echo "make bench       the figures of the build; make bench-reader those of the reader"
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -43,6 +44,15 @@ test-docker: $(VENV)/.installed
 	@$(BIN)/hadolint docker/Dockerfile.worker docker/Dockerfile.trainer
 	@PYTHON=$(PYTHON) bash tests/docker.sh docker/Dockerfile.worker
 
+.venv-tfio/.installed: setup.cfg pyproject.toml constraints-tfio.txt
+	@test -x .venv-tfio/bin/python || $(PYTHON) -m venv .venv-tfio
+	@.venv-tfio/bin/python -m pip install --quiet --upgrade -c constraints-tfio.txt pip
+	@.venv-tfio/bin/python -m pip install --quiet -c constraints-tfio.txt -e '.[tfio,aws]' 'moto[server]' hypothesis pytest pytest-timeout
+	@touch $@
+
+test-tfio: .venv-tfio/.installed
+	@.venv-tfio/bin/python -m pytest tests/test_tfio.py -m tfio $(ARGS)
+
 bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/bench_build.py $(ARGS)
 
@@ -50,4 +60,4 @@ bench-reader: $(VENV)/.installed
 	@$(BIN)/python benchmarks/bench_reader.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) .venv-tfio demo build dist *.egg-info

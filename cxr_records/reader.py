@@ -31,6 +31,7 @@ from cxr_records.manifest import read_manifest, read_records_table
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task, parse_task
+from cxr_records.tfio import enable_tensorflow_io
 
 # Of the order of training, so never taken from the machine.
 INTERLEAVED_SHARDS = 8
@@ -139,6 +140,7 @@ def load_split(
     deterministic: bool = True,
     cache_dir: str | None = None,
     cache_bytes: int = DEFAULT_BYTES,
+    direct: bool = False,
 ) -> tf.data.Dataset:
     """Streams a split in batches.
 
@@ -173,10 +175,12 @@ def load_split(
         deterministic: False lets batches overtake each other where that is faster.
         cache_dir: local folder for shards of a remote dataset; None is the user's cache folder.
         cache_bytes: what that folder may hold at most.
+        direct: True lets TensorFlow read remote shards itself, by tensorflow-io, without that folder. For
+            s3://, az:// and hdfs://, with TensorFlow 2.16 or 2.17.
 
     Raises:
         UsageError: the split is not there, the task cannot be derived, a batch is larger than the split,
-            hosts outnumber shards, or a number or word is out of range.
+            hosts outnumber shards, a number or word is out of range, or tensorflow-io is not installed.
         CxrError: the dataset is not finished, or a shard is missing or of another size than it was written.
     """
     manifest = read_manifest(dataset)
@@ -199,7 +203,7 @@ def load_split(
     _check_sizes(dataset, entries)
     stream = _Stream(
         records,
-        _files(dataset, entries, shuffle, cache_dir, cache_bytes),
+        _files(dataset, entries, shuffle, cache_dir, cache_bytes, direct),
         entries,
         shuffle,
         seed,
@@ -372,8 +376,8 @@ def _check_sizes(dataset: str, entries: Sequence[dict]) -> None:
             raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}; {_VERIFY}")
 
 
-class _LocalFiles:
-    """Shards on local disk: a shard's number to its path."""
+class _ReadableFiles:
+    """Shards that TensorFlow opens, on disk or through tensorflow-io: a shard's number to its path."""
 
     def __init__(self, paths: Sequence[str]):
         self._paths = np.array(paths)
@@ -414,7 +418,7 @@ class _FetchedFiles:
         self._lock = threading.Lock()
 
     def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
-        """As `_LocalFiles.located`."""
+        """As `_ReadableFiles.located`."""
 
         def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             path, trouble = tf.numpy_function(self._fetch, [shard], (tf.string, tf.string))
@@ -437,13 +441,20 @@ class _FetchedFiles:
 
 
 def _files(
-    dataset: str, entries: Sequence[dict], shuffle: bool, cache_dir: str | None, cache_bytes: int
-) -> _LocalFiles | _FetchedFiles:
-    if storage.is_url(dataset):
+    dataset: str,
+    entries: Sequence[dict],
+    shuffle: bool,
+    cache_dir: str | None,
+    cache_bytes: int,
+    direct: bool,
+) -> _ReadableFiles | _FetchedFiles:
+    if storage.is_url(dataset) and direct:
+        enable_tensorflow_io()
+    elif storage.is_url(dataset):
         width = min(INTERLEAVED_SHARDS, len(entries)) if shuffle else 1
         return _FetchedFiles(dataset, entries, ShardCache(cache_dir, cache_bytes), width)
     folder = storage.absolute(dataset)
-    return _LocalFiles([storage.join(folder, entry["file"]) for entry in entries])
+    return _ReadableFiles([storage.join(folder, entry["file"]) for entry in entries])
 
 
 class _Stream:
@@ -452,7 +463,7 @@ class _Stream:
     def __init__(
         self,
         records: SplitRecords,
-        files: _LocalFiles | _FetchedFiles,
+        files: _ReadableFiles | _FetchedFiles,
         entries: Sequence[dict],
         shuffle: bool,
         seed: int,

@@ -1,11 +1,17 @@
 """What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cxr_records import storage
 from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.metadata import Metadata, read_metadata
@@ -15,6 +21,12 @@ from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
 from pipelines.build import BuildRequest, BuildResult, build_dataset
 from pipelines.engines import Engine
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +104,56 @@ def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPath
 def copied_dataset(dataset: Path, tmp_path: Path) -> Path:
     """A copy of that dataset."""
     return Path(shutil.copytree(dataset, tmp_path / "cxr14"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a server process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = open(tmp_path_factory.mktemp("moto") / "log", "wb")  # noqa: SIM115 - closed below
+    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            break
+        except OSError:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    yield address
+    process.kill()
+    process.wait()
+    log.close()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch) -> str:
+    """The URL of an empty bucket, which this process and those it starts can reach."""
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server}.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    filesystem = s3fs.S3FileSystem()
+    if filesystem.exists("bucket"):
+        filesystem.rm("bucket", recursive=True)
+    filesystem.mkdir("bucket")
+    yield "s3://bucket"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def upload(bucket) -> Callable[[Path, str], str]:
+    """Copies a folder to a URL below the bucket, and returns that."""
+
+    def upload(folder: Path, to: str) -> str:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                storage.write_bytes(storage.join(to, *path.relative_to(folder).parts), path.read_bytes())
+        return to
+
+    return upload

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "findings", "seeding", "progress", "quiet", "storage", "tfrecord", "examples", "metadata",
     "splits", "tasks", "sampling", "sources", "images", "augment", "store", "plan", "shards", "manifest",
-    "verify", "cache", "reader", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
+    "verify", "cache", "tfio", "reader", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets"}
 

@@ -4,13 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import s3fs
+from conftest import CREDENTIALS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,68 +25,17 @@ from trainers.config import TrainConfig
 from trainers.predict import predict_run
 from trainers.train import train
 
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "key",
-    "AWS_SECRET_ACCESS_KEY": "secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of a server process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = open(tmp_path_factory.mktemp("moto") / "log", "wb")  # noqa: SIM115 - closed below
-    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            break
-        except OSError:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    yield address
-    process.kill()
-    process.wait()
-    log.close()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch) -> str:
-    """The URL of an empty bucket, which this process and those it starts can reach."""
-    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    filesystem = s3fs.S3FileSystem()
-    if filesystem.exists("bucket"):
-        filesystem.rm("bucket", recursive=True)
-    filesystem.mkdir("bucket")
-    yield "s3://bucket"
-    s3fs.S3FileSystem.clear_instance_cache()
-
 
 def files_of(folder: str) -> dict[str, bytes]:
     names = [name for name in storage.list_names(folder) if name != ".build"]
     return {name: storage.read_bytes(storage.join(folder, name)) for name in names}
 
 
-def upload(folder: Path, to: str) -> str:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            storage.write_bytes(storage.join(to, *path.relative_to(folder).parts), path.read_bytes())
-    return to
-
-
 # Building
 
 
 @pytest.fixture
-def remote_build(bucket, lookalike, build):
+def remote_build(bucket, upload, lookalike, build):
     """Builds with images, table, lists, store and dataset all in the bucket."""
     upload(lookalike.images.parent, f"{bucket}/nih")
 
@@ -202,7 +150,7 @@ def test_a_span_has_its_limits(monkeypatch):
 # Reading and training
 
 
-def test_a_split_is_read_from_a_bucket_as_from_disk(bucket, dataset, tmp_path):
+def test_a_split_is_read_from_a_bucket_as_from_disk(bucket, upload, dataset, tmp_path):
     remote = upload(dataset, f"{bucket}/cxr14")
 
     for split, options in (("train", {"epochs": 2, "seed": 4}), ("test", {})):
@@ -214,7 +162,7 @@ def test_a_split_is_read_from_a_bucket_as_from_disk(bucket, dataset, tmp_path):
                 np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_lives_in_a_bucket(bucket, dataset, tmp_path, monkeypatch, capfd):
+def test_a_run_lives_in_a_bucket(bucket, upload, dataset, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     remote, run = upload(dataset, f"{bucket}/cxr14"), f"{bucket}/runs/first"
     config = TrainConfig(epochs=1, batch_size=16, patience=0)

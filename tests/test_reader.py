@@ -382,6 +382,15 @@ def test_a_cache_that_is_too_small_is_refused_with_what_it_needs(remote, tmp_pat
     )
 
 
+def test_without_tensorflow_io_a_direct_read_says_what_to_install(remote):
+    with pytest.raises(UsageError) as error:
+        load_split(remote, "test", 4, direct=True)
+    assert str(error.value) == (
+        "reading without a local cache needs tensorflow-io (No module named 'tensorflow_io'); "
+        "pip install 'cxr_records[tfio]', or leave out direct=True"
+    )
+
+
 def test_a_damaged_remote_shard_is_named(remote, many_shards, tmp_path, monkeypatch):
     monkeypatch.setattr("cxr_records.cache.FIRST_WAIT_SECONDS", 0)
     file = read_manifest(str(many_shards))["splits"]["test"]["shards"][0]["file"]
