@@ -14,7 +14,8 @@ def enable_tensorflow_io() -> None:
     It knows the endpoint of an S3 server by variables of its own, which follow AWS_ENDPOINT_URL here.
 
     A process that has used it (0.37.1) aborts in the destructors of its C++ library when it ends:
-    "pure virtual method called". So the process leaves before them, after all of Python's own ending, with its status.
+    "pure virtual method called". So the process leaves before them, after all of Python's own ending, with
+    its status.
 
     Raises:
         UsageError: tensorflow-io is not installed.
