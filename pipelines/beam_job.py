@@ -1,4 +1,6 @@
-"""The Beam pipeline, and the process that runs it below the command; the only module that imports Beam.
+"""The Beam pipeline, and the process that runs it below the command.
+
+What else needs Beam is engines.py, for the names of its runners.
 
 The pipeline is `Create(specs) | Reshuffle | ParDo(function)` on every engine: linear, one leaf, no pixels in
 a PCollection. Workers load `Apply` from this module by its name, so the package must be installed there.

@@ -263,8 +263,9 @@ def _run_below(
         child.stdin.flush()  # and kept open: its end tells the child that this process is gone
         looked = 0.0
         while child.poll() is None:
-            # In a store far away a look takes long: then they are seldom.
-            time.sleep(max(_POLL_SECONDS, 4 * looked))
+            # In a store far away a look takes long: then they are seldom. The end is noticed at once.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(_POLL_SECONDS, 4 * looked))
             started = time.monotonic()
             watch()
             looked = time.monotonic() - started

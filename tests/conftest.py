@@ -29,6 +29,13 @@ CREDENTIALS = {
 }
 
 
+def free_port() -> int:
+    """A port on this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def nih() -> Path:
     """The folder of real NIH tables, lists and images beside the repository."""
@@ -109,9 +116,7 @@ def copied_dataset(dataset: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The address of a server process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = open(tmp_path_factory.mktemp("moto") / "log", "wb")  # noqa: SIM115 - closed below
     process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"

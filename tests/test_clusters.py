@@ -5,6 +5,7 @@ only what the engine brings them. All lie on this machine and see one disk.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import apache_beam as beam
 import pytest
+from conftest import free_port
 
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError, UsageError
@@ -24,12 +26,6 @@ from pipelines import beam_job, engines
 from pipelines.engines import Engine, Job
 
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def answers(port: int) -> bool:
@@ -275,7 +271,7 @@ def test_a_pipeline_with_two_leaves_is_refused():
 @pytest.mark.parametrize("name", ["python", "apache_beam", "cxr_records"])
 def test_a_worker_of_another_version_is_named(name):
     here = beam_job.Versions.here()
-    wanted = beam_job.dataclasses.replace(here, **{name: "0.0"})
+    wanted = dataclasses.replace(here, **{name: "0.0"})
 
     with pytest.raises(CxrError) as caught:
         wanted.check_worker()

@@ -16,7 +16,7 @@ ORDER = [
     "splits", "tasks", "sampling", "sources", "images", "augment", "store", "plan", "shards", "manifest",
     "verify", "cache", "tfio", "reader", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
-HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets"}
+HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets", "tensorflow_io"}
 
 
 def imports(path: Path, always: bool = False) -> set[str]:
@@ -61,7 +61,9 @@ def test_a_module_of_the_library_imports_only_those_before_it(path):
 @pytest.mark.parametrize("path", modules("cxr_records"), ids=lambda path: path.stem)
 def test_the_library_never_imports_beam_keras_or_our_other_packages(path):
     # Only the reader needs TensorFlow; the demo runs the commands of the other packages.
-    allowed = {"reader": {"tensorflow"}, "demo": {"pipelines", "trainers"}}.get(path.stem, set())
+    allowed = {"reader": {"tensorflow"}, "tfio": {"tensorflow_io"}, "demo": {"pipelines", "trainers"}}.get(
+        path.stem, set()
+    )
 
     assert tops(path) & (HEAVY | {"pipelines", "trainers"}) <= allowed
 

@@ -1,7 +1,6 @@
 """Everything on s3://, against a server process on this machine that speaks its protocol (moto's)."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import s3fs
-from conftest import CREDENTIALS
+from conftest import CREDENTIALS, free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -221,9 +220,7 @@ def test_missing_credentials_are_named_with_the_remedy(server):
 
 
 def test_an_endpoint_that_does_not_answer_is_named(server):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    address = f"http://127.0.0.1:{free_port()}"
     code, error = answer(["verify", "s3://bucket/cxr14"], **CREDENTIALS, AWS_ENDPOINT_URL=address)
 
     assert code == 1
