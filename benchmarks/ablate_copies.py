@@ -35,12 +35,12 @@ def measure(dataset: Path, run: Path, seed: int, seen: int) -> dict[str, np.ndar
 
     load_tensorflow()
     from cxr_records.manifest import read_manifest
-    from trainers import metrics
-    from trainers.config import TrainConfig
-    from trainers.predict import predict_run
-    from trainers.predictions import read_run_predictions
-    from trainers.runs import read_run, task_of
-    from trainers.train import train
+    from cxr_records.trainers import metrics
+    from cxr_records.trainers.config import TrainConfig
+    from cxr_records.trainers.predict import predict_run
+    from cxr_records.trainers.predictions import read_run_predictions
+    from cxr_records.trainers.runs import read_run, task_of
+    from cxr_records.trainers.train import train
 
     records = read_manifest(str(dataset))["splits"]["train"]["records"]
     config = dataclasses.replace(TrainConfig(), epochs=max(1, round(seen / records)), seed=seed)

@@ -173,13 +173,13 @@ def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
     """Records per second of processor time: originals copied from the store, and augmented copies made."""
     from cxr_records import shards
     from cxr_records.images import ImageFormat
+    from cxr_records.pipelines.build import BuildRequest, read_table
+    from cxr_records.pipelines.decode import decode_images, find_images
+    from cxr_records.pipelines.engines import Engine
     from cxr_records.plan import DatasetConfig, make_plan, write_plan
     from cxr_records.sampling import CopyRule
     from cxr_records.splits import SplitOptions
     from cxr_records.tasks import parse_task
-    from pipelines.build import BuildRequest, read_table
-    from pipelines.decode import decode_images, find_images
-    from pipelines.engines import Engine
 
     paths = link_images(arguments.images, arguments.metadata, folder, arguments.count)
     rates = {}

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,17 +13,32 @@ import click
 
 from cxr_records.errors import CxrError, FoundProblems
 
-# name: (module:function, what it does)
+# name: (module of cxr_records:function, what it does)
 COMMANDS = {
-    "build": ("pipelines.cli:build", "Images and a table to a finished dataset of TFRecord shards."),
-    "plan": ("pipelines.cli:plan", "Tell what build would write, how large, how long; write nothing."),
-    "decode": ("pipelines.cli:decode", "Only the slow part of build: bring the image store up to date."),
-    "verify": ("cxr_records.cli:verify", "Check a dataset against its manifest, byte by byte."),
-    "bench": ("cxr_records.bench:bench", "How fast a dataset's records are read into a trainer."),
+    "build": (
+        "cxr_records.pipelines.cli:build",
+        "Images and a table to a finished dataset of TFRecord shards.",
+    ),
+    "plan": (
+        "cxr_records.pipelines.cli:plan",
+        "Tell what build would write, how large, how long; write nothing.",
+    ),
+    "decode": (
+        "cxr_records.pipelines.cli:decode",
+        "Only the slow part of build: bring the image store up to date.",
+    ),
+    "verify": ("cli:verify", "Check a dataset against its manifest, byte by byte."),
+    "bench": ("bench:bench", "How fast a dataset's records are read into a trainer."),
     "train": ("trainers.cli:train", "Train a model on a dataset, and evaluate it."),
-    "evaluate": ("trainers.cli:evaluate", "Score runs or any table of predictions; write a report."),
-    "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
-    "demo": ("cxr_records.demo:demo", "Make a small look-alike set and run the main job on it."),
+    "evaluate": (
+        "cxr_records.trainers.cli:evaluate",
+        "Score runs or any table of predictions; write a report.",
+    ),
+    "predict": (
+        "cxr_records.trainers.cli:predict",
+        "Score single PNG, JPEG or DICOM files with a trained run.",
+    ),
+    "demo": ("demo:demo", "Make a small look-alike set and run the main job on it."),
 }
 # Packages that only some commands need: the extra that brings each.
 _EXTRAS = {"tensorflow": "train", "keras": "train", "matplotlib": "train", "sklearn": "train", "jax": "jax"}
@@ -44,7 +60,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, function = COMMANDS[name][0].split(":")
-        return getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(f"cxr_records.{module}"), function)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of commands without importing any."""
@@ -148,7 +164,7 @@ def run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         if isinstance(error, CxrError):
-            return _say(f"Error: {error}", error.exit_code)
+            return _say(f"Error: {in_options(str(error), _command_of(arguments))}", error.exit_code)
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
             return _say(f"Error: {error.name} is not installed; pip install 'cxr_records[{extra}]'", 1)
@@ -156,6 +172,33 @@ def run(arguments: list[str]) -> int:
             return _say(f"Error: {error.filename or 'the system says'}: {error.strerror}", 1)
         text = " ".join(str(error).split())
         return _say(f"Error: {type(error).__name__}: {text} (a fault of ours; --debug shows where)", 1)
+
+
+def in_options(text: str, command: click.Command | None) -> str:
+    """Returns a message of the library in the command line's words.
+
+    The library names an argument in backquotes, as `copies_max=0` or `store`. Where the command has an option
+    or argument of that name, it is what the user typed: --copies-max 0, --store.
+    """
+    names = {param.name: param for param in command.params} if command else {}
+
+    def option(found: re.Match[str]) -> str:
+        param = names.get(found["name"])
+        if param is None:
+            return found[0]
+        name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        value = found["value"]
+        if value is None or value == "True":
+            return name
+        return f"{name} {value[1:-1] if value[:1] == value[-1:] == chr(39) else value}"
+
+    return re.sub(r"`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`", option, text)
+
+
+def _command_of(arguments: list[str]) -> click.Command | None:
+    """The command that was called, once it is loaded."""
+    name = next((word for word in arguments if word in COMMANDS), None)
+    return cli.get_command(click.Context(cli), name) if name else None
 
 
 def _say(text: str, code: int) -> int:

@@ -1,4 +1,8 @@
-"""What the commands say instead of a traceback: one line of what was found, expected, and to be done."""
+"""What users read instead of a traceback: one line of what was found, expected, and to be done.
+
+A message names arguments of `cxr_records.build` and its like, in backquotes: `copies_max=0`, `store`. The
+command line turns these into its options (`cli.in_options`), so that each message is written once.
+"""
 
 
 class CxrError(Exception):
@@ -8,7 +12,7 @@ class CxrError(Exception):
 
 
 class UsageError(CxrError):
-    """What was asked for is wrong: an option, or a path that does not fit it. Commands exit with code 2."""
+    """What was asked for is wrong: an argument, or a path that does not fit it. Commands exit with code 2."""
 
     exit_code = 2
 

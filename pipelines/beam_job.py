@@ -26,7 +26,7 @@ from apache_beam.pipeline import PipelineVisitor
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from cxr_records.errors import CxrError
-from pipelines.worker_errors import WORKER_DIED, mark
+from cxr_records.pipelines.worker_errors import WORKER_DIED, mark
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,14 @@ from cxr_records.manifest import (
     rejected_csv,
 )
 from cxr_records.metadata import Metadata, read_metadata
+from cxr_records.pipelines.decode import (
+    DecodedImages,
+    FoundImages,
+    check_rejected,
+    decode_images,
+    find_images,
+)
+from cxr_records.pipelines.engines import Engine, Job, run
 from cxr_records.plan import (
     BUILD_FOLDER,
     SECONDS_PER_COPY,
@@ -26,8 +34,6 @@ from cxr_records.plan import (
 )
 from cxr_records.shards import read_shard_info, write_shard
 from cxr_records.splits import SplitOptions, Splits, make_splits
-from pipelines.decode import DecodedImages, FoundImages, check_rejected, decode_images, find_images
-from pipelines.engines import Engine, Job, run
 
 
 @dataclasses.dataclass(frozen=True)

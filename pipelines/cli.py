@@ -9,19 +9,16 @@ import click
 from cxr_records import sampling, storage
 from cxr_records.errors import UsageError
 from cxr_records.images import CODECS, RESAMPLING, ImageFormat
-from cxr_records.plan import SECONDS_PER_DECODE, DatasetConfig, estimate, make_plan
-from cxr_records.splits import SplitOptions
-from cxr_records.tasks import parse_task
-from pipelines.build import BuildRequest, build_dataset, read_table
-from pipelines.decode import (
+from cxr_records.pipelines.build import BuildRequest, build_dataset, read_table
+from cxr_records.pipelines.decode import (
     check_rejected,
     decode_images,
     find_images,
     pending_images,
     seconds_per_decode,
 )
-from pipelines.engines import LOCAL_RUNNER, Engine, cores
-from pipelines.summary import (
+from cxr_records.pipelines.engines import LOCAL_RUNNER, Engine, cores
+from cxr_records.pipelines.summary import (
     build_json,
     plan_json,
     tell_build,
@@ -30,6 +27,9 @@ from pipelines.summary import (
     tell_size,
     warn_of_empty_classes,
 )
+from cxr_records.plan import SECONDS_PER_DECODE, DatasetConfig, estimate, make_plan
+from cxr_records.splits import SplitOptions
+from cxr_records.tasks import parse_task
 
 _SEVERAL = ("--images", "--copies-of")
 

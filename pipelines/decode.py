@@ -12,6 +12,7 @@ from cxr_records import sources, storage
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.metadata import Metadata
+from cxr_records.pipelines.engines import Engine, Job, run
 from cxr_records.plan import SECONDS_PER_DECODE
 from cxr_records.progress import say
 from cxr_records.sources import Entry, SourceReader, SourceReadError
@@ -25,7 +26,6 @@ from cxr_records.store import (
     signature,
     write_unit,
 )
-from pipelines.engines import Engine, Job, run
 
 MISSING_ALLOWED = 0.01  # share of the table that may be in no source without a word from the user
 

@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cxr_records
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.pipelines.worker_errors import WORKER_DIED, is_marked, raise_marked
 from cxr_records.progress import progress, say
-from pipelines.worker_errors import WORKER_DIED, is_marked, raise_marked
 
 LOCAL_RUNNER = "FnApiRunner"
 # What makes an engine right for a few large, uneven specs; the user's own options go before them.
@@ -58,7 +59,7 @@ _STARTED_BY_BEAM = re.compile(r"\[auto\]|\[local\]|embed|local(\[.*\])?")
 _JARS = ("flink_job_server_jar", "spark_job_server_jar")
 # What is in an engine's log, and what it means to the user.
 _TROUBLES = {
-    r"No module named '(?:cxr_records|pipelines)": (
+    r"No module named 'cxr_records": (
         "a worker lacks the package cxr_records; install the command's version there, with "
         "--sdk_container_image or in the environment of the worker pool (docker/README.md)"
     ),
@@ -219,7 +220,7 @@ def _run_in_process(
     def work() -> None:
         try:
             with _quiet(engine.debug):
-                from pipelines.beam_job import run_pipeline
+                from cxr_records.pipelines.beam_job import run_pipeline
 
                 run_pipeline(function, specs, engine.options(in_process=True))
         except BaseException as error:
@@ -245,15 +246,15 @@ def _run_below(
     """Runs the pipeline in a process group below this one, and ends the group whatever happens."""
     child = subprocess.Popen(
         # Not -m: functions and classes of a main module would travel by value and not by name.
-        [sys.executable, "-c", "from pipelines.beam_job import main; main()"],
+        [sys.executable, "-c", "from cxr_records.pipelines.beam_job import main; main()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        # Python looks for modules where it is started: in the folder that holds this package, so that it
-        # and its workers import what the command did, and nothing of the user's folder. Specs hold
-        # absolute paths.
-        cwd=Path(__file__).resolve().parent.parent,
+        # Python looks for modules where it is started: in the folder that holds cxr_records, so that it and
+        # its workers import what the command did, and nothing of the user's folder. (This file's own folder
+        # is another one in a checkout than where it is installed.) Specs hold absolute paths.
+        cwd=Path(cxr_records.__file__).resolve().parent.parent,
     )
     said: list[str] = []
     reader = threading.Thread(target=_read_log, args=(child, said, engine.debug), daemon=True)

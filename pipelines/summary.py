@@ -7,10 +7,10 @@ import shutil
 import click
 
 from cxr_records import sampling
+from cxr_records.pipelines.build import BuildRequest, BuildResult
+from cxr_records.pipelines.decode import FoundImages
 from cxr_records.plan import Plan
 from cxr_records.progress import say
-from pipelines.build import BuildRequest, BuildResult
-from pipelines.decode import FoundImages
 
 
 def plan_json(planned: Plan, size: dict[str, float], found: FoundImages | None) -> dict:

@@ -15,12 +15,12 @@ from cxr_records import storage
 from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.metadata import Metadata, read_metadata
+from cxr_records.pipelines.build import BuildRequest, BuildResult, build_dataset
+from cxr_records.pipelines.engines import Engine
 from cxr_records.plan import DatasetConfig
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
-from pipelines.build import BuildRequest, BuildResult, build_dataset
-from pipelines.engines import Engine
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "key",

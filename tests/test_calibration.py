@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainers import calibration
+from cxr_records.trainers import calibration
 
 RNG = np.random.default_rng(0)
 

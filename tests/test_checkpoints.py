@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cxr_records.errors import CxrError
-from trainers import checkpoints
+from cxr_records.trainers import checkpoints
 
 
 def make_model(units: int = 3) -> "keras.Model":

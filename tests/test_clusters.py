@@ -22,8 +22,8 @@ from conftest import free_port
 
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError, UsageError
-from pipelines import beam_job, engines
-from pipelines.engines import Engine, Job
+from cxr_records.pipelines import beam_job, engines
+from cxr_records.pipelines.engines import Engine, Job
 
 BIN = Path(sys.executable).parent
 
@@ -161,7 +161,7 @@ def test_a_worker_without_the_package_is_named(tmp_path):
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name in ('cxr_records', 'pipelines'):\n"
+        "        if name == 'cxr_records':\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cxr_records.errors import UsageError
-from trainers import presets
-from trainers.config import TrainConfig, change, preset_names, read_preset
+from cxr_records.trainers import presets
+from cxr_records.trainers.config import TrainConfig, change, preset_names, read_preset
 
 
 def test_presets_are_those_of_the_folder():

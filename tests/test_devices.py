@@ -3,7 +3,7 @@
 import pytest
 
 from cxr_records.errors import CxrError, UsageError
-from trainers.devices import Devices, choose_devices
+from cxr_records.trainers.devices import Devices, choose_devices
 
 
 @pytest.mark.parametrize("text", ["gpu:0", "auto:2", "cuda", "cpu:", "cpu:two", "gpu:-1", "", "cpu,gpu"])

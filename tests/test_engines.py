@@ -18,8 +18,8 @@ import pytest
 from cxr_records.errors import CxrError
 from cxr_records.lookalike import draw_image, plan_images
 from cxr_records.manifest import MANIFEST_FILE
-from pipelines import beam_job, engines
-from pipelines.engines import Engine, Job
+from cxr_records.pipelines import beam_job, engines
+from cxr_records.pipelines.engines import Engine, Job
 
 NUM_IMAGES = 960  # enough work for two processes, by the engine's own judgement
 SECONDS_TO_END = 5

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from trainers.inputs import WaitMeter
+from cxr_records.trainers.inputs import WaitMeter
 
 
 def batches(seconds: float = 0.0) -> tf.data.Dataset:

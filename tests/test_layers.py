@@ -37,7 +37,9 @@ def modules(package: str) -> list[Path]:
 
 
 def tops(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(path)}
+    """What a module imports, by package; ours are cxr_records, pipelines and trainers."""
+    found = {name.removeprefix("cxr_records.") for name in imports(path)}
+    return {name.split(".")[0] for name in found}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -55,7 +57,7 @@ def test_a_module_of_the_library_imports_only_those_before_it(path):
     before = set(ORDER[: ORDER.index(path.stem)])
 
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("cxr_records.")}
-    assert ours - before == set()
+    assert ours - before <= ({"pipelines", "trainers"} if path.stem == "demo" else set())
 
 
 @pytest.mark.parametrize("path", modules("cxr_records"), ids=lambda path: path.stem)
@@ -96,6 +98,16 @@ def test_no_clock_of_the_day_decides_anything(path):
     assert clocks == ({"time.time_ns"} if path.stem == "cache" else set())
 
 
+def test_the_two_other_packages_are_found_under_their_one_name():
+    """The tests beside this one look for these names: under others they would find nothing and pass."""
+    assert "pipelines" in tops(ROOT / "pipelines" / "cli.py")
+    assert "trainers" in tops(ROOT / "trainers" / "cli.py")
+    every = [*modules("cxr_records"), *modules("pipelines"), *modules("trainers")]
+    assert [
+        path for path in every if {n.split(".")[0] for n in imports(path)} & {"pipelines", "trainers"}
+    ] == []
+
+
 def test_trainers_import_no_pipelines():
     assert [path for path in modules("trainers") if "pipelines" in tops(path)] == []
 
@@ -103,7 +115,7 @@ def test_trainers_import_no_pipelines():
 def test_no_worker_or_command_of_ours_loads_tensorflow():
     names = [f"cxr_records.{path.stem}" for path in modules("cxr_records")]
     names = [name for name in names if not name.endswith(("__main__", "reader"))]
-    names += [f"pipelines.{path.stem}" for path in modules("pipelines")]
+    names += [f"cxr_records.pipelines.{path.stem}" for path in modules("pipelines")]
 
     loaded = loaded_after("".join(f"import {name}\n" for name in names))
 

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from cxr_records.errors import UsageError
 from cxr_records.sampling import class_weights
-from trainers.losses import LOSSES, make_loss
+from cxr_records.trainers.losses import LOSSES, make_loss
 
 RECORDS = 1000
 COUNTS = {"binary": np.array([120]), "multiclass": np.array([600, 300, 90, 10]), "multilabel": np.array([
@@ -335,7 +335,7 @@ def test_bad_use_is_refused_in_one_line(kind, name, options, error):
 ON_JAX = """
 import json, sys
 import jax, keras, numpy as np
-from trainers.losses import LOSSES, make_loss
+from cxr_records.trainers.losses import LOSSES, make_loss
 assert keras.backend.backend() == "jax"
 found = {}
 for key, (counts, labels, logits) in json.load(sys.stdin).items():

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from cxr_records.errors import CxrError, UsageError
-from trainers import checkpoints
-from trainers.models import MODELS, make_model, with_probabilities
+from cxr_records.trainers import checkpoints
+from cxr_records.trainers.models import MODELS, make_model, with_probabilities
 
 MEAN, STD = 130.0, 60.0
 

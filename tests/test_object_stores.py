@@ -16,13 +16,13 @@ from cxr_records import storage
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError
 from cxr_records.manifest import read_manifest
+from cxr_records.pipelines import engines
+from cxr_records.pipelines.engines import Engine
 from cxr_records.reader import load_split
 from cxr_records.splits import SplitOptions
-from pipelines import engines
-from pipelines.engines import Engine
-from trainers.config import TrainConfig
-from trainers.predict import predict_run
-from trainers.train import train
+from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.predict import predict_run
+from cxr_records.trainers.train import train
 
 
 def files_of(folder: str) -> dict[str, bytes]:

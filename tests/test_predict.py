@@ -13,9 +13,9 @@ from cxr_records.cli import run as run_command
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.reader import load_split, split_records
-from trainers.config import TrainConfig
-from trainers.predict import load_model, predict_run
-from trainers.train import train
+from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.predict import load_model, predict_run
+from cxr_records.trainers.train import train
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from cxr_records import reader
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
-from trainers import callbacks, checkpoints
-from trainers.config import TrainConfig
-from trainers.train import train
+from cxr_records.trainers import callbacks, checkpoints
+from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.train import train
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60)
 
@@ -250,8 +250,8 @@ def test_training_stops_when_validation_no_longer_gets_better(dataset, tmp_path,
 
 LOSSES = """
 import json, sys
-from trainers.config import TrainConfig
-from trainers.train import train
+from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.train import train
 # A small rate: Adam makes much of differences in the last bits of small gradients.
 config = TrainConfig(epochs=2, batch_size=16, patience=0, seed=3, learning_rate=2e-4)
 trained = train(sys.argv[1], sys.argv[2], config, devices=sys.argv[3])

@@ -7,18 +7,22 @@ trap 'rm -rf "$folder"' EXIT
 "$PYTHON" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet -c constraints.txt "$folder"/cxr_records-*.whl
 cd "$folder"
+# Strangers' packages of the names of our folders, and of our modules, in the folder where the command runs.
+for name in pipelines trainers metadata progress; do
+    mkdir $name && echo "raise SystemExit('the wrong $name')" >$name/__init__.py
+done
 venv/bin/cxr-records --version
+venv/bin/python -m cxr_records --version
 venv/bin/python -c 'import importlib.util as u; assert not u.find_spec("tensorflow"), "TensorFlow came with the core"'
 venv/bin/cxr-records demo --out demo --num-images 60 --workers 1 >log 2>&1 || { cat log; exit 1; }
 tail -n 4 log
-venv/bin/python -c 'import pathlib, trainers; assert (pathlib.Path(trainers.__path__[0]) / "report.css").exists()'
+venv/bin/python -c 'import pathlib, cxr_records.trainers as t; assert (pathlib.Path(t.__path__[0]) / "report.css").exists()'
 said=$(venv/bin/cxr-records train demo/cxr14 --run run 2>&1) && exit 1
 test "$said" = "Error: tensorflow is not installed; pip install 'cxr_records[train]'" || { echo "$said"; exit 1; }
 # Worker processes import the installed package, and nothing of the same name in the user's folder.
-mkdir pipelines && echo 'raise SystemExit("the wrong pipelines")' >pipelines/__init__.py
-venv/bin/python -I - <<'PYTHON'
+venv/bin/python - <<'PYTHON'
 from cxr_records.cli import main
-from pipelines import engines
+from cxr_records.pipelines import engines
 
 engines.SECONDS_WORTH_PROCESSES = 0
 table = "demo/nih/Data_Entry_2017_v2020.csv"

@@ -57,7 +57,7 @@ def train(
       cxr-records train cxr14 --run runs/ptx --task binary:Pneumothorax
       KERAS_BACKEND=jax cxr-records train cxr14 --run runs/jax --devices gpu:4
     """
-    from trainers import config
+    from cxr_records.trainers import config
 
     settings = config.change(
         config.read_preset(preset), [*changes, *([f"weights={weights}"] if weights else [])]
@@ -66,8 +66,8 @@ def train(
         click.echo(json.dumps(settings.to_json(), indent=1))
         return
     load_tensorflow()
-    from trainers import predict
-    from trainers.train import train as run_training
+    from cxr_records.trainers import predict
+    from cxr_records.trainers.train import train as run_training
 
     trained = run_training(
         dataset, run, settings, task=task, with_no_finding=with_no_finding, devices=devices
@@ -128,7 +128,7 @@ def evaluate(
     if predictions:
         if not metadata or not out:
             raise UsageError("--predictions needs --metadata TABLE (labels and patients) and --out DIR")
-        from trainers.evaluate import evaluate_table
+        from cxr_records.trainers.evaluate import evaluate_table
 
         held = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed)
         _write(held, out, None)
@@ -151,7 +151,7 @@ def evaluate(
 
 def _evaluate_into(run: str, split: str = "test", draws: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Evaluates a run and writes what came out into it."""
-    from trainers.evaluate import evaluate_run
+    from cxr_records.trainers.evaluate import evaluate_run
 
     held = evaluate_run(run, split, draws, seed)
     _write(held, run, run)
@@ -160,7 +160,7 @@ def _evaluate_into(run: str, split: str = "test", draws: int = 1000, seed: int =
 
 def _write(held: dict[str, Any], folder: str, run: str | None) -> None:
     """Writes metrics.json and report.html, with training curves and thumbnails where there is a run."""
-    from trainers import evaluate, report
+    from cxr_records.trainers import evaluate, report
 
     path = storage.join(folder, evaluate.METRICS_FILE)
     _check_ours(path, evaluate.FORMAT)
@@ -185,7 +185,7 @@ def _check_ours(path: str, expected: str) -> None:
 
 
 def _print(held: dict[str, Any], folder: str, as_json: bool, extra: dict[str, Any]) -> None:
-    from trainers import evaluate, report, summary
+    from cxr_records.trainers import evaluate, report, summary
 
     if as_json:
         click.echo(json.dumps(summary.brief(held) | extra))
@@ -205,7 +205,7 @@ def _compare(
     as_json: bool,
 ) -> None:
     """Sets runs side by side."""
-    from trainers import evaluate, report, summary
+    from cxr_records.trainers import evaluate, report, summary
 
     differences = evaluate.compare_runs(runs, split, draws, seed)
     compared = {
@@ -253,7 +253,7 @@ def predict(run: str, images: Sequence[str], out: str | None, as_json: bool, deb
       cxr-records predict runs/first 00000001_000.png chest.dcm
     """
     load_tensorflow()
-    from trainers.predict import predict_files
+    from cxr_records.trainers.predict import predict_files
 
     scores = predict_files(run, images)
     problems = [score for score in scores if score.problem]

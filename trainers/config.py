@@ -8,7 +8,7 @@ from typing import Any
 
 from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
-from trainers import presets
+from cxr_records.trainers import presets
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 AUGMENTATIONS = ("none", "light")
@@ -19,10 +19,10 @@ class TrainConfig:
     """The settings of a run. Its own (dataset, task, devices) are options of the command.
 
     Attributes:
-        model: a name of `trainers.models.MODELS`.
+        model: a name of `cxr_records.trainers.models.MODELS`.
         weights: "none", "imagenet", or a file: a run's model.keras or checkpoint, or a .weights.h5.
-        loss: a name of `trainers.losses.LOSSES`, or "auto": bce for binary and multilabel, logit_adjusted
-            for multiclass.
+        loss: a name of `cxr_records.trainers.losses.LOSSES`, or "auto": bce for binary and multilabel,
+            logit_adjusted for multiclass.
         loss_options: options of that loss, such as {"gamma": 2.0}.
         epochs: passes over the training records; at least 1.
         batch_size: records of a step, over all devices together.
@@ -109,7 +109,7 @@ def read_preset(name: str) -> TrainConfig:
         raise UsageError(
             f"--preset {name}: no such preset{nearest(name, known)}; expected one of {', '.join(known)}"
         )
-    return importlib.import_module(f"trainers.presets.{name}").CONFIG
+    return importlib.import_module(f"cxr_records.trainers.presets.{name}").CONFIG
 
 
 def change(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:

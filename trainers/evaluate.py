@@ -15,11 +15,11 @@ from cxr_records.metadata import read_metadata
 from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import parse_task
-from trainers import calibration, claims, metrics, published, runs
-from trainers.bootstrap import DRAWS, intervals, rounded
-from trainers.predictions import Predictions, read_run_predictions
-from trainers.subgroups import FEW_PATIENTS, subgroups
-from trainers.tables import match, read_score_table
+from cxr_records.trainers import calibration, claims, metrics, published, runs
+from cxr_records.trainers.bootstrap import DRAWS, intervals, rounded
+from cxr_records.trainers.predictions import Predictions, read_run_predictions
+from cxr_records.trainers.subgroups import FEW_PATIENTS, subgroups
+from cxr_records.trainers.tables import match, read_score_table
 
 METRICS_FILE = "metrics.json"
 FORMAT = "cxr_records evaluation"
@@ -48,7 +48,7 @@ def evaluate(
     Returns:
         `auroc` and `auprc` per class, `macro_auroc`, `macro_auprc`, `classes`, `multiclass`, `calibration`,
         `subgroups`, `mistakes`, `curves` and `warnings`; numbers with intervals as
-        `trainers.bootstrap.intervals` gives them, None where something is undefined.
+        `cxr_records.trainers.bootstrap.intervals` gives them, None where something is undefined.
     """
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
@@ -251,9 +251,9 @@ def evaluate_table(
     """Evaluates scores from anywhere against NIH's labels.
 
     Args:
-        predictions: a table as `trainers.tables.read_score_table` takes it.
+        predictions: a table as `cxr_records.trainers.tables.read_score_table` takes it.
         metadata: NIH's table of images.
-        task: multilabel, or one that `trainers.tables.match` can derive.
+        task: multilabel, or one that `cxr_records.trainers.tables.match` can derive.
         test_list: list of the images to evaluate; all that were scored otherwise.
         trained_on: dataset that the model was trained on, in which to look for leaks.
         draws: of the bootstrap; 0 for none.
@@ -338,7 +338,7 @@ def _scores_of(run: str, described: dict[str, Any], split: str) -> tuple[Predict
     """What a run predicted for a split, and for validation; scores it first where that has not been done."""
     if not storage.exists(storage.join(run, runs.PREDICTIONS_FILE)):
         load_tensorflow()
-        from trainers.predict import predict_run
+        from cxr_records.trainers.predict import predict_run
 
         predict_run(run)
     task = runs.task_of(described)

@@ -12,8 +12,8 @@ from cxr_records.errors import UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.manifest import read_manifest
 from cxr_records.splits import TEST, VALIDATION
-from trainers import models, runs, scoring
-from trainers.predictions import write_predictions
+from cxr_records.trainers import models, runs, scoring
+from cxr_records.trainers.predictions import write_predictions
 
 BATCH_SIZE = 64
 

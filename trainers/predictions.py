@@ -9,7 +9,7 @@ import pandas as pd
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.tasks import Task
-from trainers import runs
+from cxr_records.trainers import runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

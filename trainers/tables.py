@@ -16,8 +16,8 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.metadata import Metadata
 from cxr_records.tasks import ANY_FINDING, Task
-from trainers import runs
-from trainers.predictions import Predictions
+from cxr_records.trainers import runs
+from cxr_records.trainers.predictions import Predictions
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 # What heads the column of image names, without case and signs.

@@ -17,10 +17,10 @@ from cxr_records.manifest import read_manifest
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from trainers import callbacks, checkpoints, losses, models, runs
-from trainers.config import TrainConfig
-from trainers.devices import Devices, choose_devices, deterministic_kernels
-from trainers.inputs import WaitMeter
+from cxr_records.trainers import callbacks, checkpoints, losses, models, runs
+from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
+from cxr_records.trainers.inputs import WaitMeter
 
 # For multiclass, where one class holds a third of the images, plain cross-entropy learns the large ones only.
 AUTO_LOSS = {"binary": "bce", "multilabel": "bce", "multiclass": "logit_adjusted"}

@@ -7,7 +7,7 @@ Hours: about 2 on a GPU that trains 400 images/s, 10 epochs (computed from that 
 Expected: not known to us for the official split; DenseNet-121's .80 to .82 is the yardstick.
 """
 
-from trainers.config import TrainConfig
+from cxr_records.trainers.config import TrainConfig
 
 CONFIG = TrainConfig(
     model="convnext_tiny",

@@ -9,7 +9,7 @@ Expected: test macro AUROC .80 to .82 on the official split (medical_mae, WACV 2
 .824, both DenseNet-121 at 224); not yet reproduced by us.
 """
 
-from trainers.config import TrainConfig
+from cxr_records.trainers.config import TrainConfig
 
 CONFIG = TrainConfig(
     model="densenet121",

@@ -9,7 +9,7 @@ measured by us).
 Expected: not known to us for the official split; DenseNet-121's .80 to .82 is the yardstick.
 """
 
-from trainers.config import TrainConfig
+from cxr_records.trainers.config import TrainConfig
 
 CONFIG = TrainConfig(
     model="efficientnetv2b0",

@@ -8,7 +8,7 @@ Expected: test macro AUROC about .81 on the official split (medical_mae, WACV 20
 self-supervised weights); not yet reproduced by us.
 """
 
-from trainers.config import TrainConfig
+from cxr_records.trainers.config import TrainConfig
 
 CONFIG = TrainConfig(
     model="resnet50",

@@ -10,6 +10,6 @@ pipeline, not a model to use: .66 on 310 test images of 64 pixels after training
 logistic regression on the pixels has .69.
 """
 
-from trainers.config import TrainConfig
+from cxr_records.trainers.config import TrainConfig
 
 CONFIG = TrainConfig()
