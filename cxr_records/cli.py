@@ -15,29 +15,14 @@ from cxr_records.errors import CxrError, FoundProblems
 
 # name: (module of cxr_records:function, what it does)
 COMMANDS = {
-    "build": (
-        "cxr_records.pipelines.cli:build",
-        "Images and a table to a finished dataset of TFRecord shards.",
-    ),
-    "plan": (
-        "cxr_records.pipelines.cli:plan",
-        "Tell what build would write, how large, how long; write nothing.",
-    ),
-    "decode": (
-        "cxr_records.pipelines.cli:decode",
-        "Only the slow part of build: bring the image store up to date.",
-    ),
+    "build": ("pipelines.cli:build", "Images and a table to a finished dataset of TFRecord shards."),
+    "plan": ("pipelines.cli:plan", "Tell what build would write, how large, how long; write nothing."),
+    "decode": ("pipelines.cli:decode", "Only the slow part of build: bring the image store up to date."),
     "verify": ("cli:verify", "Check a dataset against its manifest, byte by byte."),
     "bench": ("bench:bench", "How fast a dataset's records are read into a trainer."),
     "train": ("trainers.cli:train", "Train a model on a dataset, and evaluate it."),
-    "evaluate": (
-        "cxr_records.trainers.cli:evaluate",
-        "Score runs or any table of predictions; write a report.",
-    ),
-    "predict": (
-        "cxr_records.trainers.cli:predict",
-        "Score single PNG, JPEG or DICOM files with a trained run.",
-    ),
+    "evaluate": ("trainers.cli:evaluate", "Score runs or any table of predictions; write a report."),
+    "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
     "demo": ("demo:demo", "Make a small look-alike set and run the main job on it."),
 }
 # Packages that only some commands need: the extra that brings each.
