@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cxr_records.trainers import calibration
+from cxr_records.trainers.evaluation import calibration
 
 RNG = np.random.default_rng(0)
 

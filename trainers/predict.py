@@ -13,7 +13,7 @@ from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.manifest import read_manifest
 from cxr_records.splits import TEST, VALIDATION
 from cxr_records.trainers import models, runs, scoring
-from cxr_records.trainers.predictions import write_predictions
+from cxr_records.trainers.evaluation.predictions import write_predictions
 
 BATCH_SIZE = 64
 
