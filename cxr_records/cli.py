@@ -45,14 +45,17 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, function = COMMANDS[name][0].split(":")
-        return getattr(importlib.import_module(f"cxr_records.{module}"), function)
+        command: click.Command = getattr(importlib.import_module(f"cxr_records.{module}"), function)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def resolve_command(self, ctx: click.Context, args: list[str]):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Finds a command, or says which one may have been meant."""
         from cxr_records.findings import nearest
 

@@ -115,6 +115,13 @@ class Plan:
     record_bytes: float
 
     @property
+    def stored_images(self) -> pd.DataFrame:
+        """`images` of a plan that is to be written, which has them."""
+        if self.images is None:
+            raise ValueError("this plan was made without images: nothing of it can be written")
+        return self.images
+
+    @property
     def split_names(self) -> list[str]:
         """The splits that have records, in the order train, validation, test."""
         present = {shard.split for shard in self.shards}

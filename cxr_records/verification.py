@@ -118,7 +118,7 @@ def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
         return Problem(path, "the file is missing; run the build command again: it writes it anew")
     size = storage.file_size(path)
     if size != entry.bytes:
-        return Problem(path, f"{size:,} bytes, the manifest says {entry['bytes']:,}; {_REBUILD}")
+        return Problem(path, f"{size:,} bytes, the manifest says {entry.bytes:,}; {_REBUILD}")
     sha256 = hashlib.sha256()
     with storage.open_read(path) as file:
         while block := file.read(1 << 20):
@@ -189,7 +189,8 @@ def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]
     """Every record that can be read, by itself and against the others."""
     task, image_format = dataset.manifest.config.task, dataset.image_format
     features = record_features(task.label_shape, len(dataset.findings))
-    problems, records = [], []
+    problems: list[Problem] = []
+    records: list[_Record] = []
     all_read = True
     for shard in shards:
         read, whole = 0, len(records)
@@ -273,10 +274,10 @@ def _check_labels(task: Task, records: Sequence[_Record]) -> list[Problem]:
     labels = np.array([record.label for record in records])
     selection = task.select(findings.astype(np.uint8))
     expected = selection.labels.reshape(len(records), -1)
-    bad_bits = ~np.isin(findings, (0, 1)).all(axis=1)
+    bad_bits = ~np.asarray(np.isin(findings, (0, 1)).all(axis=1))
     wrong = bad_bits | ~selection.kept | (expected != labels).any(axis=1)
     problems = []
-    for place in np.flatnonzero(wrong):
+    for place in np.flatnonzero(wrong).tolist():
         names = format_findings(findings[place], task.findings)
         if bad_bits[place]:
             text = f"findings {findings[place].tolist()}, expected zeros and ones"

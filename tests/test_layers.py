@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "__init__", "errors", "findings", "seeding", "progress", "quiet", "layout", "storage", "tfrecord",
     "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest", "dataset",
-    "cache", "tfio", "reader", "augment", "sources", "store", "planning", "shards", "tfds", "finish", "verification",
-    "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
+    "cache", "tfio", "reader", "augment", "sources", "store", "planning", "shards", "tfds", "finish",
+    "verification", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
 WRITING = {"augment", "finish", "planning", "shards", "sources", "store"}
 HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets", "tensorflow_io"}
