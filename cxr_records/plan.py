@@ -62,7 +62,7 @@ class DatasetConfig:
     def __post_init__(self):
         low, high = SHARD_MB
         if not low <= self.shard_mb <= high:
-            raise UsageError(f"--shard-mb {self.shard_mb}: expected {low} to {high}")
+            raise UsageError(f"`shard_mb={self.shard_mb}`: expected {low} to {high}")
         self.copies.check_names(self.task.class_names)
 
     def to_json(self) -> dict:
@@ -236,7 +236,7 @@ def make_plan(
     if not takes_part.any():
         reasons = left_out["reason"].value_counts()
         raise CxrError(
-            f"no image is left for --task {config.task.name}: of {len(metadata):,} images in the table, "
+            f"no image is left for `task={config.task.name}`: of {len(metadata):,} images in the table, "
             + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         )
     image_ids = metadata.table["image_id"].to_numpy()

@@ -95,15 +95,15 @@ def list_sources(
     warnings: list[str] = []
     for pattern in paths:
         if "::" in pattern:
-            raise UsageError(f"--images {pattern}: chained URLs are not read; name the archive itself")
+            raise UsageError(f"`images={pattern}`: chained URLs are not read; name the archive itself")
         found = storage.expand(storage.absolute(pattern))
         if not found:
-            raise UsageError(f"--images {pattern}: nothing matches")
+            raise UsageError(f"`images={pattern}`: nothing matches")
         for path in found:
             before = len(entries), len(warnings)
             entries += _list_path(path, index_folder, keep_index, on_archive, warnings)
             if (len(entries), len(warnings)) == before:
-                raise UsageError(f"--images {path}: {_nothing_found(path)}")
+                raise UsageError(f"`images={path}`: {_nothing_found(path)}")
     return Listing(list(dict.fromkeys(entries)), warnings)  # a path may be named twice
 
 
@@ -225,7 +225,7 @@ def _list_path(
     path = storage.absolute(path)
     if not storage.exists(path):
         silent = ", or its server does not answer" if storage.is_url(path) else ""
-        raise UsageError(f"--images {path}: no such file or folder{silent}")
+        raise UsageError(f"`images={path}`: no such file or folder{silent}")
     kind = archive_kind(path)
     if kind and not os.path.isdir(path):
         on_archive(path)
@@ -245,7 +245,7 @@ def _list_local(path: str, warnings: list[str]) -> Iterator[Entry]:
     """Walks folders in sorted order; links to folders are followed, as Kaggle mirrors use them."""
     if os.path.isfile(path):
         if not _is_image(path):
-            raise UsageError(f"--images {path}: {_unknown_kind(path)}")
+            raise UsageError(f"`images={path}`: {_unknown_kind(path)}")
         state = os.stat(path)
         yield Entry(os.path.basename(path), path, "file", "", 0, state.st_size, state.st_mtime_ns)
         return
@@ -273,7 +273,7 @@ def _list_remote(url: str) -> Iterator[Entry]:
     filesystem, root = url_to_fs(url)
     if filesystem.isfile(root):
         if not _is_image(root):
-            raise UsageError(f"--images {url}: {_unknown_kind(root)}")
+            raise UsageError(f"`images={url}`: {_unknown_kind(root)}")
         found = {root: filesystem.info(root)}
     else:
         found = filesystem.find(root, detail=True)
@@ -296,7 +296,7 @@ def _list_zip(path: str) -> tuple[list[Entry], str]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         # The table of contents is at the end of a zip: without it nothing can be found.
         remedy = "download it first" if storage.is_url(path) else "fetch the archive again"
-        raise CxrError(f"--images {path}: damaged or cut short ({error}); {remedy}") from error
+        raise CxrError(f"`images={path}`: damaged or cut short ({error}); {remedy}") from error
 
 
 def _list_tar(path: str) -> tuple[list[Entry], str]:
@@ -429,5 +429,5 @@ def _nothing_found(path: str) -> str:
         archives = sorted(name for name in os.listdir(path) if archive_kind(name))
     if archives:
         first = os.path.join(path, archives[0])
-        return f"holds no image but {len(archives)} archives; name them: --images {first} ..."
+        return f"holds no image but {len(archives)} archives; name them: `images={first}` ..."
     return f"holds no image ({', '.join(IMAGE_ENDINGS)})"

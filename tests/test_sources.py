@@ -350,7 +350,7 @@ def test_an_archive_on_a_web_server_lists_and_reads_the_same_images(kind, server
 def test_one_image_on_a_web_server_is_read_and_an_absent_one_refused(server, tmp_path):
     write_folder(tmp_path / "served", {"a.png": b"a"})
     assert read_all(list_sources([f"{server}/a.png"]).entries) == [("a.png", b"a")]
-    with pytest.raises(UsageError, match=r"/b\.png: no such file or folder, or its server does not answer$"):
+    with pytest.raises(UsageError, match=r"/b\.png`: no such file or folder, or its server does not answer$"):
         list_sources([f"{server}/b.png"])
 
 
@@ -504,7 +504,7 @@ def test_a_zip_cut_short_or_replaced_by_a_web_page_is_an_error(tmp_path):
         with pytest.raises(CxrError) as caught:
             list_sources([str(path)])
         assert str(caught.value) == (
-            f"--images {path}: damaged or cut short (File is not a zip file); fetch the archive again"
+            f"`images={path}`: damaged or cut short (File is not a zip file); fetch the archive again"
         )
 
 
@@ -598,18 +598,18 @@ KINDS = "expected a folder, one of .zip, .tar, .tar.gz, .tgz, or an image (.png,
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("absent", "--images {0}/absent: no such file or folder"),
-        ("absent.zip", "--images {0}/absent.zip: no such file or folder"),
-        ("absent_*.zip", "--images {0}/absent_*.zip: nothing matches"),
-        ("table.csv", "--images {0}/table.csv: " + KINDS),
-        ("empty", "--images {0}/empty: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
-        ("junk", "--images {0}/junk: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
-        ("empty.zip", "--images {0}/empty.zip: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
-        ("empty.tar", "--images {0}/empty.tar: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
+        ("absent", "`images={0}/absent`: no such file or folder"),
+        ("absent.zip", "`images={0}/absent.zip`: no such file or folder"),
+        ("absent_*.zip", "`images={0}/absent_*.zip`: nothing matches"),
+        ("table.csv", "`images={0}/table.csv`: " + KINDS),
+        ("empty", "`images={0}/empty`: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
+        ("junk", "`images={0}/junk`: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
+        ("empty.zip", "`images={0}/empty.zip`: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
+        ("empty.tar", "`images={0}/empty.tar`: holds no image (.png, .jpg, .jpeg, .dcm, .dicom)"),
         (
             "archives",
-            "--images {0}/archives: holds no image but 2 archives; "
-            "name them: --images {0}/archives/images_01.tar.gz ...",
+            "`images={0}/archives`: holds no image but 2 archives; "
+            "name them: `images={0}/archives/images_01.tar.gz` ...",
         ),
     ],
 )
