@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 # Each module may import those before it.
 ORDER = [
     "errors", "findings", "seeding", "progress", "quiet", "storage", "tfrecord", "examples", "metadata",
-    "splits", "tasks", "sampling", "sources", "images", "augment", "store", "plan", "shards", "manifest",
-    "verify", "cache", "tfio", "reader", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
+    "splits", "tasks", "sampling", "archives", "sources", "images", "augment", "store", "plan", "shards",
+    "manifest", "verify", "cache", "tfio", "reader", "contact_sheet", "lookalike_patients",
+    "lookalike_drawing", "lookalike", "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets", "tensorflow_io"}
 

@@ -233,7 +233,8 @@ def test_weights_even_out_the_records():
         ),
         (
             {"max_records": 0},
-            "`copies_max=0`: expected a whole number of at least 1; for no copies at all give `copies='none'`",
+            "`copies_max=0`: expected a whole number of at least 1; "
+            "for no copies at all give `copies='none'`",
         ),
     ],
 )
