@@ -202,7 +202,7 @@ def make_plan(
     if not takes_part.any():
         reasons = left_out["reason"].value_counts()
         raise CxrError(
-            f"no image is left for --task {config.task.name}: of {len(metadata):,} images in the table, "
+            f"no image is left for `task={config.task.name}`: of {len(metadata):,} images in the table, "
             + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         )
     image_ids = metadata.table["image_id"].to_numpy()

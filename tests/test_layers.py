@@ -14,10 +14,12 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "__init__", "errors", "findings", "seeding", "progress", "quiet", "layout", "storage", "tfrecord",
     "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest", "dataset",
-    "cache", "tfio", "reader", "augment", "sources", "store", "planning", "shards", "tfds", "finish",
-    "verification", "contact_sheet", "lookalike", "cli", "bench", "demo", "__main__",
+    "cache", "tfio", "reader",
+    "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
+    "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
+    "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
-WRITING = {"augment", "finish", "planning", "shards", "sources", "store"}
+WRITING = {"archives", "augment", "finish", "planning", "shards", "sources", "store"}
 HEAVY = {"apache_beam", "keras", "tensorflow", "tensorflow_datasets", "tensorflow_io"}
 
 
