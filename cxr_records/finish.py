@@ -174,7 +174,7 @@ def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, b
             name: ClassInfo(
                 images=count["images"],
                 records=count["records"],
-                splits={split: ClassCount(**held) for split, held in count["splits"].items()},
+                splits={split: ClassCount(**counted) for split, counted in count["splits"].items()},
                 irlbl=BeforeAfter(**count["irlbl"]) if "irlbl" in count else None,
                 dragged=count.get("dragged"),
             )

@@ -104,8 +104,8 @@ def check_dataset(dataset: Dataset | str, deep: bool = False) -> list[Problem]:
     table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else dataset.records
     shards = list(_shards(dataset, table))
     with ThreadPoolExecutor() as pool:
-        for found in pool.map(_check_shard, shards):
-            problems += found
+        for of_shard in pool.map(_check_shard, shards):
+            problems += of_shard
     if deep:
         problems += _check_records(dataset, shards, {problem.path for problem in problems})
     return problems
@@ -153,7 +153,7 @@ def _check_shard(shard: _Shard) -> list[Problem]:
     problem = _check_file(os.path.dirname(shard.path), shard.entry)
     if problem is None or not storage.exists(shard.path):
         return [problem] if problem else []
-    damaged = [found for _, found in _read_shard(shard) if isinstance(found, Problem)]
+    damaged = [read for _, read in _read_shard(shard) if isinstance(read, Problem)]
     return [problem, *damaged]
 
 
@@ -200,8 +200,8 @@ def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]
                 if shard.path not in damaged:
                     problems.append(data)
                 continue
-            found, record = _check_record(shard, number, data, features, image_format)
-            problems += found
+            of_record, record = _check_record(shard, number, data, features, image_format)
+            problems += of_record
             if record:
                 records.append(record)
         told = shard.entry.records
@@ -246,9 +246,9 @@ def _check_record(
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
         told = (*(row[name] for name in _TOLD), tuple(label))
         about = (values["view"][0].decode(), values["sex"][0].decode(), values["age_years"][0])
-        held = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
-        if told != held:
-            messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {held}")
+        stored = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
+        if told != stored:
+            messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {stored}")
     return [record.problem(message) for message in messages], record
 
 
@@ -328,21 +328,22 @@ def _check_counts(dataset: Dataset, records: Sequence[_Record]) -> list[Problem]
         by_split[record.shard.split].append(record)
     for split, counts in dataset.splits.items():
         here = by_split[split]
-        found = {
+        counted = {
             "records": len(here),
             "images": sum(record.copy == 0 for record in here),
             "copies": sum(record.copy > 0 for record in here),
             "patients": len({record.patient for record in here}),
         }
-        for name, number in found.items():
+        for name, number in counted.items():
             if (told := getattr(counts, name)) != number:
                 problems.append(Problem(path, f"{told:,} {name} in {split}, the shards hold {number:,}"))
         labels = np.array([record.label for record in here]).reshape(len(here), *task.label_shape)
-        held, names = task.class_rows(labels), task.class_names
+        classes, names = task.class_rows(labels), task.class_names
         if task.kind == "multilabel":
-            held, names = np.column_stack([held, ~held.any(axis=1)]), (*names, NO_FINDING)
+            classes = np.column_stack([classes, ~classes.any(axis=1)])
+            names = (*names, NO_FINDING)
         original = np.array([record.copy == 0 for record in here], dtype=int)
-        for name, column in zip(names, held.T, strict=True):
+        for name, column in zip(names, classes.T, strict=True):
             count = dataset.manifest.classes[name].splits[split]
             for kind, number in (("records", int(column.sum())), ("images", int(column @ original))):
                 if (told := getattr(count, kind)) != number:

@@ -444,6 +444,24 @@ def test_demo_ends_with_where_to_look(capsys, tmp_path):
     assert out.index("\nmacro ") < out.index("Where to look:") < out.rindex(str(report.parent))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("`copies_max=0`: expected 1", "--copies-max 0: expected 1"),
+        ("name another with `store`", "name another with --store"),
+        ("for no copies give `copies='none'`", "for no copies give --copies none"),
+        ("found `with_no_finding=True` with `task=binary:No Finding`",
+         "found --with-no-finding with --task binary:No Finding"),
+        ("`out=` is empty", "--out  is empty"),
+        ("`dataset=x` and `preset` are of another command", "`dataset=x` and `preset` are of another command"),
+        ("`no such` `thing", "`no such` `thing"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_library_are_options_on_the_command_line(text, words):
+    assert cli.in_options(text, cli.cli.get_command(None, "build")) == words
+    assert cli.in_options(text, None) == text
+
+
 def test_the_readme_names_every_command():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert [name for name in cli.COMMANDS if f"cxr-records {name}" not in readme] == []
