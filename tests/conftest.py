@@ -15,8 +15,9 @@ from cxr_records import storage
 from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.metadata import Metadata, read_metadata
-from cxr_records.pipelines.build import BuildRequest, BuildResult, build_dataset
-from cxr_records.pipelines.engines import Engine
+from cxr_records.pipelines.build import BuildResult, build_dataset
+from cxr_records.pipelines.engines import engine_named
+from cxr_records.pipelines.request import BuildRequest
 from cxr_records.plan import DatasetConfig
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
@@ -92,7 +93,7 @@ def build(lookalike: LookalikePaths, tmp_path_factory: pytest.TempPathFactory) -
             "config": config,
             "split_options": split_options,
             "store": str(stores / codec),
-            "engine": Engine(workers=1),
+            "engine": engine_named(workers=1),
         }
         return build_dataset(BuildRequest(**{**request, **changes}))
 
