@@ -172,12 +172,13 @@ def measure_memory(arguments: argparse.Namespace, folder: Path) -> dict:
 def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
     """Records per second of processor time: originals copied from the store, and augmented copies made."""
     from cxr_records import shards
+    from cxr_records.config import DatasetConfig
     from cxr_records.images import ImageFormat
     from cxr_records.pipelines.decode import decode_images, find_images
     from cxr_records.pipelines.engines import engine_named
-    from cxr_records.pipelines.planning import read_table
+    from cxr_records.pipelines.plan import read_table
     from cxr_records.pipelines.request import BuildRequest
-    from cxr_records.plan import DatasetConfig, make_plan, write_plan
+    from cxr_records.planning import make_plan, write_plan
     from cxr_records.sampling import CopyRule
     from cxr_records.splits import SplitOptions
     from cxr_records.tasks import parse_task

@@ -40,11 +40,11 @@ class ImageFormat:
     def __post_init__(self):
         low, high = SIZES
         if not low <= self.size <= high:
-            raise UsageError(f"--size {self.size}: expected {low} to {high} pixels")
+            raise UsageError(f"`size={self.size}`: expected {low} to {high} pixels")
         if self.codec not in CODECS:
-            raise UsageError(f"--codec {self.codec}: expected one of {', '.join(CODECS)}")
+            raise UsageError(f"`codec={self.codec}`: expected one of {', '.join(CODECS)}")
         if self.resample not in RESAMPLING:
-            raise UsageError(f"--resample {self.resample}: expected one of {', '.join(RESAMPLING)}")
+            raise UsageError(f"`resample={self.resample}`: expected one of {', '.join(RESAMPLING)}")
 
     def encode(self, pixels: np.ndarray) -> bytes:
         """Turns uint8 [size, size] into the stored bytes."""

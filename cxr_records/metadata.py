@@ -85,10 +85,10 @@ def read_metadata(path: str) -> Metadata:
     path = os.fspath(path)
     if not _without_query(path).lower().endswith(ENDINGS):
         raise UsageError(
-            f"{path}: found a file that is none of {', '.join(ENDINGS)}; --metadata needs NIH's table of "
+            f"{path}: found a file that is none of {', '.join(ENDINGS)}; `metadata` needs NIH's table of "
             "images, such as Data_Entry_2017_v2020.csv"
         )
-    content = read_content(path, "--metadata")
+    content = read_content(path, "metadata")
     excel = _without_query(path).lower().endswith(".xlsx")
     cells, lines = _excel_rows(path, content) if excel else _csv_rows(path, as_text(path, content))
     columns = _columns(path, cells, lines)
@@ -126,8 +126,8 @@ def count_findings(findings: np.ndarray) -> dict[str, int]:
     return {**counts, NO_FINDING: int((~findings.any(axis=1)).sum())}
 
 
-def read_content(path: str, option: str) -> bytes:
-    """Reads a whole input file, decompressed when it is gzip. The option is named in the errors.
+def read_content(path: str, argument: str) -> bytes:
+    """Reads a whole input file, decompressed when it is gzip. The argument is named in the errors.
 
     Gzip is known by its first bytes, not by the name: browsers unpack .gz on the way and keep the name.
 
@@ -142,14 +142,16 @@ def read_content(path: str, option: str) -> bytes:
             content = gzip.decompress(content)
     except (FileNotFoundError, IsADirectoryError) as error:
         found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
-        raise UsageError(f"{path}: found {found}; {option} must name an existing file") from error
+        raise UsageError(f"{path}: found {found}; `{argument}` must name an existing file") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CxrError(f"{path}: found broken gzip ({_short(error)}); download the file again") from error
     except Exception as error:  # each object store raises exceptions of its own
         problem = f"{type(error).__name__}: {_short(error)}"
-        raise CxrError(f"{path}: cannot be read ({problem}); check {option} and the access to it") from error
+        raise CxrError(
+            f"{path}: cannot be read ({problem}); check `{argument}` and the access to it"
+        ) from error
     if not content.strip():
-        raise CxrError(f"{path}: found an empty file; download it again, or correct {option}")
+        raise CxrError(f"{path}: found an empty file; download it again, or correct `{argument}`")
     return content
 
 

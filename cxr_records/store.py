@@ -229,15 +229,15 @@ def open_store(path: str, image_format: ImageFormat, create: bool = True) -> Ima
         found = _read_marker(marker)
         if found != wanted:
             raise UsageError(
-                f"--store {path} holds {_describe(found)}, asked for {_describe(wanted)}; "
-                "use another --store, or the same --size, --codec and --resample"
+                f"`store={path}` holds {_describe(found)}, asked for {_describe(wanted)}; "
+                "use another `store`, or the same `size`, `codec` and `resample`"
             )
         return ImageStore(path, image_format)
     strangers = [name for name in storage.list_names(path) if name not in (ARCHIVE_FOLDER, LOCK_FILE)]
     strangers = [name for name in strangers if not name.startswith(f".{STORE_FILE}.tmp-")]
     if strangers:
         raise UsageError(
-            f"--store {path} is not empty and no image store (it holds {strangers[0]}); name another"
+            f"`store={path}` is not empty and no image store (it holds {strangers[0]}); name another"
         )
     if not create:
         return None
@@ -385,7 +385,7 @@ def _read_marker(path: str) -> dict:
         found = json.loads(storage.read_bytes(path))
         _describe(found)
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{path} is damaged; delete the store, or name another with --store") from None
+        raise UsageError(f"{path} is damaged; delete the store, or name another with `store`") from None
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cxr_records.pipelines.build import BuildResult, build_dataset
 from cxr_records.pipelines.decode import DecodedImages, decode_store
 from cxr_records.pipelines.engines import LOCAL_RUNNER
-from cxr_records.pipelines.planning import PlanResult, plan_dataset
+from cxr_records.pipelines.plan import PlanResult, plan_dataset
 from cxr_records.pipelines.request import PathOrUrl, build_request_of, decode_request_of
 from cxr_records.tasks import Task
 

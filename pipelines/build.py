@@ -3,24 +3,17 @@
 import contextlib
 import dataclasses
 import time
-from typing import Any
 
 from cxr_records import storage
-from cxr_records.manifest import (
-    LOCK_FILE,
-    REJECTED_FILE,
-    check_folder,
-    clear_stale,
-    finish_dataset,
-    rejected_csv,
-)
+from cxr_records.finish import check_folder, clear_stale, finish_dataset, rejected_csv
+from cxr_records.layout import BUILD_FOLDER, LOCK_FILE, REJECTED_FILE
+from cxr_records.manifest import Manifest
 from cxr_records.metadata import Metadata
 from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images
-from cxr_records.pipelines.planning import read_table
+from cxr_records.pipelines.plan import read_table
 from cxr_records.pipelines.request import BuildRequest, check_images
 from cxr_records.pipelines.running import Job, run
-from cxr_records.plan import (
-    BUILD_FOLDER,
+from cxr_records.planning import (
     SECONDS_PER_COPY,
     SECONDS_PER_RECORD,
     Plan,
@@ -47,7 +40,7 @@ class BuildResult:
     """
 
     path: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     plan: Plan
     decoded: DecodedImages
     written: int
@@ -56,7 +49,7 @@ class BuildResult:
     @property
     def id(self) -> str:
         """The dataset's id: the same for the same content, wherever it was built."""
-        return str(self.manifest["id"])
+        return self.manifest.id
 
 
 def build_dataset(request: BuildRequest) -> BuildResult:

@@ -15,7 +15,7 @@ from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.engines import Engine
 from cxr_records.pipelines.request import DecodeRequest, check_images
 from cxr_records.pipelines.running import Job, run
-from cxr_records.plan import SECONDS_PER_DECODE
+from cxr_records.planning import SECONDS_PER_DECODE
 from cxr_records.progress import say
 from cxr_records.sources import Entry, SourceReader, SourceReadError
 from cxr_records.store import (

@@ -5,13 +5,13 @@ import os
 from collections.abc import Sequence
 
 from cxr_records import storage
+from cxr_records.config import DatasetConfig
 from cxr_records.errors import UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.pipelines.engines import Engine, engine_named
-from cxr_records.plan import DatasetConfig
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
-from cxr_records.tasks import Task, parse_task
+from cxr_records.tasks import Task, as_task
 
 PathOrUrl = str | os.PathLike[str]  # URLs are text, of any fsspec kind
 
@@ -135,7 +135,7 @@ def build_request_of(
         metadata=os.fspath(metadata),
         out=os.fspath(out),
         config=DatasetConfig(
-            task=task if isinstance(task, Task) else parse_task(task),
+            task=as_task(task),
             image_format=ImageFormat(size, codec, resample),
             copies=CopyRule(copies, copies_target, copies_max, _words(copies_of)),
             flip=flip,

@@ -10,8 +10,8 @@ import click
 from cxr_records import sampling
 from cxr_records.pipelines.build import BuildResult
 from cxr_records.pipelines.decode import DecodedImages, ImagesAtHand
-from cxr_records.pipelines.planning import PlanResult
-from cxr_records.plan import Plan
+from cxr_records.pipelines.plan import PlanResult
+from cxr_records.planning import Plan
 from cxr_records.progress import say
 from cxr_records.store import REJECTED
 
@@ -46,7 +46,7 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
 
 def build_json(result: BuildResult, out: str) -> dict[str, Any]:
     """Returns what `build --json` prints; other tools rely on its keys."""
-    manifest, at_hand = result.manifest, result.decoded.at_hand
+    manifest, at_hand = result.manifest.to_json(), result.decoded.at_hand
     return {
         "dataset": out,
         "id": result.id,
@@ -203,7 +203,7 @@ def tell_build(result: BuildResult, out: str) -> None:
     )
     if result.written < len(result.plan.shards):
         click.echo("the other shards were there already; only verify reads them again")
-    click.echo(f"{out}: complete, id {result.manifest['id']}")
+    click.echo(f"{out}: complete, id {result.manifest.id}")
     click.echo(f"check it: cxr-records verify {out} --deep")
 
 

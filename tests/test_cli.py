@@ -427,7 +427,7 @@ def test_a_fault_of_ours_is_one_line_and_debug_shows_where(capsys, monkeypatch, 
     def fail(dataset, deep):
         raise KeyError("surprise")
 
-    monkeypatch.setattr("cxr_records.verify.check_dataset", fail)
+    monkeypatch.setattr("cxr_records.verification.check_dataset", fail)
     error = refused(capsys, 1, "verify", tmp_path)
     assert error == "Error: KeyError: 'surprise' (a fault of ours; --debug shows where)"
     assert "Traceback" in run(capsys, "verify", tmp_path, "--debug")[2]
@@ -442,6 +442,24 @@ def test_demo_ends_with_where_to_look(capsys, tmp_path):
     assert out.index("Where to look:") < out.index("contact_sheet.png")
     (report,) = (tmp_path / "demo").glob("run-*/report.html")
     assert out.index("\nmacro ") < out.index("Where to look:") < out.rindex(str(report.parent))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("`copies_max=0`: expected 1", "--copies-max 0: expected 1"),
+        ("name another with `store`", "name another with --store"),
+        ("for no copies give `copies='none'`", "for no copies give --copies none"),
+        ("found `with_no_finding=True` with `task=binary:No Finding`",
+         "found --with-no-finding with --task binary:No Finding"),
+        ("`out=` is empty", "--out  is empty"),
+        ("`dataset=x` and `preset` are of another command", "`dataset=x` and `preset` are of another command"),
+        ("`no such` `thing", "`no such` `thing"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_library_are_options_on_the_command_line(text, words):
+    assert cli.in_options(text, cli.cli.get_command(None, "build")) == words
+    assert cli.in_options(text, None) == text
 
 
 def test_the_readme_names_every_command():

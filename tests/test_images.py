@@ -81,12 +81,12 @@ def decodes_or_says_why(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size": 0}, "--size 0: expected 16 to 2048 pixels"),
-        ({"size": 15}, "--size 15: expected 16 to 2048 pixels"),
-        ({"size": 2049}, "--size 2049: expected 16 to 2048 pixels"),
-        ({"size": -224}, "--size -224: expected 16 to 2048 pixels"),
-        ({"codec": "webp"}, "--codec webp: expected one of raw, png, jpeg"),
-        ({"resample": "area"}, "--resample area: expected one of box, bilinear, bicubic, lanczos"),
+        ({"size": 0}, "`size=0`: expected 16 to 2048 pixels"),
+        ({"size": 15}, "`size=15`: expected 16 to 2048 pixels"),
+        ({"size": 2049}, "`size=2049`: expected 16 to 2048 pixels"),
+        ({"size": -224}, "`size=-224`: expected 16 to 2048 pixels"),
+        ({"codec": "webp"}, "`codec=webp`: expected one of raw, png, jpeg"),
+        ({"resample": "area"}, "`resample=area`: expected one of box, bilinear, bicubic, lanczos"),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import pandas as pd
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.decode import ImagesAtHand, find_images, seconds_per_decode
 from cxr_records.pipelines.request import BuildRequest
-from cxr_records.plan import SECONDS_PER_DECODE, Plan, estimate, make_plan
+from cxr_records.planning import SECONDS_PER_DECODE, Plan, estimate, make_plan
 from cxr_records.splits import Splits, make_splits
 from cxr_records.store import OK, locate, open_store
 
