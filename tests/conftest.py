@@ -19,8 +19,9 @@ from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.manifest import checksum, manifest_bytes
 from cxr_records.metadata import Metadata, read_metadata
-from cxr_records.pipelines.build import BuildRequest, BuildResult, build_dataset
-from cxr_records.pipelines.engines import Engine
+from cxr_records.pipelines.build import BuildResult, build_dataset
+from cxr_records.pipelines.engines import engine_named
+from cxr_records.pipelines.request import BuildRequest
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
@@ -109,7 +110,7 @@ def build(lookalike: LookalikePaths, tmp_path_factory: pytest.TempPathFactory) -
             "config": config,
             "split_options": split_options,
             "store": str(stores / codec),
-            "engine": Engine(workers=1),
+            "engine": engine_named(workers=1),
         }
         return build_dataset(BuildRequest(**{**request, **changes}))
 
