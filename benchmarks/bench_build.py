@@ -176,7 +176,7 @@ def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
     from cxr_records.pipelines.build import BuildRequest, read_table
     from cxr_records.pipelines.decode import decode_images, find_images
     from cxr_records.pipelines.engines import Engine
-    from cxr_records.plan import DatasetConfig, make_plan, write_plan
+    from cxr_records.planning import DatasetConfig, make_plan, write_plan
     from cxr_records.sampling import CopyRule
     from cxr_records.splits import SplitOptions
     from cxr_records.tasks import parse_task

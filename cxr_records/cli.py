@@ -88,7 +88,7 @@ def verify(dataset: str, deep: bool, as_json: bool, debug: bool) -> None:
     Example:
       cxr-records verify cxr14 --deep
     """
-    from cxr_records.verify import check_dataset
+    from cxr_records.verification import check_dataset
 
     problems = check_dataset(dataset, deep)
     if as_json:

@@ -12,8 +12,6 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from cxr_records.findings import FINDINGS
-
 Value = bytes | str | int | Sequence[int] | np.ndarray
 
 
@@ -24,7 +22,7 @@ class Feature:
     Attributes:
         name: its key in the Example.
         kind: "bytes", "text" (UTF-8 in a bytes list) or "int64".
-        shape: () for one value, (14,) for one per finding.
+        shape: () for one value, `PER_FINDING` for one for each finding of the set.
         meaning: one line for people.
     """
 
@@ -39,11 +37,13 @@ class Feature:
         return int(np.prod(self.shape, dtype=int))
 
 
-# `label` is a single number in binary and multiclass records; record_features() sets its shape.
+PER_FINDING = (-1,)
+
+# `label` is a single number in binary and multiclass records; record_features() sets the shapes.
 FEATURES = (
     Feature("image", "bytes", (), "raw uint8 pixels row by row, or PNG, or JPEG: the dataset's codec"),
-    Feature("label", "int64", (len(FINDINGS),), "0/1, class index, or 14 zeros and ones: the task's label"),
-    Feature("findings", "int64", (len(FINDINGS),), "all 14 findings as zeros and ones, whatever the task"),
+    Feature("label", "int64", PER_FINDING, "0/1, class index, or 14 zeros and ones: the task's label"),
+    Feature("findings", "int64", PER_FINDING, "all 14 findings as zeros and ones, whatever the task"),
     Feature("image_id", "text", (), "file name in the NIH table, such as 00000001_000.png"),
     Feature("patient_id", "int64", (), "number of the patient; a patient is in one split only"),
     Feature("view", "text", (), "PA or AP; empty where unknown"),
@@ -54,9 +54,15 @@ FEATURES = (
 )
 
 
-def record_features(label_shape: tuple[int, ...]) -> tuple[Feature, ...]:
-    """Returns the table for a task whose label has this shape."""
-    return tuple(dataclasses.replace(f, shape=label_shape) if f.name == "label" else f for f in FEATURES)
+def record_features(label_shape: tuple[int, ...], num_findings: int) -> tuple[Feature, ...]:
+    """Returns the table with the shapes of a dataset.
+
+    Args:
+        label_shape: of its task's labels.
+        num_findings: of its set of images.
+    """
+    shapes = {"label": label_shape, "findings": (num_findings,)}
+    return tuple(dataclasses.replace(f, shape=shapes.get(f.name, f.shape)) for f in FEATURES)
 
 
 def encode_example(values: Mapping[str, Value]) -> bytes:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from cxr_records import augment, storage
 from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES, example_parts
-from cxr_records.plan import ShardSpec
+from cxr_records.planning import ShardSpec
 from cxr_records.store import Place, fetch_images
 from cxr_records.tfrecord import frame_parts
 

@@ -5,15 +5,11 @@ import dataclasses
 import time
 
 from cxr_records import storage
+from cxr_records.config import DatasetConfig
 from cxr_records.errors import UsageError
-from cxr_records.manifest import (
-    LOCK_FILE,
-    REJECTED_FILE,
-    check_folder,
-    clear_stale,
-    finish_dataset,
-    rejected_csv,
-)
+from cxr_records.finish import check_folder, clear_stale, finish_dataset, rejected_csv
+from cxr_records.layout import BUILD_FOLDER, LOCK_FILE, REJECTED_FILE
+from cxr_records.manifest import Manifest
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.decode import (
     DecodedImages,
@@ -23,11 +19,9 @@ from cxr_records.pipelines.decode import (
     find_images,
 )
 from cxr_records.pipelines.engines import Engine, Job, run
-from cxr_records.plan import (
-    BUILD_FOLDER,
+from cxr_records.planning import (
     SECONDS_PER_COPY,
     SECONDS_PER_RECORD,
-    DatasetConfig,
     Plan,
     make_plan,
     write_plan,
@@ -91,7 +85,7 @@ class BuildRequest:
 class BuildResult:
     """A finished dataset: its manifest, plan, images, and the seconds each phase took."""
 
-    manifest: dict
+    manifest: Manifest
     plan: Plan
     found: FoundImages
     decoded: DecodedImages

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from cxr_records import sampling, storage
+from cxr_records.config import DatasetConfig
 from cxr_records.errors import UsageError
 from cxr_records.images import CODECS, RESAMPLING, ImageFormat
 from cxr_records.pipelines.build import BuildRequest, build_dataset, read_table
@@ -27,7 +28,7 @@ from cxr_records.pipelines.summary import (
     tell_size,
     warn_of_empty_classes,
 )
-from cxr_records.plan import SECONDS_PER_DECODE, DatasetConfig, estimate, make_plan
+from cxr_records.planning import SECONDS_PER_DECODE, estimate, make_plan
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
 

@@ -13,7 +13,7 @@ from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.metadata import Metadata
 from cxr_records.pipelines.engines import Engine, Job, run
-from cxr_records.plan import SECONDS_PER_DECODE
+from cxr_records.planning import SECONDS_PER_DECODE
 from cxr_records.progress import say
 from cxr_records.sources import Entry, SourceReader, SourceReadError
 from cxr_records.store import (

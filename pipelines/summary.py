@@ -9,7 +9,7 @@ import click
 from cxr_records import sampling
 from cxr_records.pipelines.build import BuildRequest, BuildResult
 from cxr_records.pipelines.decode import FoundImages
-from cxr_records.plan import Plan
+from cxr_records.planning import Plan
 from cxr_records.progress import say
 
 
@@ -37,7 +37,7 @@ def plan_json(planned: Plan, size: dict[str, float], found: FoundImages | None) 
 
 def build_json(result: BuildResult, out: str) -> dict:
     """Returns what `build --json` prints; other tools rely on its keys."""
-    manifest = result.manifest
+    manifest = result.manifest.to_json()
     return {
         "dataset": out,
         "id": manifest["id"],
@@ -166,7 +166,7 @@ def tell_build(result: BuildResult, out: str) -> None:
     )
     if result.written < len(result.plan.shards):
         click.echo("the other shards were there already; only verify reads them again")
-    click.echo(f"{out}: complete, id {result.manifest['id']}")
+    click.echo(f"{out}: complete, id {result.manifest.id}")
     click.echo(f"check it: cxr-records verify {out} --deep")
 
 

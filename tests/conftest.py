@@ -1,5 +1,6 @@
 """What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -8,16 +9,18 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cxr_records import storage
+from cxr_records.config import DatasetConfig
 from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths, make_lookalike
+from cxr_records.manifest import checksum, manifest_bytes
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.build import BuildRequest, BuildResult, build_dataset
 from cxr_records.pipelines.engines import Engine
-from cxr_records.plan import DatasetConfig
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
@@ -27,6 +30,20 @@ CREDENTIALS = {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+
+
+def manifest_json(dataset: Path | str) -> dict[str, Any]:
+    """What a local dataset's manifest.json holds, as it is."""
+    return json.loads((Path(dataset) / "manifest.json").read_text())
+
+
+def write_manifest(dataset: Path, content: dict[str, Any]) -> None:
+    """Writes a changed manifest with the id and the checksum that its content has."""
+    beside = ("id", "findings", "files", "checksum")
+    identity = {key: value for key, value in content.items() if key not in beside}
+    content = {**content, "id": checksum(identity)[:32]}
+    content.pop("checksum", None)
+    (dataset / "manifest.json").write_bytes(manifest_bytes({**content, "checksum": checksum(content)}))
 
 
 def free_port() -> int:

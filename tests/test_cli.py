@@ -427,7 +427,7 @@ def test_a_fault_of_ours_is_one_line_and_debug_shows_where(capsys, monkeypatch, 
     def fail(dataset, deep):
         raise KeyError("surprise")
 
-    monkeypatch.setattr("cxr_records.verify.check_dataset", fail)
+    monkeypatch.setattr("cxr_records.verification.check_dataset", fail)
     error = refused(capsys, 1, "verify", tmp_path)
     assert error == "Error: KeyError: 'surprise' (a fault of ours; --debug shows where)"
     assert "Traceback" in run(capsys, "verify", tmp_path, "--debug")[2]

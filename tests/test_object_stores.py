@@ -71,7 +71,7 @@ def test_worker_processes_write_to_a_bucket_too(remote_build, bucket, dataset, m
 
 def test_a_build_that_was_broken_off_goes_on_and_decodes_nothing_again(remote_build, bucket, dataset):
     first = remote_build(f"{bucket}/cxr14")
-    shard = read_manifest(f"{bucket}/cxr14")["splits"]["train"]["shards"][0]["file"]
+    shard = read_manifest(f"{bucket}/cxr14").splits["train"].shards[0].file
     for name in ("manifest.json", shard, f".build/{shard}.json"):
         storage.remove(f"{bucket}/cxr14/{name}")
     units = storage.list_names(f"{bucket}/store")
@@ -80,7 +80,7 @@ def test_a_build_that_was_broken_off_goes_on_and_decodes_nothing_again(remote_bu
 
     assert files_of(f"{bucket}/cxr14") == files_of(str(dataset))
     assert storage.list_names(f"{bucket}/store") == units
-    assert again.manifest["id"] == first.manifest["id"]
+    assert again.manifest.id == first.manifest.id
 
 
 def test_a_folder_that_holds_something_else_is_refused(remote_build, bucket):

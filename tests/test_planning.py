@@ -13,7 +13,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING, parse_findings
 from cxr_records.images import ImageFormat
 from cxr_records.metadata import Metadata
-from cxr_records.plan import EXAMPLE_BYTES, DatasetConfig, Plan, estimate, make_plan, write_plan
+from cxr_records.planning import EXAMPLE_BYTES, DatasetConfig, Plan, estimate, make_plan, write_plan
 from cxr_records.sampling import CopyRule
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import SplitOptions, Splits, make_splits

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,22 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_records import storage
-from cxr_records.errors import CxrError, UsageError
+from cxr_records.config import DatasetConfig
+from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES
 from cxr_records.findings import NO_FINDING
 from cxr_records.images import ImageFormat
+from cxr_records.layout import BUILD_FOLDER, shard_name
 from cxr_records.metadata import Metadata
-from cxr_records.sampling import CopyRule, Imbalance, imbalance, records_per_image
+from cxr_records.sampling import Imbalance, imbalance, records_per_image
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import SPLITS, TRAIN, Splits
 from cxr_records.store import OK, REJECTED
-from cxr_records.tasks import Selection, Task
+from cxr_records.tasks import Selection
 from cxr_records.tfrecord import OVERHEAD_BYTES
 
-BUILD_FOLDER = ".build"  # in a dataset: its plan, and a sidecar for each finished shard
 RECORD_VERSION = 1  # raised whenever the same plan would give other bytes
-SHARD_MB = (1, 4096)
-SHARD_NAME = re.compile(r"cxr14-(train|validation|test)\.tfrecord-\d{5,}-of-\d{5,}")
 # Readers shuffle whole shards against each other, so a split is cut into 16 even where its bytes ask for
 # fewer; a small split into one for every 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64
@@ -37,45 +35,6 @@ BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.43, "jpeg": 0.25}
 # Of one core of a 2023 server, as benchmarks/bench_build.py measures them, fsync included: a 1024x1024 PNG
 # decoded and resized, a record copied, a copy augmented.
 SECONDS_PER_DECODE, SECONDS_PER_RECORD, SECONDS_PER_COPY = 14e-3, 0.2e-3, 1.0e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetConfig:
-    """What decides the bytes of a dataset, beside its images, table and splits.
-
-    Attributes:
-        task: what the label of a record is.
-        image_format: size, codec and resampling filter.
-        copies: how images of rare classes are repeated.
-        flip: whether horizontal flip is among the augmentations.
-        seed: of record order, copies and their parameters.
-        shard_mb: bytes that a shard aims at, in MiB.
-    """
-
-    task: Task
-    image_format: ImageFormat = dataclasses.field(default_factory=ImageFormat)
-    copies: CopyRule = dataclasses.field(default_factory=CopyRule)
-    flip: bool = False
-    seed: int = 0
-    shard_mb: int = 64
-
-    def __post_init__(self):
-        low, high = SHARD_MB
-        if not low <= self.shard_mb <= high:
-            raise UsageError(f"`shard_mb={self.shard_mb}`: expected {low} to {high}")
-        self.copies.check_names(self.task.class_names)
-
-    def to_json(self) -> dict:
-        """Returns the config as the manifest holds it."""
-        return {
-            "task": self.task.name,
-            "with_no_finding": self.task.with_no_finding,
-            **dataclasses.asdict(self.image_format),
-            "copies": {**dataclasses.asdict(self.copies), "of": list(self.copies.of)},
-            "flip": self.flip,
-            "seed": self.seed,
-            "shard_mb": self.shard_mb,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,8 +335,7 @@ def _cut_shards(
     count = min(num_records, max(by_size, by_shuffle))
     for shard in range(count):
         low, high = shard * num_records // count, (shard + 1) * num_records // count
-        name = f"cxr14-{split}.tfrecord-{shard:05d}-of-{count:05d}"
-        yield PlannedShard(name, split, start + low, high - low)
+        yield PlannedShard(shard_name(split, shard, count), split, start + low, high - low)
 
 
 def _record_bytes(image_format: ImageFormat, images: pd.DataFrame | None) -> float:
