@@ -95,10 +95,9 @@ def test_wrong_arguments_are_named(arguments, said):
 def test_an_unknown_runner_is_told_those_that_beam_knows():
     with pytest.raises(UsageError) as caught:
         engine_named("Flink")
-    assert str(caught.value) == (
-        "`runner=Flink`: expected one of DaskRunner, DataflowRunner, DirectRunner, FlinkRunner, FnApiRunner, "
-        "InteractiveRunner, PortableRunner, PrismRunner, SparkRunner, TestDataflowRunner, TestDirectRunner"
-    )
+    said, _, names = str(caught.value).partition(": expected one of ")
+    assert said == "`runner=Flink`"
+    assert {"DaskRunner", "FlinkRunner", "FnApiRunner", "PrismRunner"} <= set(names.split(", "))
 
 
 def test_beams_log_is_off_the_screen_and_that_of_others_stays(caplog):
