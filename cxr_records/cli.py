@@ -158,7 +158,7 @@ def run(arguments: list[str]) -> int:
             return _say(f"Error: {in_options(str(error), _command_of(arguments))}", error.exit_code)
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
-            return _say(f"Error: {error.name} is not installed; pip install 'cxr_records[{extra}]'", 1)
+            return _say(f"Error: {error.name} is not installed; pip install '.[{extra}]' in a clone", 1)
         if isinstance(error, OSError) and error.strerror:
             return _say(f"Error: {error.filename or 'the system says'}: {error.strerror}", 1)
         text = " ".join(str(error).split())

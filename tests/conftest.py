@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from cxr_records import storage
@@ -26,6 +27,15 @@ from cxr_records.pipelines.request import BuildRequest
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
+
+# Tests depend neither on the machine's speed nor on chance: the same examples each time.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "key",

@@ -449,7 +449,7 @@ def test_demo_ends_with_where_to_look(capsys, tmp_path):
         ("found `with_no_finding=True` with `task=binary:No Finding`",
          "found --with-no-finding with --task binary:No Finding"),
         ("`out=` is empty", "--out  is empty"),
-        ("`dataset=x` and `preset` are of another command", "`dataset=x` and `preset` are of another command"),
+        ("`dataset=x` is another command's", "`dataset=x` is another command's"),
         ("`no such` `thing", "`no such` `thing"),
     ],
 )  # fmt: skip
