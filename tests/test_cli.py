@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import files_of
 from PIL import Image
 
 from cxr_records import cli
@@ -43,11 +44,6 @@ def run(capsys, *words) -> tuple[int, str, str]:
     code = cli.run([str(word) for word in words])
     out, err = capsys.readouterr()
     return code, out, err
-
-
-def files_of(dataset: Path) -> dict[str, bytes]:
-    """Everything in a dataset but what it keeps for resuming."""
-    return {path.name: path.read_bytes() for path in sorted(dataset.iterdir()) if path.is_file()}
 
 
 def refused(capsys, code: int, *words) -> str:
