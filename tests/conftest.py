@@ -17,11 +17,13 @@ import pytest
 from cxr_records import storage
 from cxr_records.config import DatasetConfig
 from cxr_records.images import ImageFormat
+from cxr_records.layout import BUILD_FOLDER
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.manifest import checksum, manifest_bytes
 from cxr_records.metadata import Metadata, read_metadata
-from cxr_records.pipelines.build import BuildRequest, BuildResult, build_dataset
-from cxr_records.pipelines.engines import Engine
+from cxr_records.pipelines.build import BuildResult, build_dataset
+from cxr_records.pipelines.engines import engine_named
+from cxr_records.pipelines.request import BuildRequest
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
@@ -61,6 +63,12 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def files_of(dataset: Path | str) -> dict[str, bytes]:
+    """Everything in a dataset, on disk or at a URL, but what it keeps for resuming."""
+    names = [name for name in storage.list_names(str(dataset)) if name != BUILD_FOLDER]
+    return {name: storage.read_bytes(storage.join(str(dataset), name)) for name in names}
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +127,7 @@ def build(lookalike: LookalikePaths, tmp_path_factory: pytest.TempPathFactory) -
             "config": config,
             "split_options": split_options,
             "store": str(stores / codec),
-            "engine": Engine(workers=1),
+            "engine": engine_named(workers=1),
         }
         return build_dataset(BuildRequest(**{**request, **changes}))
 

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import files_of
 from PIL import Image
 
 from cxr_records import cli
@@ -43,11 +44,6 @@ def run(capsys, *words) -> tuple[int, str, str]:
     code = cli.run([str(word) for word in words])
     out, err = capsys.readouterr()
     return code, out, err
-
-
-def files_of(dataset: Path) -> dict[str, bytes]:
-    """Everything in a dataset but what it keeps for resuming."""
-    return {path.name: path.read_bytes() for path in sorted(dataset.iterdir()) if path.is_file()}
 
 
 def refused(capsys, code: int, *words) -> str:
@@ -267,7 +263,7 @@ def test_a_damaged_shard_is_found_named_and_mended_by_the_same_build(capsys, arg
         (["--max-rejected", "2"], 2, "--max-rejected 2.0: expected a share from 0 to 1"),
         (["--validation-fraction", "1"], 2, "found --validation-fraction 1.0"),
         (["--task", "binary:Hernai"], 2, "did you mean Hernia?"),
-        (["--task", "regression"], 2, "found --task 'regression'; expected one of the forms"),
+        (["--task", "regression"], 2, "found --task regression; expected one of the forms"),
         (["--with-no-finding"], 2, "--with-no-finding"),
         (["--copies-of", "Pnuemonia"], 2, "did you mean Pneumonia?"),
         (["--copies-target", "1"], 2, "--copies-target"),
@@ -453,7 +449,7 @@ def test_demo_ends_with_where_to_look(capsys, tmp_path):
         ("found `with_no_finding=True` with `task=binary:No Finding`",
          "found --with-no-finding with --task binary:No Finding"),
         ("`out=` is empty", "--out  is empty"),
-        ("`dataset=x` and `preset` are of another command", "`dataset=x` and `preset` are of another command"),
+        ("`dataset=x` is another command's", "`dataset=x` is another command's"),
         ("`no such` `thing", "`no such` `thing"),
     ],
 )  # fmt: skip
