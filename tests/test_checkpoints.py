@@ -31,9 +31,8 @@ def test_weights_optimizer_seeds_and_running_loss_come_back_bit_for_bit(tmp_path
     path = str(tmp_path / "last.npz")
     trained, fresh = make_model(), make_model()
     trained.fit(X[0], Y, epochs=1, verbose=0)
-    checkpoints.save(
-        path, trained, TrainingProgress(epoch=1, best=0.75, best_epoch=1, history=[{"loss": 0.5}])
-    )
+    progress = TrainingProgress(epoch=1, best=0.75, best_epoch=1, history=[{"loss": 0.5}])
+    checkpoints.save(path, trained, progress)
 
     saved = checkpoints.load(path)
     assert any((a != b).any() for a, b in zip(state(trained), state(fresh), strict=True))
