@@ -266,7 +266,7 @@ def evaluate_table(
         UsageError, CxrError: a file is missing or is not what it should be; see the functions named.
     """
     table, images = read_score_table(predictions), read_metadata(metadata)
-    only = read_list(test_list, "--test-list") if test_list else None
+    only = read_list(test_list, "test_list") if test_list else None
     scored = match(table, images, parse_task(task), "test list" if only else "all scored images", only)
     identity = {
         "name": predictions.rsplit("/", 1)[-1],
