@@ -44,7 +44,7 @@ def measure(path: str, count: int) -> dict[str, float]:
     from cxr_records.images import ImageFormat
     from cxr_records.metadata import read_metadata
     from cxr_records.pipelines.beam_job import Apply
-    from cxr_records.plan import DatasetConfig, make_plan, write_plan
+    from cxr_records.planning import DatasetConfig, make_plan, write_plan
     from cxr_records.shards import write_shard
     from cxr_records.sources import Entry
     from cxr_records.splits import SplitOptions, make_splits

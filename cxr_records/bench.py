@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 
 import click
 
@@ -42,15 +43,16 @@ def bench(
       cxr-records bench cxr14 --batch-size 64 --step-ms 21     a GPU that eats 3,000 images/s
     """
     load_tensorflow()
-    from cxr_records.manifest import read_manifest
-    from cxr_records.reader import load_split, shard_errors
+    from cxr_records.dataset import open_dataset
+    from cxr_records.reader import shard_errors
 
-    codec = read_manifest(dataset)["config"]["codec"]
-    batches = iter(load_split(dataset, split, batch_size, task=task, shuffle=True))
+    opened = open_dataset(dataset).as_task(task)
+    codec = opened.image_format.codec
+    batches = iter(opened.load(split, batch_size, shuffle=True))
     with shard_errors():
         images, waited, passed = _read(batches, WARM_UP_SECONDS, step_ms / 1000, batch_size)
         images, waited, passed = _read(batches, seconds, step_ms / 1000, batch_size)
-    found = {
+    figures = {
         "images_per_second": round(images / passed, 1),
         "batch_size": batch_size,
         "codec": codec,
@@ -58,16 +60,18 @@ def bench(
         "input_wait_share": round(waited / passed, 4),
     }
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(figures))
         return
     click.echo(
-        f"{found['images_per_second']:,.0f} images/s in batches of {batch_size}, codec {codec}; "
-        f"the trainer waited {found['input_wait_share']:.1%} of the time"
+        f"{figures['images_per_second']:,.0f} images/s in batches of {batch_size}, codec {codec}; "
+        f"the trainer waited {figures['input_wait_share']:.1%} of the time"
         + (f" with steps of {step_ms:g} ms" if step_ms else " (it did nothing else)")
     )
 
 
-def _read(batches, seconds: float, step: float, batch_size: int) -> tuple[int, float, float]:
+def _read(
+    batches: Iterator[object], seconds: float, step: float, batch_size: int
+) -> tuple[int, float, float]:
     """Returns (images, seconds waited, seconds passed) of reading for some time."""
     images, waited = 0, 0.0
     began = now = time.perf_counter()

@@ -2,18 +2,17 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from cxr_records.augment import Params, apply, augmentation_for
+from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError
 from cxr_records.findings import format_findings
-from cxr_records.images import ImageFormat
-from cxr_records.manifest import read_examples, read_manifest, read_records_table
 from cxr_records.splits import TRAIN
-from cxr_records.tasks import parse_task
 
 # In pixels of the sheet.
 THUMBNAIL = 200
@@ -62,45 +61,43 @@ def contact_sheet(rows: Sequence[Row]) -> Image.Image:
     return sheet
 
 
-def sheet_of_dataset(dataset: str, num_images: int = 6) -> Image.Image:
+def sheet_of_dataset(dataset: Dataset | str, num_images: int = 6) -> Image.Image:
     """Draws training images of the rarest classes of a finished dataset, each with its ten copies.
 
     The copies are drawn as the build draws them, whether or not it made that many of an image.
 
     Args:
-        dataset: folder or URL.
+        dataset: an open dataset, or the folder or URL of a finished one.
         num_images: how many images; one of each of the rarest classes.
 
     Raises:
         CxrError: there is no finished dataset, or it has no training split.
     """
-    config = read_manifest(dataset)["config"]
-    image_format = ImageFormat(config["size"], config["codec"], config["resample"])
+    dataset = open_dataset(dataset)
+    config = dataset.manifest.config
     rows = []
     for values in _rare_examples(dataset, num_images):
         image_id = values["image_id"][0].decode()
-        original = image_format.decode(values["image"][0])
-        drawn = [augmentation_for(config["seed"], image_id, copy, config["flip"]) for copy in range(1, 11)]
+        original = config.image_format.decode(values["image"][0])
+        drawn = [augmentation_for(config.seed, image_id, copy, config.flip) for copy in range(1, 11)]
         copies = [(augmentation, apply(original, augmentation)) for augmentation in drawn]
-        findings = np.array(values["findings"], np.uint8)
-        rows.append((f"{format_findings(findings)}\n{image_id}", original, copies))
+        title = f"{format_findings(values['findings'], dataset.findings)}\n{image_id}"
+        rows.append((title, original, copies))
     return contact_sheet(rows)
 
 
-def _rare_examples(dataset: str, num_images: int) -> list[dict]:
+def _rare_examples(dataset: Dataset, num_images: int) -> list[dict[str, list[Any]]]:
     """Decoded records of originals in train: for each of the rarest classes, the first that holds it."""
-    manifest = read_manifest(dataset)
-    table = read_records_table(dataset)
-    originals = table.filter(pc.and_(pc.equal(table["split"], TRAIN), pc.equal(table["copy"], 0)))
+    table = dataset.records
+    originals = table.filter((pc.field("split") == TRAIN) & (pc.field("copy") == 0))
     if not len(originals):
-        raise CxrError(f"{dataset} has no training images to show")
-    task = parse_task(manifest["config"]["task"], manifest["config"]["with_no_finding"])
-    classes = task.class_rows(np.array(originals["label"].to_pylist()))
+        raise CxrError(f"{dataset.path} has no training images to show")
+    classes = dataset.manifest.config.task.class_rows(np.array(originals["label"].to_pylist()))
     chosen: list[int] = []
     for place in np.argsort(classes.sum(axis=0), kind="stable"):
         holding = [row for row in np.flatnonzero(classes[:, place]).tolist() if row not in chosen]
         chosen += holding[:1]
-    return read_examples(dataset, originals.take(chosen[:num_images]))
+    return dataset.examples(originals.take(chosen[:num_images]))
 
 
 def caption(augmentation: Params) -> tuple[str, str]:

@@ -10,8 +10,8 @@ import click
 
 from cxr_records import contact_sheet, lookalike
 from cxr_records.cli import cli
+from cxr_records.dataset import open_dataset
 from cxr_records.errors import UsageError
-from cxr_records.manifest import read_manifest
 
 SHEET = "contact_sheet.png"
 SHEET_IMAGES = 6
@@ -66,7 +66,7 @@ def demo(
     _run("build", *inputs, "--out", binary, "--task", "binary")
     sheet = folder / SHEET
     contact_sheet.sheet_of_dataset(dataset, SHEET_IMAGES).save(sheet)
-    run = folder / f"run-{read_manifest(dataset)['id'][:8]}"  # another dataset gets another run
+    run = folder / f"run-{open_dataset(dataset).id[:8]}"  # another dataset gets another run
     trains = importlib.util.find_spec("tensorflow") is not None
     if trains:
         click.echo("\nThe small model, which a CPU can train.")
@@ -85,7 +85,7 @@ def demo(
 
 def _settings(dataset: str, epochs: int) -> list[str]:
     """For a training run that a set of any size allows."""
-    records = read_manifest(dataset)["splits"]["train"]["records"]
+    records = open_dataset(dataset).splits["train"].records
     smaller = ["--set", f"batch_size={max(1, records // 2)}"] if records < 128 else []
     return ["--set", f"epochs={epochs}", *smaller]
 

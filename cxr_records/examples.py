@@ -7,12 +7,11 @@ Serialization is deterministic: features follow each other in the order of their
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
-
-from cxr_records.findings import FINDINGS
 
 Value = bytes | str | int | Sequence[int] | np.ndarray
 
@@ -24,7 +23,7 @@ class Feature:
     Attributes:
         name: its key in the Example.
         kind: "bytes", "text" (UTF-8 in a bytes list) or "int64".
-        shape: () for one value, (14,) for one per finding.
+        shape: () for one value, `PER_FINDING` for one for each finding of the set.
         meaning: one line for people.
     """
 
@@ -39,11 +38,13 @@ class Feature:
         return int(np.prod(self.shape, dtype=int))
 
 
-# `label` is a single number in binary and multiclass records; record_features() sets its shape.
+PER_FINDING = (-1,)
+
+# `label` is a single number in binary and multiclass records; record_features() sets the shapes.
 FEATURES = (
     Feature("image", "bytes", (), "raw uint8 pixels row by row, or PNG, or JPEG: the dataset's codec"),
-    Feature("label", "int64", (len(FINDINGS),), "0/1, class index, or 14 zeros and ones: the task's label"),
-    Feature("findings", "int64", (len(FINDINGS),), "all 14 findings as zeros and ones, whatever the task"),
+    Feature("label", "int64", PER_FINDING, "0/1, class index, or 14 zeros and ones: the task's label"),
+    Feature("findings", "int64", PER_FINDING, "all 14 findings as zeros and ones, whatever the task"),
     Feature("image_id", "text", (), "file name in the NIH table, such as 00000001_000.png"),
     Feature("patient_id", "int64", (), "number of the patient; a patient is in one split only"),
     Feature("view", "text", (), "PA or AP; empty where unknown"),
@@ -54,9 +55,15 @@ FEATURES = (
 )
 
 
-def record_features(label_shape: tuple[int, ...]) -> tuple[Feature, ...]:
-    """Returns the table for a task whose label has this shape."""
-    return tuple(dataclasses.replace(f, shape=label_shape) if f.name == "label" else f for f in FEATURES)
+def record_features(label_shape: tuple[int, ...], num_findings: int) -> tuple[Feature, ...]:
+    """Returns the table with the shapes of a dataset.
+
+    Args:
+        label_shape: of its task's labels.
+        num_findings: of its set of images.
+    """
+    shapes = {"label": label_shape, "findings": (num_findings,)}
+    return tuple(dataclasses.replace(f, shape=shapes.get(f.name, f.shape)) for f in FEATURES)
 
 
 def encode_example(values: Mapping[str, Value]) -> bytes:
@@ -75,6 +82,8 @@ def example_parts(values: Mapping[str, Value]) -> tuple[bytes, bytes, bytes]:
     of bytes is a tag, a length and the bytes; map entries follow each other in the order of their keys.
     """
     image = values["image"]
+    if not isinstance(image, bytes):
+        raise TypeError(f"image is {type(image).__name__}, expected bytes")
     before = _features({name: value for name, value in values.items() if name < "image"})
     after = _features({name: value for name, value in values.items() if name > "image"})
     # features.feature["image"].bytes_list.value: four messages, one in the other, around the bytes.
@@ -87,8 +96,8 @@ def example_parts(values: Mapping[str, Value]) -> tuple[bytes, bytes, bytes]:
     return _field(1, len(head) + len(image) + len(tail)) + head, image, tail
 
 
-def _features(values: Mapping[str, Value]):
-    features = _Features()
+def _features(values: Mapping[str, Value]) -> Any:  # a message made at run time has no type
+    features: Any = _Features()
     for name, value in values.items():
         feature = features.feature[name]
         if isinstance(value, bytes):
@@ -117,8 +126,8 @@ def _field(number: int, length: int) -> bytes:
 _KEY_IMAGE = _field(1, len("image")) + b"image"
 
 
-def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
-    """Parses a serialized Example into a list of values for each feature.
+def decode_example(data: bytes) -> dict[str, list[Any]]:
+    """Parses a serialized Example into a list of values for each feature: bytes or ints in ours.
 
     Raises:
         ValueError: the bytes are no Example.
@@ -157,14 +166,22 @@ def record_problems(
     return problems
 
 
-def _declare_messages():
+def _declare_messages() -> tuple[Any, Any]:
     """Declares tf.train.Example and tf.train.Features (tensorflow/core/example/*.proto)."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="cxr_records/example.proto", package="cxr_records", syntax="proto3"
     )
 
-    def add(message, name, number, kind, type_name=None, label=field.LABEL_OPTIONAL, oneof=None):
+    def add(
+        message: descriptor_pb2.DescriptorProto,
+        name: str,
+        number: int,
+        kind: "descriptor_pb2.FieldDescriptorProto.Type.ValueType",
+        type_name: str | None = None,
+        label: "descriptor_pb2.FieldDescriptorProto.Label.ValueType" = field.LABEL_OPTIONAL,
+        oneof: int | None = None,
+    ) -> None:
         made = message.field.add(name=name, number=number, type=kind, label=label)
         if type_name:
             made.type_name = f".cxr_records.{type_name}"
@@ -192,10 +209,11 @@ def _declare_messages():
 
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    names = ("Example", "Features")
-    return (
-        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"cxr_records.{name}")) for name in names
+    example, features_class = (
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"cxr_records.{name}"))
+        for name in ("Example", "Features")
     )
+    return example, features_class
 
 
 _Example, _Features = _declare_messages()

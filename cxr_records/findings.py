@@ -5,7 +5,7 @@ not called healthy, because experts see a finding in 36% of such images (Majkows
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,17 +39,6 @@ def nearest(name: str, known: Sequence[str] = _KNOWN) -> str:
     return f" (did you mean {lowered[match[0]]}?)" if match else ""
 
 
-def finding_index(name: str) -> int:
-    """Returns the place of a finding in `FINDINGS`.
-
-    Raises:
-        ValueError: the name is none of the 14; the message suggests the nearest one.
-    """
-    if name not in _PLACE:
-        raise ValueError(f"unknown finding {name!r}{nearest(name, FINDINGS)}; known: {', '.join(FINDINGS)}")
-    return _PLACE[name]
-
-
 def parse_findings(text: str) -> np.ndarray:
     """Turns a label string such as "Mass|Nodule" or "No Finding" into uint8 [14], in any token order.
 
@@ -70,6 +59,6 @@ def parse_findings(text: str) -> np.ndarray:
     return vector
 
 
-def format_findings(vector: np.ndarray) -> str:
-    """Turns a row of 14 zeros and ones into the label string, in the order of `FINDINGS`."""
-    return "|".join(name for name, present in zip(FINDINGS, vector, strict=True) if present) or NO_FINDING
+def format_findings(vector: Iterable[int], findings: Sequence[str] = FINDINGS) -> str:
+    """Turns a row of zeros and ones into the label string, in the order of `findings`."""
+    return "|".join(name for name, present in zip(findings, vector, strict=True) if present) or NO_FINDING

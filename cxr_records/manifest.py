@@ -1,38 +1,25 @@
-"""What a finished dataset says of itself: manifest, table of records, rejected images, TFDS metadata.
+"""What a finished dataset says of itself, as it is read and written: manifest.json.
 
 The manifest is written last, so its presence says that everything else is whole. It holds a digest of
 every other file, and of itself.
 """
 
-import csv
+import functools
 import hashlib
-import io
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from cxr_records import storage
-from cxr_records.errors import CxrError, UsageError
-from cxr_records.examples import Feature, decode_example, record_features
-from cxr_records.plan import BUILD_FOLDER, SHARD_NAME, Plan, ShardSpec
-from cxr_records.shards import ShardInfo, augmentation_text
-from cxr_records.splits import TRAIN
-from cxr_records.tfrecord import read_records
+from cxr_records.config import DatasetConfig
+from cxr_records.errors import CxrError
+from cxr_records.findings import FINDINGS
+from cxr_records.layout import BUILD_FOLDER, MANIFEST_FILE
 
 FORMAT = "cxr_records dataset"
 FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
-RECORDS_FILE = "records.parquet"
-REJECTED_FILE = "rejected.csv"
-LABELS_FILE = "label.labels.txt"  # where TFDS looks for class names; multilabel datasets have none
-LOCK_FILE = "lock"
-TFDS_NAME, TFDS_VERSION = "cxr14", "1.0.0"
 
 
 class ManifestError(CxrError):
@@ -43,8 +30,206 @@ class DamagedManifestError(ManifestError):
     """The manifest is there, and not byte for byte what was written."""
 
 
-def read_manifest(dataset: str) -> dict:
+@dataclass(frozen=True)
+class FileEntry:
+    """A file beside the shards: its name, size in bytes, and sha256 in hexadecimal."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard: its name, number of records, size in bytes, and sha256 in hexadecimal."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What a split has: records, of which `images` are originals and `copies` are not, and its shards."""
+
+    records: int
+    images: int
+    copies: int
+    patients: int
+    shards: tuple[ShardEntry, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How many images, and records with their copies, are of a class."""
+
+    images: int
+    records: int
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """A ratio before and after copies; None where it is undefined."""
+
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class, in all splits and in each.
+
+    Attributes:
+        images: of all splits.
+        records: of all splits.
+        splits: by name of the split.
+        irlbl: of the training split, as `sampling.ClassBalance`; None for No Finding where it is no class.
+        dragged: as `sampling.ClassBalance`; None where `irlbl` is.
+    """
+
+    images: int
+    records: int
+    splits: Mapping[str, ClassCount]
+    irlbl: BeforeAfter | None = None
+    dragged: float | None = None
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """The table of images that the dataset was made from: its dialect, rows, and digest of what it says."""
+
+    dialect: str
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitOrigin:
+    """Where the splits come from: in words, whether they are NIH's own, and digests of the lists given."""
+
+    text: str
+    official: bool
+    list_sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Mean and standard deviation of the original training images, in grey levels 0 to 255.
+
+    None without a training split.
+    """
+
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished dataset says of itself.
+
+    Attributes:
+        config: what was asked for.
+        class_names: of the task.
+        table: the table of images.
+        split_origin: where the splits come from.
+        pixels: grey levels of the training images.
+        splits: by name, in the order train, validation, test.
+        classes: by name; for multilabel also No Finding.
+        mean_ir: MeanIR of the training split.
+        max_ir: its largest IRLbl.
+        left_out: images that are in no record, by reason.
+        findings: names of the findings, in the order of a record's `findings`.
+        files: those beside the shards.
+    """
+
+    config: DatasetConfig
+    class_names: tuple[str, ...]
+    table: TableInfo
+    split_origin: SplitOrigin
+    pixels: PixelStatistics
+    splits: Mapping[str, SplitInfo]
+    classes: Mapping[str, ClassInfo]
+    mean_ir: BeforeAfter
+    max_ir: BeforeAfter
+    left_out: Mapping[str, int]
+    findings: tuple[str, ...] = FINDINGS
+    files: tuple[FileEntry, ...] = ()
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Names what the dataset holds: 32 hexadecimal digits.
+
+        The files beside the shards only describe it, and a Parquet file also tells which library wrote it:
+        they are under the checksum alone.
+        """
+        return checksum(self._content())[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what manifest.json holds."""
+        content = {
+            **self._content(),
+            "id": self.id,
+            "findings": list(self.findings),
+            "files": [asdict(entry) for entry in self.files],
+        }
+        return {**content, "checksum": checksum(content)}
+
+    def _content(self) -> dict[str, Any]:
+        """What the id is of."""
+        splits = {name: asdict(split) for name, split in self.splits.items()}
+        for split in splits.values():
+            split["shards"] = list(split["shards"])
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_json(),
+            "class_names": list(self.class_names),
+            "table": asdict(self.table),
+            "split_origin": {**asdict(self.split_origin), "list_sha256": dict(self.split_origin.list_sha256)},
+            "pixels": asdict(self.pixels),
+            "splits": splits,
+            "classes": {name: _class_json(info) for name, info in self.classes.items()},
+            "mean_ir": asdict(self.mean_ir),
+            "max_ir": asdict(self.max_ir),
+            "left_out": dict(self.left_out),
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Manifest":
+        """Returns the manifest that `to_json` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it is none.
+        """
+        findings = tuple(content.get("findings", FINDINGS))
+        return Manifest(
+            config=DatasetConfig.from_json(content["config"], findings),
+            class_names=tuple(content["class_names"]),
+            table=TableInfo(**content["table"]),
+            split_origin=SplitOrigin(**content["split_origin"]),
+            pixels=PixelStatistics(**content["pixels"]),
+            splits={
+                name: SplitInfo(
+                    **{**split, "shards": tuple(ShardEntry(**shard) for shard in split["shards"])}
+                )
+                for name, split in content["splits"].items()
+            },
+            classes={name: _class_info(info) for name, info in content["classes"].items()},
+            mean_ir=BeforeAfter(**content["mean_ir"]),
+            max_ir=BeforeAfter(**content["max_ir"]),
+            left_out=content["left_out"],
+            findings=findings,
+            files=tuple(FileEntry(**entry) for entry in content["files"]),
+        )
+
+
+def read_manifest(dataset: str) -> Manifest:
     """Reads a dataset's manifest and checks it against its own digests.
+
+    Args:
+        dataset: folder or URL.
 
     Raises:
         ManifestError: there is none, or any byte of it is not as it was written.
@@ -59,295 +244,57 @@ def read_manifest(dataset: str) -> dict:
             raise ManifestError(f"{dataset}: the build is not finished; run the same build command again")
         raise ManifestError(f"{dataset}: no {MANIFEST_FILE}, so no dataset of ours; build one there first")
     data = storage.read_bytes(path)
-    damaged = f"{path} is damaged: its bytes are not those that were written; run the build command again"
-    try:
-        manifest = json.loads(data)
-        content = {key: value for key, value in manifest.items() if key != "checksum"}
-        known = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        if manifest["checksum"] != _checksum(content) or data != manifest_bytes(manifest):
-            raise DamagedManifestError(damaged)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DamagedManifestError(damaged) from None
-    if any(manifest.get(key) != value for key, value in known.items()):
-        found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"
-        raise ManifestError(f"{path}: {found}, expected {FORMAT!r} version {FORMAT_VERSION}")
-    return manifest
-
-
-def read_records_table(dataset: str) -> pa.Table:
-    """Reads the table of records: one row per record, in the order of the shards."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(dataset, RECORDS_FILE))))
-
-
-def read_examples(dataset: str, rows: pa.Table) -> list[dict]:
-    """Reads the records of rows of the table of records, each by itself; as `decode_example` gives them."""
-    found = []
-    for row in rows.select(["shard", "offset"]).to_pylist():
-        with storage.open_read(storage.join(dataset, row["shard"])) as file:
-            file.seek(row["offset"])
-            found.append(decode_example(next(read_records(file))[1]))
-    return found
-
-
-def manifest_bytes(manifest: Mapping) -> bytes:
-    """Returns the one way in which a manifest is written."""
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def check_folder(dataset: str) -> None:
-    """Refuses a folder that holds anything but a dataset of ours, finished or not.
-
-    Raises:
-        UsageError: with the first strange name found.
-    """
-    if os.path.isfile(dataset):
-        raise UsageError(f"--out {dataset} is a file, expected a folder; name another")
-    names = storage.list_names(dataset)
-    if not names:
-        return
-    if BUILD_FOLDER in names:
-        # Other tools keep a .build too, and what is in ours is cleared.
-        inside = storage.list_names(storage.join(dataset, BUILD_FOLDER))
-        ours = ("plan-", "cxr14-", LOCK_FILE, REJECTED_FILE)
-        if all(name.removeprefix(".").startswith(ours) for name in inside):  # a dot: temporary
-            return
-        names = [BUILD_FOLDER]
-    if MANIFEST_FILE in names:
-        try:
-            read_manifest(dataset)
-            return
-        except ManifestError:
-            pass
-    raise UsageError(
-        f"--out {dataset} is not empty and no dataset of ours (it holds {names[0]}); name another"
+    damaged = DamagedManifestError(
+        f"{path} is damaged: its bytes are not those that were written; run the build command again"
     )
-
-
-def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[ShardInfo]) -> dict:
-    """Writes everything beside the shards, the manifest last, and returns the manifest.
-
-    Nothing is written where the dataset is already as it must be.
-
-    Args:
-        plan: the plan.
-        specs: of its shards, in order.
-        infos: of the finished shards, in the same order.
-    """
-    dataset = specs[0].dataset
-    features = record_features(plan.config.task.label_shape)
-    files = {
-        RECORDS_FILE: _records_parquet(plan, specs, infos),
-        REJECTED_FILE: rejected_csv(plan.left_out),
-        "features.json": _tfds_features(plan, features),
-        "dataset_info.json": _tfds_info(plan, infos),
-    }
-    if plan.config.task.kind != "multilabel":
-        files[LABELS_FILE] = "".join(f"{name}\n" for name in plan.config.task.class_names).encode()
-    manifest = _manifest(plan, infos, files)
-    written = manifest_bytes(manifest)
-    path = storage.join(dataset, MANIFEST_FILE)
-    if storage.exists(path) and storage.read_bytes(path) == written and _all_there(dataset, files):
+    try:
+        content = json.loads(data)
+        covered = {key: value for key, value in content.items() if key != "checksum"}
+        if content["checksum"] != checksum(covered) or data != manifest_bytes(content):
+            raise damaged
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise damaged from None
+    kind, version = content.get("format"), content.get("format_version")
+    if (kind, version) != (FORMAT, FORMAT_VERSION):
+        remedy = "build the dataset again" if kind == FORMAT else "name a dataset of ours"
+        raise ManifestError(
+            f"{path}: {kind!r} version {version!r}, expected {FORMAT!r} version {FORMAT_VERSION}; {remedy}"
+        )
+    try:
+        manifest = Manifest.from_json(content)
+        if manifest.id != content["id"]:
+            raise ValueError(f"id {content['id']!r}, its content has {manifest.id!r}")
         return manifest
-    storage.remove(path)
-    if LABELS_FILE not in files:
-        storage.remove(storage.join(dataset, LABELS_FILE))  # of an earlier task
-    for name, data in files.items():
-        storage.write_bytes(storage.join(dataset, name), data)
-    storage.write_bytes(path, written)
-    return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, CxrError) as error:
+        trouble = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DamagedManifestError(
+            f"{path} is damaged: it is no manifest ({trouble}); run the build command again"
+        ) from None
 
 
-def clear_stale(dataset: str, specs: Sequence[ShardSpec], will_change: bool) -> None:
-    """Removes what an earlier or killed build left and this plan does not hold.
-
-    Args:
-        dataset: its folder, with the lock held.
-        specs: the shards of the plan.
-        will_change: whether any shard is to be written; then the manifest goes first, so that no reader
-            takes a half-changed dataset for a finished one.
-    """
-    build = storage.join(dataset, BUILD_FOLDER)
-    planned = {spec.file for spec in specs}
-    stale = [
-        name for name in storage.list_names(dataset) if SHARD_NAME.fullmatch(name) and name not in planned
-    ]
-    if will_change or stale:
-        storage.remove(storage.join(dataset, MANIFEST_FILE))
-    for name in stale:
-        storage.remove(storage.join(dataset, name))
-    kept = {f"{name}.json" for name in planned} | {LOCK_FILE, specs[0].plan.rsplit("/", 1)[-1]}
-    for name in storage.list_names(build):
-        if name not in kept:
-            storage.remove(storage.join(build, name))
-    storage.remove_temporary(dataset)
+def manifest_bytes(content: Mapping[str, Any]) -> bytes:
+    """Returns the one way in which a manifest is written."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def rejected_csv(left_out: pd.DataFrame) -> bytes:
-    """Returns the table of images that are in the NIH table and not in the dataset, with the reason."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image_id", "split", "reason", "detail"])
-    columns = (left_out[name].tolist() for name in ("image_id", "split", "reason", "detail"))
-    writer.writerows(zip(*columns, strict=True))
-    return out.getvalue().encode()
-
-
-def _manifest(plan: Plan, infos: Sequence[ShardInfo], files: Mapping[str, bytes]) -> dict:
-    mean, std = _pixel_statistics(plan)
-    balance = plan.balance.to_json()
-    splits = plan.split_counts()
-    for split, counts in splits.items():
-        shards = [
-            {"file": shard.file, "records": info.records, "bytes": info.bytes, "sha256": info.sha256}
-            for shard, info in zip(plan.shards, infos, strict=True)
-            if shard.split == split
-        ]
-        counts["bytes"] = sum(shard["bytes"] for shard in shards)
-        counts["shards"] = shards
-    held = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "config": plan.config.to_json(),
-        "class_names": list(plan.config.task.class_names),
-        "table": {
-            "dialect": plan.metadata.dialect,
-            "images": len(plan.metadata),
-            "sha256": plan.metadata.digest,
-        },
-        "split_origin": {
-            "text": plan.splits.origin,
-            "official": plan.splits.official,
-            "list_sha256": plan.splits.list_digests,
-        },
-        "pixels": {"mean": mean, "std": std},
-        "splits": splits,
-        "classes": plan.class_counts(),
-        "mean_ir": balance["mean_ir"],
-        "max_ir": balance["max_ir"],
-        "left_out": plan.left_out_counts(),
-    }
-    described = [
-        {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    ]
-    # The id is of what the dataset holds. The files beside the shards only describe it, and a Parquet file
-    # also tells which library wrote it: they are under the checksum alone.
-    content = {**held, "id": _checksum(held)[:32], "files": described}
-    return {**content, "checksum": _checksum(content)}
-
-
-def _checksum(content: Mapping) -> str:
+def checksum(content: Mapping[str, Any]) -> str:
+    """Returns the sha256, in hexadecimal, of what a manifest holds beside its own checksum."""
     return hashlib.sha256(manifest_bytes(content)).hexdigest()
 
 
-def _pixel_statistics(plan: Plan) -> tuple[float | None, float | None]:
-    """Mean and standard deviation of the original training images' pixels, in grey levels 0 to 255."""
-    train = plan.records[(plan.records["split"] == TRAIN) & (plan.records["copy"] == 0)]
-    if not len(train):
-        return None, None
-    image_ids = plan.metadata.table["image_id"].to_numpy()[train["row"]]
-    sums = plan.images.loc[image_ids]
-    # Whole numbers, summed as Python's: exact, whatever the order.
-    total, squares = (sum(map(int, sums[name])) for name in ("pixel_sum", "pixel_sum_squares"))
-    count = len(train) * plan.config.image_format.size**2
-    variance = (squares * count - total * total) / (count * count)
-    return round(total / count, 6), round(math.sqrt(variance), 6)
+def _class_json(info: ClassInfo) -> dict[str, Any]:
+    return {key: value for key, value in asdict(info).items() if value is not None}
 
 
-def _records_parquet(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[ShardInfo]) -> bytes:
-    rows = plan.records["row"].to_numpy()
-    table = plan.metadata.table
-    counts = [info.records for info in infos]
-    image_ids = table["image_id"].to_numpy()[rows].tolist()
-    copies = plan.records["copy"].tolist()
-    texts = [
-        augmentation_text(specs[0], image_id, copy) for image_id, copy in zip(image_ids, copies, strict=True)
-    ]
-    out = io.BytesIO()
-    columns = {
-        "split": pa.array(plan.records["split"].tolist(), pa.string()),
-        "shard": pa.array(np.repeat([spec.file for spec in specs], counts).tolist(), pa.string()),
-        "place": pa.array(np.concatenate([np.arange(count) for count in counts])),
-        "offset": pa.array(np.concatenate([np.array(info.offsets, np.int64) for info in infos])),
-        "image_id": pa.array(image_ids, pa.string()),
-        "patient_id": pa.array(table["patient_id"].to_numpy()[rows]),
-        "view": pa.array(table["view"].to_numpy()[rows].tolist(), pa.string()),
-        "sex": pa.array(table["sex"].to_numpy()[rows].tolist(), pa.string()),
-        "age_years": pa.array(table["age_years"].to_numpy()[rows]),
-        "copy": pa.array(copies, pa.int64()),
-        "augmentation": pa.array(texts, pa.string()),
-        "label": pa.array(plan.selection.labels[rows].tolist()),
-    }
-    pq.write_table(pa.table(columns), out, row_group_size=1 << 17)
-    return out.getvalue()
-
-
-def _tfds_features(plan: Plan, features: Sequence[Feature]) -> bytes:
-    """features.json as tfds.features.FeaturesDict.save_config writes it (TensorFlow Datasets 4.9)."""
-    module = "tensorflow_datasets.core.features"
-    size, codec = plan.config.image_format.size, plan.config.image_format.codec
-    side = {"dimensions": [str(size), str(size), "1"]}
-
-    def describe(feature: Feature) -> dict:
-        if feature.name == "image" and codec != "raw":
-            image = {"dtype": "uint8", "encodingFormat": codec, "shape": side}
-            return {"image": image, "pythonClassName": f"{module}.image_feature.Image"}
-        if feature.name == "image":
-            tensor = {"dtype": "uint8", "encoding": "bytes", "shape": side}
-            return {"pythonClassName": f"{module}.tensor_feature.Tensor", "tensor": tensor}
-        if feature.name == "label" and not feature.shape:
-            classes = {"numClasses": str(len(plan.config.task.class_names))}
-            return {"classLabel": classes, "pythonClassName": f"{module}.class_label_feature.ClassLabel"}
-        if feature.kind == "text":
-            return {"pythonClassName": f"{module}.text_feature.Text", "text": {}}
-        if not feature.shape:
-            tensor = {"dtype": "int64", "encoding": "none", "shape": {}}
-            return {"pythonClassName": f"{module}.scalar.Scalar", "tensor": tensor}
-        shape = {"dimensions": [str(length) for length in feature.shape]}
-        tensor = {"dtype": "int64", "encoding": "none", "shape": shape}
-        return {"pythonClassName": f"{module}.tensor_feature.Tensor", "tensor": tensor}
-
-    described = {feature.name: describe(feature) for feature in sorted(features, key=lambda f: f.name)}
-    return _json(
-        {
-            "featuresDict": {"features": described},
-            "pythonClassName": f"{module}.features_dict.FeaturesDict",
-        }
-    )
-
-
-def _tfds_info(plan: Plan, infos: Sequence[ShardInfo]) -> bytes:
-    """dataset_info.json (tensorflow_datasets/core/proto/dataset_info.proto; 64-bit numbers are strings)."""
-    splits = []
-    for split in plan.split_names:
-        here = [info for shard, info in zip(plan.shards, infos, strict=True) if shard.split == split]
-        splits.append(
-            {
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "name": split,
-                "numBytes": str(sum(info.bytes for info in here)),
-                "shardLengths": [str(info.records) for info in here],
-            }
-        )
-    task = plan.config.task.name
-    return _json(
-        {
-            "citation": "Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8. IEEE CVPR 2017.",
-            "description": f"NIH ChestX-ray14 for the task {task}; see {MANIFEST_FILE}.",
-            "fileFormat": "tfrecord",
-            "name": TFDS_NAME,
-            "splits": splits,
-            "version": TFDS_VERSION,
-        }
-    )
-
-
-def _json(content: dict) -> bytes:
-    return (json.dumps(content, indent=4, sort_keys=True) + "\n").encode()
-
-
-def _all_there(dataset: str, files: Mapping[str, bytes]) -> bool:
-    paths = {name: storage.join(dataset, name) for name in files}
-    return all(
-        storage.exists(path) and storage.read_bytes(path) == files[name] for name, path in paths.items()
+def _class_info(content: Mapping[str, Any]) -> ClassInfo:
+    known = {field.name for field in fields(ClassInfo)}
+    if unknown := set(content) - known:
+        raise ValueError(f"unknown {min(unknown)!r} in a class")
+    irlbl = content.get("irlbl")
+    return ClassInfo(
+        images=content["images"],
+        records=content["records"],
+        splits={name: ClassCount(**count) for name, count in content["splits"].items()},
+        irlbl=None if irlbl is None else BeforeAfter(**irlbl),
+        dragged=content.get("dragged"),
     )

@@ -14,17 +14,20 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-import fsspec
 import numpy as np
 import pandas as pd
 
+from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING, parse_findings
 
 ENDINGS = (".csv", ".csv.gz", ".xlsx")
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 OPTIONAL_COLUMNS = ("Patient Age", "Patient Gender", "View Position", "Follow-up #")
+
+T = TypeVar("T")
 
 UNKNOWN = -1
 _MAX_AGE_YEARS = 120  # the 2017 table holds ages of 148 to 155 and 411 to 414
@@ -85,10 +88,10 @@ def read_metadata(path: str) -> Metadata:
     path = os.fspath(path)
     if not _without_query(path).lower().endswith(ENDINGS):
         raise UsageError(
-            f"{path}: found a file that is none of {', '.join(ENDINGS)}; --metadata needs NIH's table of "
+            f"{path}: found a file that is none of {', '.join(ENDINGS)}; `metadata` needs NIH's table of "
             "images, such as Data_Entry_2017_v2020.csv"
         )
-    content = read_content(path, "--metadata")
+    content = read_content(path, "metadata")
     excel = _without_query(path).lower().endswith(".xlsx")
     cells, lines = _excel_rows(path, content) if excel else _csv_rows(path, as_text(path, content))
     columns = _columns(path, cells, lines)
@@ -100,7 +103,7 @@ def read_metadata(path: str) -> Metadata:
         return pd.Series(np.array(values, dtype=object)[order], dtype=object)
 
     def whole(values: list[int]) -> np.ndarray:
-        return np.array(values, dtype=np.int64)[order]
+        return np.array(values, dtype=np.int64).take(order)
 
     table = pd.DataFrame(
         {
@@ -126,8 +129,8 @@ def count_findings(findings: np.ndarray) -> dict[str, int]:
     return {**counts, NO_FINDING: int((~findings.any(axis=1)).sum())}
 
 
-def read_content(path: str, option: str) -> bytes:
-    """Reads a whole input file, decompressed when it is gzip. The option is named in the errors.
+def read_content(path: str, argument: str) -> bytes:
+    """Reads a whole input file, decompressed when it is gzip. The argument is named in the errors.
 
     Gzip is known by its first bytes, not by the name: browsers unpack .gz on the way and keep the name.
 
@@ -136,20 +139,23 @@ def read_content(path: str, option: str) -> bytes:
         CxrError: it cannot be read, is empty, or is broken gzip.
     """
     try:
-        with fsspec.open(path, "rb") as file:
-            content = file.read()
+        content = storage.read_bytes(storage.absolute(path))
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
     except (FileNotFoundError, IsADirectoryError) as error:
         found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
-        raise UsageError(f"{path}: found {found}; {option} must name an existing file") from error
+        raise UsageError(f"{path}: found {found}; `{argument}` must name an existing file") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CxrError(f"{path}: found broken gzip ({_short(error)}); download the file again") from error
+    except CxrError:
+        raise
     except Exception as error:  # each object store raises exceptions of its own
         problem = f"{type(error).__name__}: {_short(error)}"
-        raise CxrError(f"{path}: cannot be read ({problem}); check {option} and the access to it") from error
+        raise CxrError(
+            f"{path}: cannot be read ({problem}); check `{argument}` and the access to it"
+        ) from error
     if not content.strip():
-        raise CxrError(f"{path}: found an empty file; download it again, or correct {option}")
+        raise CxrError(f"{path}: found an empty file; download it again, or correct `{argument}`")
     return content
 
 
@@ -188,7 +194,7 @@ def _excel_rows(path: str, content: bytes) -> tuple[list[tuple[str, ...]], list[
         import openpyxl
     except ImportError as error:
         raise CxrError(
-            f'{path}: reading .xlsx needs openpyxl; run: pip install "cxr_records[excel]", or save it as .csv'
+            f"{path}: reading .xlsx needs openpyxl; pip install '.[excel]' in a clone, or save it as .csv"
         ) from error
     cells, lines = [], []
     try:
@@ -252,7 +258,7 @@ def _image_ids(columns: _Columns) -> list[str]:
     return image_ids
 
 
-def _convert(columns: _Columns, name: str, convert: Callable) -> list:
+def _convert(columns: _Columns, name: str, convert: Callable[[str], T]) -> list[T]:
     """Converts a column, each distinct text once: 112,120 rows hold only 836 label strings.
 
     A column that the file does not have counts as empty text in every row.

@@ -15,22 +15,20 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
 from cxr_records import storage
 from cxr_records.cache import DEFAULT_BYTES, HeldFile, ShardCache, listed_sizes
+from cxr_records.dataset import VERIFY, Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import encode_example
-from cxr_records.findings import FINDINGS
-from cxr_records.images import ImageFormat
-from cxr_records.manifest import read_manifest, read_records_table
+from cxr_records.findings import NO_FINDING
+from cxr_records.manifest import ShardEntry
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import TRAIN
-from cxr_records.tasks import Task, parse_task
+from cxr_records.tasks import ANY_FINDING, Task
 from cxr_records.tfio import enable_tensorflow_io
 
 # Of the order of training, so never taken from the machine.
@@ -44,73 +42,9 @@ FETCH_AHEAD = 4  # remote shards fetched before they are read
 LAST_BATCHES = ("drop", "pad", "smaller")
 
 _STOPPED = "reading stopped: "  # begins what `shard_errors` knows again
-_VERIFY = "run cxr-records verify on the dataset"
 
 
-@dataclass(frozen=True, eq=False)
-class SplitRecords:
-    """The records of a split that take part in a task, in manifest order; n of them.
-
-    Attributes:
-        task: the task.
-        size: side of the images in pixels.
-        codec: how images are stored: raw, png or jpeg.
-        image_ids: object [n] of str.
-        patient_ids: int64 [n].
-        views: object [n] of str, PA or AP; "" where unknown.
-        sexes: object [n] of str, M or F; "" where unknown.
-        ages_years: int64 [n]; -1 where unknown.
-        copies: int64 [n], 0 for originals.
-        labels: int64 [n], or [n, 14] for multilabel.
-        shards: (file, records kept, records in the file) of each shard.
-        kept: bool, for every record in the files whether it takes part.
-    """
-
-    task: Task
-    size: int
-    codec: str
-    image_ids: np.ndarray
-    patient_ids: np.ndarray
-    views: np.ndarray
-    sexes: np.ndarray
-    ages_years: np.ndarray
-    copies: np.ndarray
-    labels: np.ndarray
-    shards: tuple[tuple[str, int, int], ...]
-    kept: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-
-def split_records(
-    dataset: str, split: str, task: str | None = None, with_no_finding: bool = False
-) -> SplitRecords:
-    """Reads what is known of a split's records without reading their pixels.
-
-    Args:
-        dataset: folder or URL of a finished dataset.
-        split: train, validation or test.
-        task: as `parse_task` takes it; another than the dataset's own can be derived from a multilabel
-            dataset, and leaves out the images that have no part in it. None is the dataset's own.
-        with_no_finding: for multiclass, whether No Finding is the 15th class.
-
-    Raises:
-        UsageError: the split is not there, the task cannot be derived, or leaves no image.
-        CxrError: the dataset is not finished or damaged.
-    """
-    return _read_split(dataset, read_manifest(dataset), split, task, with_no_finding)
-
-
-def steps_per_epoch(
-    dataset: str,
-    split: str,
-    batch_size: int,
-    *,
-    task: str | None = None,
-    with_no_finding: bool = False,
-    num_hosts: int = 1,
-) -> int:
+def steps_per_epoch(dataset: Dataset | str, split: str, batch_size: int, *, num_hosts: int = 1) -> int:
     """Returns how many whole batches `load_split` gives each host in an epoch of shuffled training.
 
     It is the same for every epoch and host: what the host with the fewest records is sure to have.
@@ -118,17 +52,16 @@ def steps_per_epoch(
     Raises:
         UsageError: as `load_split`.
     """
-    records = split_records(dataset, split, task, with_no_finding)
+    records = open_dataset(dataset).split(split)
     return _steps(records, split, batch_size, num_hosts, shuffle=True, last_batch="drop")
 
 
 def load_split(
-    dataset: str,
+    dataset: Dataset | str,
     split: str,
     batch_size: int,
     *,
-    task: str | None = None,
-    with_no_finding: bool = False,
+    task: Task | str | None = None,
     shuffle: bool | None = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -144,9 +77,9 @@ def load_split(
 ) -> tf.data.Dataset:
     """Streams a split in batches.
 
-    Elements are (image, label): uint8 [batch_size, size, size, 1] and int32 [batch_size], or [batch_size, 14]
-    for multilabel. With last_batch="pad" a third follows, the mask: float32 [batch_size], 1 for records and 0
-    for padding, whose image and label are zeros. Batches never mix epochs.
+    Elements are (image, label): uint8 [batch_size, size, size, 1] and int32 [batch_size], or
+    [batch_size, number of findings] for multilabel. With last_batch="pad" a third follows, the mask: float32
+    [batch_size], 1 for records and 0 for padding, whose image and label are zeros. Batches never mix epochs.
 
     Several hosts: each reads every num_hosts-th shard, of the epoch's order where shuffled. All hosts have
     the same number of batches in every epoch. Dropped tails, and what one host has more than another, are
@@ -156,11 +89,10 @@ def load_split(
     it; `shard_errors` turns that into a CxrError.
 
     Args:
-        dataset: folder or URL of a finished dataset.
+        dataset: an open dataset, or the folder or URL of a finished one.
         split: train, validation or test.
         batch_size: records of a batch, per host.
-        task: see `split_records`.
-        with_no_finding: see `split_records`.
+        task: another than the dataset's; see `Dataset.as_task`.
         shuffle: None shuffles train alone. What is not shuffled comes in manifest order.
         seed: of the shuffling.
         epochs: of the whole run, those before start_epoch included. None: endless where shuffled, otherwise
@@ -181,10 +113,13 @@ def load_split(
     Raises:
         UsageError: the split is not there, the task cannot be derived, a batch is larger than the split,
             hosts outnumber shards, a number or word is out of range, or tensorflow-io is not installed.
-        CxrError: the dataset is not finished, or a shard is missing or of another size than it was written.
+        CxrError: the dataset is not finished or was rebuilt since it was opened, or a shard is missing or of
+            another size than it was written.
     """
-    manifest = read_manifest(dataset)
-    records = _read_split(dataset, manifest, split, task, with_no_finding)
+    dataset = open_dataset(dataset)
+    dataset = dataset.as_task(task) if task is not None else dataset
+    dataset.check_unchanged()
+    records = dataset.split(split)
     shuffle = split == TRAIN if shuffle is None else shuffle
     last_batch = last_batch or ("drop" if shuffle else "pad")
     steps = _steps(records, split, batch_size, num_hosts, shuffle, last_batch)
@@ -199,11 +134,11 @@ def load_split(
         epochs = start_epoch + 1
     if start_batch == steps:
         start_epoch, start_batch = start_epoch + 1, 0
-    entries = manifest["splits"][split]["shards"]
-    _check_sizes(dataset, entries)
+    entries = dataset.splits[split].shards
+    _check_sizes(dataset.path, entries)
     stream = _Stream(
         records,
-        _files(dataset, entries, shuffle, cache_dir, cache_bytes, direct),
+        _files(dataset.path, entries, shuffle, cache_dir, cache_bytes, direct),
         entries,
         shuffle,
         seed,
@@ -216,7 +151,7 @@ def load_split(
         skipped = tf.where(tf.equal(epoch, start_epoch), seen, tf.zeros_like(seen)) if start_batch else None
         serialized = stream.epoch(epoch)
         if last_batch == "pad":
-            blanks = tf.data.Dataset.from_tensors((_blank(records), 0.0)).repeat()
+            blanks = tf.data.Dataset.from_tensors((_blank(dataset), 0.0)).repeat()
             ones = tf.data.Dataset.from_tensors(1.0).repeat()
             serialized = tf.data.Dataset.zip((serialized, ones)).concatenate(blanks)
         if last_batch != "smaller":
@@ -227,14 +162,14 @@ def load_split(
 
     last_epoch = tf.int64.max if epochs is None else epochs
     batches = tf.data.Dataset.range(start_epoch, last_epoch).flat_map(batches_of)
-    parse = _Parser(records, manifest["config"], None if last_batch == "smaller" else batch_size)
+    parse = _Parser(dataset, None if last_batch == "smaller" else batch_size)
     batches = batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     if epochs is None:
         count = tf.data.INFINITE_CARDINALITY
     else:
         count = max(0, steps * (epochs - start_epoch) - start_batch)
     batches = batches.apply(tf.data.experimental.assert_cardinality(count))
-    ready = PREFETCH_BYTES // (batch_size * records.size**2)
+    ready = PREFETCH_BYTES // (batch_size * dataset.image_format.size**2)
     batches = batches.prefetch(int(np.clip(ready, *PREFETCH_BATCHES)))
     options = tf.data.Options()
     options.deterministic = deterministic
@@ -255,77 +190,8 @@ def shard_errors() -> Iterator[None]:
             raise CxrError(found[1]) from error
         # As TensorFlow says that a file cannot be opened, behind the names of its operations in braces.
         if found := re.search(r"([^{}\n]*\.tfrecord-\d+-of-\d+); ([A-Z][^\n\[]*)", error.message):
-            raise CxrError(f"{found[1].strip()} cannot be read ({found[2].strip()}); {_VERIFY}") from error
+            raise CxrError(f"{found[1].strip()} cannot be read ({found[2].strip()}); {VERIFY}") from error
         raise
-
-
-def _read_split(
-    dataset: str, manifest: dict, split: str, task: str | None, with_no_finding: bool
-) -> SplitRecords:
-    if split not in manifest["splits"]:
-        raise UsageError(f"found split {split!r}; {dataset} has {', '.join(manifest['splits'])}")
-    config = manifest["config"]
-    own = parse_task(config["task"], config["with_no_finding"])
-    if task is None:
-        wanted = parse_task(own.name, own.with_no_finding or with_no_finding)
-    else:
-        wanted = parse_task(task, with_no_finding)
-    if wanted != own and own.kind != "multilabel":
-        raise UsageError(
-            f"found task {_spoken(wanted)}; {dataset} was built for {_spoken(own)}, and only a multilabel "
-            "dataset gives other tasks: build one with --task multilabel"
-        )
-    entries = manifest["splits"][split]["shards"]
-    table = _table_of(dataset, split, entries)
-    labels = np.array(table["label"].to_pylist(), np.int64).reshape(len(table), *own.label_shape)
-    kept = np.ones(len(table), bool)
-    if wanted != own:
-        selection = wanted.select(labels)
-        kept, labels = selection.kept, selection.labels[selection.kept]
-        if not kept.any():
-            raise UsageError(f"found no image for task {_spoken(wanted)} in split {split} of {dataset}")
-    counts = [entry["records"] for entry in entries]
-    ends = np.cumsum(counts)
-    shards = tuple(
-        (entry["file"], int(kept[end - count : end].sum()), count)
-        for entry, count, end in zip(entries, counts, ends, strict=True)
-    )
-
-    def column(name: str) -> np.ndarray:
-        return table[name].to_numpy()[kept]
-
-    return SplitRecords(
-        task=wanted,
-        size=config["size"],
-        codec=config["codec"],
-        image_ids=column("image_id"),
-        patient_ids=column("patient_id"),
-        views=column("view"),
-        sexes=column("sex"),
-        ages_years=column("age_years"),
-        copies=column("copy"),
-        labels=labels,
-        shards=shards,
-        kept=kept,
-    )
-
-
-def _table_of(dataset: str, split: str, entries: Sequence[dict]) -> pa.Table:
-    """The rows of a split in the table of records, which must be those of its shards."""
-    try:
-        table = read_records_table(dataset)
-        table = table.filter(pa.compute.equal(table["split"], split))
-    except (OSError, pa.ArrowException, KeyError) as error:
-        trouble = " ".join(str(error).split())
-        raise CxrError(f"{dataset}: the table of records cannot be read ({trouble}); {_VERIFY}") from None
-    files = np.repeat([entry["file"] for entry in entries], [entry["records"] for entry in entries])
-    if table["shard"].to_pylist() != files.tolist():
-        raise CxrError(f"{dataset}: the table of records is not that of the manifest's shards; {_VERIFY}")
-    return table
-
-
-def _spoken(task: Task) -> str:
-    return f"{task.name} with No Finding" if task.with_no_finding else task.name
 
 
 def _steps(
@@ -342,7 +208,7 @@ def _steps(
     if num_hosts > len(counts):
         raise UsageError(
             f"found {num_hosts} hosts for the {len(counts)} shards of split {split}; each host needs one: "
-            "build with a smaller --shard-mb"
+            "build with a smaller `shard_mb`"
         )
     if shuffle:  # which shards a host gets changes with the epoch
         counts = sorted(counts)
@@ -362,18 +228,18 @@ def _steps(
     return fewest // batch_size
 
 
-def _check_sizes(dataset: str, entries: Sequence[dict]) -> None:
+def _check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
     """Compares the shards at hand with the manifest, before anything is read."""
     sizes = listed_sizes(dataset)
     if sizes is None:  # the storage cannot list; each shard is checked as it is fetched
         return
     for entry in entries:
-        path = storage.join(dataset, entry["file"])
-        if entry["file"] not in sizes:
-            raise CxrError(f"{path} is missing; {_VERIFY}")
-        size = sizes[entry["file"]]
-        if size is not None and size != entry["bytes"]:
-            raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}; {_VERIFY}")
+        path = storage.join(dataset, entry.file)
+        if entry.file not in sizes:
+            raise CxrError(f"{path} is missing; {VERIFY}")
+        size = sizes[entry.file]
+        if size is not None and size != entry.bytes:
+            raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; {VERIFY}")
 
 
 class _ReadableFiles:
@@ -388,7 +254,7 @@ class _ReadableFiles:
 
         def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             path = paths[shard]
-            return shard, path, tf.strings.join([path, f" is damaged, cut short or missing; {_VERIFY}"])
+            return shard, path, tf.strings.join([path, f" is damaged, cut short or missing; {VERIFY}"])
 
         return shards.map(locate)
 
@@ -400,9 +266,9 @@ class _FetchedFiles:
     what is fetched and not yet opened is all that must be held; the rest of the window keeps disk use honest.
     """
 
-    def __init__(self, dataset: str, entries: Sequence[dict], cache: ShardCache, width: int):
+    def __init__(self, dataset: str, entries: Sequence[ShardEntry], cache: ShardCache, width: int):
         self._dataset, self._entries, self._cache = dataset, entries, cache
-        largest = max(entry["bytes"] for entry in entries)
+        largest = max(entry.bytes for entry in entries)
         room = cache.limit_bytes // largest
         # A window of those being read, those ready, and as many again for fetches that overtake each other;
         # beside it the fetches under way.
@@ -428,9 +294,9 @@ class _FetchedFiles:
 
     def _fetch(self, shard: np.int64) -> tuple[bytes, bytes]:
         entry = self._entries[int(shard)]
-        url = storage.join(self._dataset, entry["file"])
+        url = storage.join(self._dataset, entry.file)
         try:
-            held = self._cache.fetch(url, entry["bytes"], entry["sha256"])
+            held = self._cache.fetch(url, entry.bytes, entry.sha256)
         except Exception as error:  # the reader of the shard says it, in its turn
             return b"", " ".join(str(error).split()).encode()
         with self._lock:
@@ -442,7 +308,7 @@ class _FetchedFiles:
 
 def _files(
     dataset: str,
-    entries: Sequence[dict],
+    entries: Sequence[ShardEntry],
     shuffle: bool,
     cache_dir: str | None,
     cache_bytes: int,
@@ -454,7 +320,7 @@ def _files(
         width = min(INTERLEAVED_SHARDS, len(entries)) if shuffle else 1
         return _FetchedFiles(dataset, entries, ShardCache(cache_dir, cache_bytes), width)
     folder = storage.absolute(dataset)
-    return _ReadableFiles([storage.join(folder, entry["file"]) for entry in entries])
+    return _ReadableFiles([storage.join(folder, entry.file) for entry in entries])
 
 
 class _Stream:
@@ -464,7 +330,7 @@ class _Stream:
         self,
         records: SplitRecords,
         files: _ReadableFiles | _FetchedFiles,
-        entries: Sequence[dict],
+        entries: Sequence[ShardEntry],
         shuffle: bool,
         seed: int,
         host: int,
@@ -473,8 +339,8 @@ class _Stream:
         self._files, self._shuffle, self._host, self._num_hosts = files, shuffle, host, num_hosts
         self._counts = np.array([count for _, _, count in records.shards], np.int64)
         self._ends = np.cumsum(self._counts)
-        self._kept = None if records.kept.all() else records.kept
-        mean_bytes = sum(entry["bytes"] for entry in entries) / self._counts.sum()
+        self._takes_part = None if records.takes_part.all() else records.takes_part
+        mean_bytes = sum(entry.bytes for entry in entries) / self._counts.sum()
         self._buffer = int(min(SHUFFLE_RECORDS, SHUFFLE_BYTES / mean_bytes))
         # Stateless generators take two numbers: ours, and the epoch.
         self._shards_key = keyed_hash(seed, "order of shards") >> 1
@@ -511,11 +377,11 @@ class _Stream:
         broken = tf.data.Dataset.from_tensors(trouble).repeat().map(_stop)
         whole = tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).ignore_errors()
         records = whole.concatenate(broken).take(count)
-        if self._kept is None:
+        if self._takes_part is None:
             return records
-        kept = tf.data.Dataset.from_tensor_slices(tf.constant(self._kept)[end - count : end])
-        pairs = tf.data.Dataset.zip((records, kept)).filter(lambda record, kept: kept)
-        return pairs.map(lambda record, kept: record)
+        takes_part = tf.data.Dataset.from_tensor_slices(tf.constant(self._takes_part)[end - count : end])
+        pairs = tf.data.Dataset.zip((records, takes_part)).filter(lambda record, takes_part: takes_part)
+        return pairs.map(lambda record, takes_part: record)
 
 
 def _opened(shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
@@ -540,29 +406,26 @@ def _forget_global_seed() -> None:
         tf.random.set_seed(1)  # of this graph alone; 0 would be read as none
 
 
-def _blank(records: SplitRecords) -> bytes:
+def _blank(dataset: Dataset) -> bytes:
     """A serialized record of zeros, for padding."""
-    pixels = np.zeros((records.size, records.size), np.uint8)
-    image = ImageFormat(records.size, records.codec).encode(pixels)
-    findings = np.zeros(len(FINDINGS), np.int64)
-    label = np.zeros(records.task.label_shape, np.int64).reshape(-1)
+    side = dataset.image_format.size
+    image = dataset.image_format.encode(np.zeros((side, side), np.uint8))
+    findings = np.zeros(len(dataset.findings), np.int64)
+    label = np.zeros(dataset.task.label_shape, np.int64).reshape(-1)
     return encode_example({"image": image, "label": label, "findings": findings})
 
 
 class _Parser:
     """Turns a batch of serialized records into images, labels and, where there is one, the mask."""
 
-    def __init__(self, records: SplitRecords, config: dict, batch_size: int | None):
-        self._task, self._size, self._codec = records.task, records.size, records.codec
-        self._batch_size = batch_size
-        self._derived = records.task != parse_task(config["task"], config["with_no_finding"])
-        if self._derived:
-            patterns = np.arange(1 << len(FINDINGS))[:, np.newaxis] >> np.arange(len(FINDINGS)) & 1
-            self._label_of_pattern = records.task.select(patterns.astype(np.uint8)).labels.astype(np.int32)
+    def __init__(self, dataset: Dataset, batch_size: int | None):
+        self._task, self._format, self._batch_size = dataset.task, dataset.image_format, batch_size
+        self._derived = dataset.task != dataset.manifest.config.task
 
     def __call__(self, serialized: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
         """Parses string [b]; the mask float32 [b] is passed on."""
-        name, shape = ("findings", (len(FINDINGS),)) if self._derived else ("label", self._task.label_shape)
+        findings_shape = (len(self._task.findings),)
+        name, shape = ("findings", findings_shape) if self._derived else ("label", self._task.label_shape)
         features = {
             "image": tf.io.FixedLenFeature([], tf.string),
             name: tf.io.FixedLenFeature(shape, tf.int64),
@@ -570,24 +433,37 @@ class _Parser:
         parsed = tf.io.parse_example(serialized, features)
         image, label = self._decode(parsed["image"]), tf.cast(parsed[name], tf.int32)
         if self._derived:
-            bits = tf.constant(1 << np.arange(len(FINDINGS)), tf.int32)
-            label = tf.gather(self._label_of_pattern, tf.reduce_sum(label * bits, axis=1))
+            label = _derived_label(self._task, label)
         if mask is None:
             return image, label
-        if self._derived:  # a derived task may have no label for a record without findings
+        if self._derived:  # padding has no findings, which may be a class of the task
             label *= tf.cast(mask, tf.int32)
         return image, label, mask
 
     def _decode(self, stored: tf.Tensor) -> tf.Tensor:
-        shape = [self._size, self._size, 1]
-        if self._codec == "raw":
+        shape = [self._format.size, self._format.size, 1]
+        if self._format.codec == "raw":
             pixels = tf.io.decode_raw(stored, tf.uint8)
             return tf.reshape(pixels, [-1 if self._batch_size is None else self._batch_size, *shape])
 
         def decode(data: tf.Tensor) -> tf.Tensor:
-            if self._codec == "png":
+            if self._format.codec == "png":
                 return tf.ensure_shape(tf.io.decode_png(data, channels=1), shape)
             # Pillow decodes so; TensorFlow's default is another for speed.
             return tf.ensure_shape(tf.io.decode_jpeg(data, channels=1, dct_method="INTEGER_ACCURATE"), shape)
 
         return tf.map_fn(decode, stored, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+
+
+def _derived_label(task: Task, findings: tf.Tensor) -> tf.Tensor:
+    """`Task.select` for records that take part: int32 [b] of int32 [b, number of findings]."""
+    any_finding = tf.reduce_any(findings > 0, axis=1)
+    if task.kind == "multiclass":
+        first = tf.argmax(findings, axis=1, output_type=tf.int32)
+        return tf.where(any_finding, first, len(task.findings))
+    second = task.class_names[1]
+    if second == ANY_FINDING:
+        return tf.cast(any_finding, tf.int32)
+    if second == NO_FINDING:
+        return tf.cast(~any_finding, tf.int32)
+    return findings[:, task.findings.index(second)]

@@ -42,12 +42,12 @@ class CopyRule:
     """How rare classes are copied.
 
     Attributes:
-        rule: one of `RULES` (--copies).
+        rule: one of `RULES` (the argument `copies` of a build).
         target: share of the training images that linear and sqrt aim at, above 0 and below 1
-            (--copies-target).
+            (`copies_target`).
         max_records: for linear and sqrt the most records of one image, the original among them; for fixed
-            the number of copies that each image gets beside the original (--copies-max).
-        of: names of the only classes to copy for; empty for the rule's own choice (--copies-of).
+            the number of copies that each image gets beside the original (`copies_max`).
+        of: names of the only classes to copy for; empty for the rule's own choice (`copies_of`).
 
     Raises:
         UsageError: a value is not one of these.
@@ -61,16 +61,16 @@ class CopyRule:
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             guess = nearest(self.rule, RULES)
-            raise UsageError(f"--copies {self.rule}: unknown rule{guess}; expected one of {', '.join(RULES)}")
+            raise UsageError(f"`copies={self.rule}`: unknown rule{guess}; expected one of {', '.join(RULES)}")
         if not 0 < self.target < 1:  # also refuses NaN
             raise UsageError(
-                f"--copies-target {self.target}: expected a share of the images above 0 and below 1; "
+                f"`copies_target={self.target}`: expected a share of the images above 0 and below 1; "
                 "for 3% give 0.03"
             )
         if not isinstance(self.max_records, int) or self.max_records < 1:
             raise UsageError(
-                f"--copies-max {self.max_records}: expected a whole number of at least 1; "
-                "for no copies at all give --copies none"
+                f"`copies_max={self.max_records}`: expected a whole number of at least 1; "
+                "for no copies at all give `copies='none'`"
             )
         object.__setattr__(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
 
@@ -83,7 +83,7 @@ class CopyRule:
         for name in self.of:
             if name not in class_names:
                 raise UsageError(
-                    f"--copies-of {name}: no such class{nearest(name, class_names)}; "
+                    f"`copies_of={name}`: no such class{nearest(name, class_names)}; "
                     f"expected one of this task's: {', '.join(class_names)}"
                 )
 
@@ -124,7 +124,7 @@ class Imbalance:
     max_ir_after: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values for `plan --json` and the manifest, ratios rounded to 4 digits."""
+        """Returns plain values for a plan's JSON and the manifest, ratios rounded to 4 digits."""
         return {
             "classes": {
                 c.name: {
@@ -162,9 +162,9 @@ def records_per_image(
     factors = image_factors(classes, class_factors(classes, class_names, rule))
     if len(image_ids) != len(factors):
         raise ValueError(f"{len(image_ids)} image ids for {len(factors)} rows of classes")
-    records = np.floor(factors).astype(np.int64)
+    records: np.ndarray = np.floor(factors).astype(np.int64)
     fractions = factors - records
-    for row in np.flatnonzero(fractions):
+    for row in np.flatnonzero(fractions).tolist():
         uniform = keyed_hash(seed, image_ids[row], "records") / 2**64
         records[row] += uniform < fractions[row]
     return records
@@ -285,7 +285,7 @@ def class_weights(records: Sequence[int], total: int) -> list[float]:
 def _chosen(classes: np.ndarray, class_names: Sequence[str], rule: CopyRule) -> np.ndarray:
     """Returns bool [k]: the classes that the rule may copy for."""
     rule.check_names(class_names)
-    names = rule.of
+    names: Sequence[str] = rule.of
     if not names:
         names = under_represented(classes, class_names) if rule.rule == "fixed" else class_names
     return np.isin(list(class_names), list(names))

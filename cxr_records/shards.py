@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from cxr_records import augment, storage
 from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES, example_parts
-from cxr_records.plan import ShardSpec
+from cxr_records.planning import ShardSpec
 from cxr_records.store import Place, fetch_images
 from cxr_records.tfrecord import frame_parts
 
@@ -72,7 +73,7 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
     return info
 
 
-def _fetch(store: str, rows: Sequence[Mapping]) -> Iterator[bytes]:
+def _fetch(store: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
     """Yields the stored image of each row, in order."""
     lot = LOT_BYTES // max(1, rows[0]["length"]) + 1
     for start in range(0, len(rows), lot):
@@ -81,7 +82,7 @@ def _fetch(store: str, rows: Sequence[Mapping]) -> Iterator[bytes]:
         )
 
 
-def record_parts(spec: ShardSpec, row: Mapping, stored: bytes) -> tuple[bytes, bytes, bytes]:
+def record_parts(spec: ShardSpec, row: Mapping[str, Any], stored: bytes) -> tuple[bytes, bytes, bytes]:
     """Returns the serialized Example of one planned record, in the parts of `example_parts`.
 
     Args:

@@ -1,39 +1,21 @@
-"""Where source images lie: in folders, .zip, .tar and .tar.gz files, local or on any fsspec URL.
+"""What a source is: images in folders, archives and single files, local or on any fsspec URL.
 
-Archives are read where they are. A .tar.gz can only be read from its start, so listing one inflates it
-once and keeps an index of restart points beside the store; workers then begin at any image.
+Listing them, joining them to the table by file name, and reading one.
 """
 
 import contextlib
-import hashlib
-import io
 import os
 import stat
-import struct
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
-
-import indexed_gzip
-import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
+from types import TracebackType
+from typing import NamedTuple
 
 from cxr_records import storage
-from cxr_records.errors import CxrError, UsageError
+from cxr_records.archives import ARCHIVE_ENDINGS, Member, archive_kind, base_name, list_members, open_archive
+from cxr_records.errors import UsageError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-ARCHIVE_ENDINGS = {".zip": "zip", ".tar": "tar", ".tar.gz": "targz", ".tgz": "targz"}
 MAX_FILE_BYTES = 256 << 20  # no X-ray file is near 256 MiB; a larger one is damage or an attack
-GZIP_SPACING = 4 << 20  # bytes between restart points: 32 MB of index for an NIH archive of 4 GB
-GZIP_BUFFER = 16 << 20  # every read inflates anew from a restart point, so reads must be large
-
-
-_MEMBERS_SCHEMA = pa.schema(
-    [("name", pa.string()), ("member", pa.string()), ("offset", pa.int64()), ("num_bytes", pa.int64())]
-)
 
 
 class Entry(NamedTuple):
@@ -95,15 +77,15 @@ def list_sources(
     warnings: list[str] = []
     for pattern in paths:
         if "::" in pattern:
-            raise UsageError(f"--images {pattern}: chained URLs are not read; name the archive itself")
+            raise UsageError(f"`images={pattern}`: chained URLs are not read; name the archive itself")
         found = storage.expand(storage.absolute(pattern))
         if not found:
-            raise UsageError(f"--images {pattern}: nothing matches")
+            raise UsageError(f"`images={pattern}`: nothing matches")
         for path in found:
             before = len(entries), len(warnings)
             entries += _list_path(path, index_folder, keep_index, on_archive, warnings)
             if (len(entries), len(warnings)) == before:
-                raise UsageError(f"--images {path}: {_nothing_found(path)}")
+                raise UsageError(f"`images={path}`: {_nothing_found(path)}")
     return Listing(list(dict.fromkeys(entries)), warnings)  # a path may be named twice
 
 
@@ -143,14 +125,16 @@ class SourceReader:
 
     def __init__(self, index_folder: str | None):
         self._index_folder = index_folder
-        self._source: tuple[str, int] | None = None  # path and time of change of the open archive
+        self._archive: tuple[str, int] | None = None  # path and time of change of the open archive
+        self._read_member: Callable[[Member], bytes] | None = None
         self._open = contextlib.ExitStack()
-        self._archive: zipfile.ZipFile | BinaryIO | None = None
 
     def __enter__(self) -> "SourceReader":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._open.close()
 
     def read(self, entry: Entry) -> bytes:
@@ -164,11 +148,7 @@ class SourceReader:
         try:
             if entry.kind == "file":
                 return storage.read_bytes(entry.source)
-            archive = self._opened(entry)
-            if isinstance(archive, zipfile.ZipFile):
-                return archive.read(entry.member)
-            _go_to(archive, entry.offset)
-            data = archive.read(entry.num_bytes)
+            data = self._reader_of(entry)(Member(entry.member, entry.offset, entry.num_bytes))
         except MemoryError:
             raise
         except Exception as error:  # which one an archive or a network raises is no contract
@@ -180,39 +160,15 @@ class SourceReader:
             raise SourceReadError(f"cut short: {len(data):,} of its {entry.num_bytes:,} bytes are there")
         return data
 
-    def _opened(self, entry: Entry) -> zipfile.ZipFile | BinaryIO:
-        source = (entry.source, entry.mtime_ns)
-        if self._source != source:
+    def _reader_of(self, entry: Entry) -> Callable[[Member], bytes]:
+        """Opens the entry's archive, if it is not the one that is open."""
+        archive = (entry.source, entry.mtime_ns)
+        if self._read_member is None or self._archive != archive:
             self._open.close()
-            self._source = None
-            if entry.kind == "targz":
-                index = self._index_folder and _index_path(self._index_folder, entry.source, entry.mtime_ns)
-                self._archive = self._open.enter_context(_open_gzip(entry.source, index))
-            else:
-                file = self._open.enter_context(storage.open_read(entry.source))
-                self._archive = file
-                if entry.kind == "zip":
-                    self._archive = self._open.enter_context(zipfile.ZipFile(file))
-            self._source = source
-        return self._archive
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """A header of a tar; tarfile takes a damaged one for the end of the archive and says nothing."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "tarfile.TarInfo":
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # the block of zeros at the end
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-
-
-def archive_kind(path: str) -> str | None:
-    """Returns "zip", "tar" or "targz" by the ending of a path, None where it is no archive."""
-    return next((kind for end, kind in ARCHIVE_ENDINGS.items() if path.lower().endswith(end)), None)
+            self._archive, self._read_member = None, None
+            self._read_member = self._open.enter_context(open_archive(*archive, self._index_folder))
+            self._archive = archive
+        return self._read_member
 
 
 def _list_path(
@@ -225,19 +181,17 @@ def _list_path(
     path = storage.absolute(path)
     if not storage.exists(path):
         silent = ", or its server does not answer" if storage.is_url(path) else ""
-        raise UsageError(f"--images {path}: no such file or folder{silent}")
+        raise UsageError(f"`images={path}`: no such file or folder{silent}")
     kind = archive_kind(path)
     if kind and not os.path.isdir(path):
         on_archive(path)
-        if kind == "targz":
-            found, problem = _list_targz(path, index_folder, keep_index)
-        else:
-            found, problem = {"zip": _list_zip, "tar": _list_tar}[kind](path)
+        mtime_ns = storage.mtime_ns(path)
+        members, problem = list_members(path, _is_image, index_folder, keep_index)
         if problem:
             warnings.append(
-                f"{path}: damaged after {len(found):,} images ({problem}); fetch the archive again"
+                f"{path}: damaged after {len(members):,} images ({problem}); fetch the archive again"
             )
-        return found
+        return [Entry(member.name, path, kind, *member, mtime_ns) for member in members]
     return list(_list_remote(path) if storage.is_url(path) else _list_local(path, warnings))
 
 
@@ -245,7 +199,7 @@ def _list_local(path: str, warnings: list[str]) -> Iterator[Entry]:
     """Walks folders in sorted order; links to folders are followed, as Kaggle mirrors use them."""
     if os.path.isfile(path):
         if not _is_image(path):
-            raise UsageError(f"--images {path}: {_unknown_kind(path)}")
+            raise UsageError(f"`images={path}`: {_unknown_kind(path)}")
         state = os.stat(path)
         yield Entry(os.path.basename(path), path, "file", "", 0, state.st_size, state.st_mtime_ns)
         return
@@ -270,148 +224,17 @@ def _list_local(path: str, warnings: list[str]) -> Iterator[Entry]:
 
 
 def _list_remote(url: str) -> Iterator[Entry]:
-    filesystem, root = url_to_fs(url)
-    if filesystem.isfile(root):
-        if not _is_image(root):
-            raise UsageError(f"--images {url}: {_unknown_kind(root)}")
-        found = {root: filesystem.info(root)}
-    else:
-        found = filesystem.find(root, detail=True)
-    for name, info in sorted(found.items()):
-        if _is_image(name):
-            source = filesystem.unstrip_protocol(name)
-            size = int(info.get("size") or 0)
-            yield Entry(name.rsplit("/", 1)[-1], source, "file", "", 0, size, _mtime_ns(info))
-
-
-def _list_zip(path: str) -> tuple[list[Entry], str]:
-    mtime_ns = _changed(path)
-    try:
-        with storage.open_read(path) as file, zipfile.ZipFile(file) as archive:
-            return [
-                Entry(_basename(info.filename), path, "zip", info.filename, 0, info.file_size, mtime_ns)
-                for info in archive.infolist()
-                if _is_image(info.filename)
-            ], ""
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        # The table of contents is at the end of a zip: without it nothing can be found.
-        remedy = "download it first" if storage.is_url(path) else "fetch the archive again"
-        raise CxrError(f"--images {path}: damaged or cut short ({error}); {remedy}") from error
-
-
-def _list_tar(path: str) -> tuple[list[Entry], str]:
-    with storage.open_read(path) as file:
-        return _tar_members(file, path, "tar", _changed(path))
-
-
-def _list_targz(path: str, index_folder: str | None, keep_index: bool) -> tuple[list[Entry], str]:
-    mtime_ns = _changed(path)
-    index = index_folder and _index_path(index_folder, path, mtime_ns)
-    if index and _read_kept(index) and (members := _read_kept(_members_path(index))):
-        rows = pq.read_table(io.BytesIO(members)).to_pylist()
-        return [Entry(kind="targz", source=path, mtime_ns=mtime_ns, **row) for row in rows], ""
-    with storage.open_read(path) as file:
-        if file.read(2) != b"\x1f\x8b":
-            return [], "no gzip file"
-    with _open_gzip(path, None) as file:
-        found, problem = _tar_members(file, path, "targz", mtime_ns)
-        # Nothing is kept of a damaged archive: the next run looks again.
-        if index and keep_index and not problem:
-            _keep_index(file, found, index)
-    return found, problem
-
-
-def _keep_index(file: indexed_gzip.IndexedGzipFile, found: Sequence[Entry], index: str) -> None:
-    storage.make_folder(index.rsplit("/", 1)[0])
-    points, members = io.BytesIO(), io.BytesIO()
-    file.export_index(fileobj=points)
-    columns = {name: [getattr(entry, name) for entry in found] for name in _MEMBERS_SCHEMA.names}
-    pq.write_table(pa.table(columns, _MEMBERS_SCHEMA), members)
-    for path, data in ((index, points.getvalue()), (_members_path(index), members.getvalue())):
-        storage.write_bytes(path, _checksum(data) + data)
-
-
-def _tar_members(file: BinaryIO, path: str, kind: str, mtime_ns: int) -> tuple[list[Entry], str]:
-    """Lists the image members of an open tar; where it is damaged, those before and what is wrong."""
-    found: list[Entry] = []
-    try:
-        # A gzip is best read straight through ("r|"); a plain tar by leaping from header to header.
-        mode = "r|" if kind == "targz" else "r:"
-        with tarfile.open(fileobj=file, mode=mode, bufsize=1 << 20, tarinfo=_StrictTarInfo) as archive:
-            for member in archive:
-                if member.isfile() and _is_image(member.name):
-                    path_inside = member.name.encode(errors="replace").decode()  # it may be no UTF-8
-                    name, offset = _basename(path_inside), member.offset_data
-                    found.append(Entry(name, path, kind, path_inside, offset, member.size, mtime_ns))
-    except MemoryError:
-        raise
-    except Exception as error:  # which one tarfile raises on damaged headers is no contract
-        return found, " ".join(str(error).split()) or type(error).__name__
-    return found, ""
-
-
-def _open_gzip(path: str, index: str | None) -> indexed_gzip.IndexedGzipFile:
-    source = {"fileobj": storage.open_read(path)} if storage.is_url(path) else {"filename": path}
-    file = indexed_gzip.IndexedGzipFile(**source, spacing=GZIP_SPACING, buffer_size=GZIP_BUFFER)
-    if data := index and _read_kept(index):
-        file.import_index(fileobj=io.BytesIO(data))
-    return file
-
-
-def _read_kept(path: str) -> bytes:
-    """Returns what `_keep_index` wrote; b"" where it is absent or damaged, which nothing else would find."""
-    data = storage.read_bytes(path) if storage.exists(path) else b""
-    return data[4:] if data[:4] == _checksum(data[4:]) else b""
-
-
-def _checksum(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(4, "big")
-
-
-def _go_to(file: BinaryIO, offset: int) -> None:
-    """Seeks; but a short way forward is read over, as a seek in a gzip inflates from a restart point."""
-    gap = offset - file.tell()
-    if 0 <= gap < GZIP_SPACING and isinstance(file, indexed_gzip.IndexedGzipFile):
-        file.read(gap)
-    else:
-        file.seek(offset)
-
-
-def _members_path(index: str) -> str:
-    return index.removesuffix(".gzidx") + ".members"
-
-
-def _index_path(folder: str, source: str, mtime_ns: int) -> str:
-    """An index belongs to an archive of one path, size and time."""
-    identity = f"{source}\0{storage.file_size(source)}\0{mtime_ns}"
-    return storage.join(folder, hashlib.sha256(identity.encode()).hexdigest()[:16] + ".gzidx")
-
-
-def _changed(path: str) -> int:
-    if not storage.is_url(path):
-        return os.stat(path).st_mtime_ns
-    filesystem, name = url_to_fs(path)
-    return _mtime_ns(filesystem.info(name))
-
-
-def _mtime_ns(info: dict) -> int:
-    """The time of change from fsspec's listing, whose key differs by storage; 0 where there is none."""
-    for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
-        value = info.get(key)
-        if hasattr(value, "timestamp"):
-            value = value.timestamp()
-        if isinstance(value, int | float):
-            return int(value * 1e9)
-    return 0
+    files = storage.find_files(url)
+    if [file.url for file in files] == [url] and not _is_image(url):
+        raise UsageError(f"`images={url}`: {_unknown_kind(url)}")
+    for file in files:
+        if _is_image(file.url):
+            yield Entry(base_name(file.url), file.url, "file", "", 0, file.num_bytes, file.mtime_ns)
 
 
 def _is_image(name: str) -> bool:
-    base = _basename(name)
+    base = base_name(name)
     return base.lower().endswith(IMAGE_ENDINGS) and not base.startswith(".")
-
-
-def _basename(name: str) -> str:
-    return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _stem(name: str) -> str:
@@ -429,5 +252,5 @@ def _nothing_found(path: str) -> str:
         archives = sorted(name for name in os.listdir(path) if archive_kind(name))
     if archives:
         first = os.path.join(path, archives[0])
-        return f"holds no image but {len(archives)} archives; name them: --images {first} ..."
+        return f"holds no image but {len(archives)} archives; name them: `images={first}` ..."
     return f"holds no image ({', '.join(IMAGE_ENDINGS)})"

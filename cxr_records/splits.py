@@ -27,7 +27,6 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 OFFICIAL_TRAIN_VAL = "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dca6cb81"
 OFFICIAL_TEST = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
 
-_OPTION_OF_LIST = {"train_val": "--train-val-list", "test": "--test-list", "validation": "--validation-list"}
 _IMAGES = len(FINDINGS)  # the column after the findings: images of any kind
 
 
@@ -58,21 +57,21 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         if (self.train_val_list is None) != (self.test_list is None):
-            given, other = "--train-val-list", "--test-list"
+            given, other = "train_val_list", "test_list"
             if self.train_val_list is None:
                 given, other = other, given
-            raise UsageError(f"found {given} without {other}; give both, or neither for an unofficial split")
+            raise UsageError(
+                f"found `{given}` without `{other}`; give both, or neither for an unofficial split"
+            )
         if self.validation_list is not None and self.train_val_list is None:
             raise UsageError(
-                "found --validation-list without --train-val-list and --test-list; give all three, or use "
-                "--validation-fraction"
+                "found `validation_list` without `train_val_list` and `test_list`; give all three, or use "
+                "`validation_fraction`"
             )
-        for option, fraction in (
-            ("--validation-fraction", self.validation_fraction),
-            ("--test-fraction", self.test_fraction),
-        ):
+        for name in ("validation_fraction", "test_fraction"):
+            fraction = getattr(self, name)
             if not 0 <= fraction < 1:  # refuses nan too
-                raise UsageError(f"found {option} {fraction}; expected a share of at least 0 and below 1")
+                raise UsageError(f"found `{name}={fraction}`; expected a share of at least 0 and below 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +114,7 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
     digests = {name: list_digest(names) for name, names in lists.items()}
     if (digests["train_val"], digests["test"]) == (OFFICIAL_TEST, OFFICIAL_TRAIN_VAL):
         raise UsageError(
-            "found NIH's test list under --train-val-list and its train_val list under --test-list; swap them"
+            "found NIH's test list under `train_val_list` and its train_val list under `test_list`; swap them"
         )
     official = digests["train_val"] == OFFICIAL_TRAIN_VAL and digests["test"] == OFFICIAL_TEST
     _check_lists(lists, options, image_ids, official)
@@ -136,22 +135,22 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
     return Splits(of_image, origin, official, digests, in_no_list, named - (len(image_ids) - in_no_list))
 
 
-def read_list(path: str, option: str = "--train-val-list") -> list[str]:
+def read_list(path: str, argument: str) -> list[str]:
     """Reads the image names of a list: the first word of each line, plain text or gzip, local or fsspec URL.
 
     Blank lines are passed over, and so is what follows the name (published lists carry labels there). A
     name that stands twice counts once: a list is a set of images.
 
     Raises:
-        UsageError: there is no such file. The message names `option`.
+        UsageError: there is no such file. The message names the argument.
         CxrError: it cannot be read, is no text, or holds no names.
     """
     from cxr_records.metadata import as_text, read_content  # it imports pandas
 
-    lines = as_text(path, read_content(path, option)).splitlines()
+    lines = as_text(path, read_content(path, argument)).splitlines()
     names = list(dict.fromkeys(line.split(None, 1)[0] for line in lines if line.strip()))
     if not names:
-        raise CxrError(f"{path}: found no names; {option} must hold one 'Image Index' per line")
+        raise CxrError(f"{path}: found no names; `{argument}` must hold one 'Image Index' per line")
     return names
 
 
@@ -235,7 +234,7 @@ def _read_lists(options: SplitOptions) -> dict[str, list[str]]:
         "test": options.test_list,
         "validation": options.validation_list,
     }
-    return {name: read_list(path, _OPTION_OF_LIST[name]) for name, path in paths.items() if path is not None}
+    return {name: read_list(path, f"{name}_list") for name, path in paths.items() if path is not None}
 
 
 def _check_lists(
@@ -247,13 +246,13 @@ def _check_lists(
     if both:
         more = f" and {len(both) - 1:,} more" if len(both) > 1 else ""
         raise CxrError(
-            f"{options.test_list}: found {min(both)}{more} in --train-val-list too; an image must be in one "
+            f"{options.test_list}: found {min(both)}{more} in `train_val_list` too; an image must be in one "
             "list only, so remove it from one of the two"
         )
     outside = set(lists.get("validation", ())) - train_val
     if outside:
         raise CxrError(
-            f"{options.validation_list}: found {_words(min(outside))}, which is not in --train-val-list; "
+            f"{options.validation_list}: found {_words(min(outside))}, which is not in `train_val_list`; "
             "validation images must come from there"
         )
     known = set(image_ids)
@@ -264,7 +263,7 @@ def _check_lists(
         raise CxrError(
             f"{getattr(options, f'{name}_list')}: none of its {len(lists[name]):,} names (the first is "
             f"{_words(lists[name][0])}) is in the table (whose first is {image_ids[0]}); "
-            f"{_OPTION_OF_LIST[name]} must hold one 'Image Index' per line"
+            f"`{name}_list` must hold one 'Image Index' per line"
         )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import glob
 import itertools
@@ -11,9 +12,9 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -62,7 +63,8 @@ def open_read(path: str) -> BinaryIO:
     """Opens a file for reading bytes; the caller closes it."""
     if is_url(path):
         with _said_clearly(path):
-            return fsspec.open(path, "rb").open()
+            file: BinaryIO = fsspec.open(path, "rb").open()
+            return file
     return open(local_path(path), "rb")
 
 
@@ -79,6 +81,35 @@ def file_size(path: str) -> int:
         with _said_clearly(path):
             return int(filesystem.size(name))
     return local_path(path).stat().st_size
+
+
+def mtime_ns(path: str) -> int:
+    """Returns when a file was changed last, in ns since 1970; 0 where its storage does not say."""
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        with _said_clearly(path):
+            return _mtime_ns(filesystem.info(name))
+    return local_path(path).stat().st_mtime_ns
+
+
+class RemoteFile(NamedTuple):
+    """A file in remote storage: its URL, size in bytes (0 where unknown), and `mtime_ns`."""
+
+    url: str
+    num_bytes: int
+    mtime_ns: int
+
+
+def find_files(url: str) -> list[RemoteFile]:
+    """Returns all files below a URL, sorted by name; for the URL of a file, that one."""
+    filesystem, root = _filesystem(url)
+    with _said_clearly(url):
+        is_file = filesystem.isfile(root)
+        files = {root: filesystem.info(root)} if is_file else filesystem.find(root, detail=True)
+    return [
+        RemoteFile(filesystem.unstrip_protocol(name), int(info.get("size") or 0), _mtime_ns(info))
+        for name, info in sorted(files.items())
+    ]
 
 
 def list_names(folder: str) -> list[str]:
@@ -138,7 +169,7 @@ def remove(path: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str) -> Iterator[BinaryIO]:
+def atomic_file(path: str) -> Iterator[IO[bytes]]:
     """Opens a file for writing that appears under its name whole, or not at all.
 
     Local: a temporary name in the same folder, fsync, rename, fsync of the folder.
@@ -226,8 +257,12 @@ def _spans(ranges: Sequence[tuple[str, int, int]], order: Sequence[int]) -> Iter
     for number in order:
         path, offset, length = ranges[number]
         end = offset + length
-        near = span and span.path == path and offset - span.end <= GAP_BYTES
-        if near and max(end, span.end) - span.start <= SPAN_BYTES:
+        if (
+            span
+            and span.path == path
+            and offset - span.end <= GAP_BYTES
+            and max(end, span.end) - span.start <= SPAN_BYTES
+        ):
             span.end = max(end, span.end)
             span.numbers.append(number)
             continue
@@ -323,6 +358,17 @@ def _exists(filesystem: fsspec.AbstractFileSystem, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _mtime_ns(info: Mapping[str, Any]) -> int:
+    """The time of change from fsspec's listing, whose key differs by storage; 0 where there is none."""
+    for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime.datetime):
+            value = value.timestamp()
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    return 0
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -8,19 +9,33 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 from cxr_records import storage
+from cxr_records.config import DatasetConfig
 from cxr_records.images import ImageFormat
+from cxr_records.layout import BUILD_FOLDER
 from cxr_records.lookalike import LookalikePaths, make_lookalike
+from cxr_records.manifest import checksum, manifest_bytes
 from cxr_records.metadata import Metadata, read_metadata
-from cxr_records.pipelines.build import BuildRequest, BuildResult, build_dataset
-from cxr_records.pipelines.engines import Engine
-from cxr_records.plan import DatasetConfig
+from cxr_records.pipelines.build import BuildResult, build_dataset
+from cxr_records.pipelines.engines import engine_named
+from cxr_records.pipelines.request import BuildRequest
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
+
+# Tests depend neither on the machine's speed nor on chance: the same examples each time.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -29,11 +44,31 @@ CREDENTIALS = {
 }
 
 
+def manifest_json(dataset: Path | str) -> dict[str, Any]:
+    """What a local dataset's manifest.json holds, as it is."""
+    return json.loads((Path(dataset) / "manifest.json").read_text())
+
+
+def write_manifest(dataset: Path, content: dict[str, Any]) -> None:
+    """Writes a changed manifest with the id and the checksum that its content has."""
+    beside = ("id", "findings", "files", "checksum")
+    identity = {key: value for key, value in content.items() if key not in beside}
+    content = {**content, "id": checksum(identity)[:32]}
+    content.pop("checksum", None)
+    (dataset / "manifest.json").write_bytes(manifest_bytes({**content, "checksum": checksum(content)}))
+
+
 def free_port() -> int:
     """A port on this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def files_of(dataset: Path | str) -> dict[str, bytes]:
+    """Everything in a dataset, on disk or at a URL, but what it keeps for resuming."""
+    names = [name for name in storage.list_names(str(dataset)) if name != BUILD_FOLDER]
+    return {name: storage.read_bytes(storage.join(str(dataset), name)) for name in names}
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +127,7 @@ def build(lookalike: LookalikePaths, tmp_path_factory: pytest.TempPathFactory) -
             "config": config,
             "split_options": split_options,
             "store": str(stores / codec),
-            "engine": Engine(workers=1),
+            "engine": engine_named(workers=1),
         }
         return build_dataset(BuildRequest(**{**request, **changes}))
 
@@ -120,14 +155,12 @@ def server(tmp_path_factory):
     log = open(tmp_path_factory.mktemp("moto") / "log", "wb")  # noqa: SIM115 - closed below
     process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
     while True:
         try:
             urllib.request.urlopen(address, timeout=5).close()
             break
         except OSError:
             assert process.poll() is None
-            assert time.monotonic() < deadline
             time.sleep(0.1)
     yield address
     process.kill()

@@ -32,7 +32,7 @@ def test_bench_prints_a_sentence_or_an_object(dataset, capfd):
     [
         (["--split", "tset"], "found split 'tset'; {dataset} has train, validation, test"),
         (["--batch-size", "9999"], "found a batch of 9999, larger than split train"),
-        (["--task", "binary:Masss"], "found --task 'binary:Masss': unknown finding"),
+        (["--task", "binary:Masss"], "found --task binary:Masss: unknown finding"),
     ],
 )
 def test_a_mistake_is_one_line(dataset, capfd, words, message):

@@ -18,6 +18,7 @@ from cxr_records.examples import (
     record_problems,
 )
 
+NIH_FEATURES = record_features((14,), 14)  # of a multilabel task
 RECORD = {
     "image": bytes(range(256)),
     "label": np.array([0, 1] * 7, np.uint8),
@@ -107,7 +108,8 @@ def test_the_parts_of_a_record_hold_the_image_itself(record):
 
 def test_tensorflow_parses_a_record_by_the_table(tf):
     specs = {
-        f.name: tf.io.FixedLenFeature(f.shape, tf.int64 if f.kind == "int64" else tf.string) for f in FEATURES
+        f.name: tf.io.FixedLenFeature(f.shape, tf.int64 if f.kind == "int64" else tf.string)
+        for f in NIH_FEATURES
     }
     parsed = tf.io.parse_single_example(encode_example(RECORD), specs)
     for name, value in as_lists(RECORD).items():
@@ -143,7 +145,7 @@ def test_junk_is_a_value_error_and_nothing_else(junk):
 
 
 def test_the_table_is_that_of_the_design():
-    assert [(f.name, f.kind, f.shape) for f in FEATURES] == [
+    assert [(f.name, f.kind, f.shape) for f in NIH_FEATURES] == [
         ("image", "bytes", ()),
         ("label", "int64", (14,)),
         ("findings", "int64", (14,)),
@@ -158,11 +160,11 @@ def test_the_table_is_that_of_the_design():
     assert all(f.meaning for f in FEATURES)
 
 
-def test_a_task_with_one_label_changes_the_shape_of_the_label_alone():
-    scalar = record_features(())
-    assert [f for f in scalar if f.name != "label"] == [f for f in FEATURES if f.name != "label"]
-    assert next(f for f in scalar if f.name == "label").shape == ()
-    assert record_features((14,)) == FEATURES
+def test_the_shapes_are_those_of_the_task_and_of_the_set():
+    shapes = {feature.name: feature.shape for feature in record_features((), 3)}
+
+    assert shapes == {feature.name: () for feature in FEATURES} | {"findings": (3,)}
+    assert [f.shape for f in record_features((3,), 3) if f.name in ("label", "findings")] == [(3,), (3,)]
 
 
 @pytest.mark.parametrize(("shape", "count"), [((), 1), ((14,), 14), ((2, 3), 6), ((0,), 0)])
@@ -171,7 +173,7 @@ def test_a_feature_holds_as_many_values_as_its_shape_says(shape, count):
 
 
 def test_a_right_record_has_no_problems():
-    assert record_problems(decode_example(encode_example(RECORD)), FEATURES) == []
+    assert record_problems(decode_example(encode_example(RECORD)), NIH_FEATURES) == []
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_a_right_record_has_no_problems():
 )
 def test_a_wrong_record_is_told_in_these_words(change, problems):
     record = {name: value for name, value in {**RECORD, **change}.items() if value is not None}
-    assert record_problems(as_lists(record), FEATURES) == problems
+    assert record_problems(as_lists(record), NIH_FEATURES) == problems
 
 
 def test_a_feature_of_floats_is_found(tf):

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import manifest_json
 from PIL import Image
 
 from cxr_records import augment
 from cxr_records.findings import FINDINGS
 from cxr_records.images import ImageFormat
-from cxr_records.manifest import read_manifest
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.tfrecord import unframe
-from cxr_records.verify import check_dataset
+from cxr_records.verification import check_dataset
 
 SIZE = 32
 CODECS = ["raw", "png", "jpeg"]
@@ -113,7 +113,7 @@ def test_tensorflow_reads_every_record_in_the_order_of_the_table_of_records(
     rows = rows_of(dataset)
     files = [
         str(dataset / shard["file"])
-        for split in read_manifest(str(dataset))["splits"].values()
+        for split in manifest_json(dataset)["splits"].values()
         for shard in split["shards"]
     ]
     place = {image_id: i for i, image_id in enumerate(table.table["image_id"])}

@@ -1,7 +1,7 @@
 """Bytes that may not change: ids of datasets and digests of their shards, as version 0.1.0 first wrote them.
 
 The digests were made with the packages of constraints.txt. A change here is a change of what users have on
-disk: raise `plan.RECORD_VERSION` and say so in the changelog.
+disk: raise `planning.RECORD_VERSION` and say so in the changelog.
 """
 
 import hashlib

@@ -11,21 +11,16 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from conftest import files_of, manifest_json, write_manifest
 from PIL import Image
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
-from cxr_records.manifest import (
-    ManifestError,
-    check_folder,
-    clear_stale,
-    manifest_bytes,
-    read_manifest,
-    rejected_csv,
-)
+from cxr_records.finish import check_folder, clear_stale, rejected_csv
+from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
 from cxr_records.metadata import read_metadata
-from cxr_records.plan import ShardSpec
+from cxr_records.planning import ShardSpec
 from cxr_records.tfrecord import read_records
 
 CHANGES = [
@@ -41,11 +36,6 @@ CHANGES = [
     {"shard_mb": 32},
     {"validation_fraction": 0.3},
 ]
-
-
-def files_of(dataset: Path) -> dict[str, bytes]:
-    """All that belongs to the dataset; .build is what made it."""
-    return {path.name: path.read_bytes() for path in dataset.iterdir() if path.is_file()}
 
 
 def times_of(folder: Path) -> dict[str, int]:
@@ -69,7 +59,7 @@ def test_same_inputs_give_the_same_bytes_in_another_folder_from_a_store_cut_othe
 
     assert 0 < result.decoded.decoded < 150
     assert files_of(out) == files_of(dataset)
-    assert str(tmp_path) not in json.dumps(result.manifest)
+    assert str(tmp_path) not in json.dumps(result.manifest.to_json())
 
 
 def test_the_same_build_again_writes_nothing(build, copied_dataset):
@@ -86,7 +76,7 @@ def test_the_same_build_again_writes_nothing(build, copied_dataset):
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_another_option_gives_another_id(build, dataset, tmp_path, changes):
-    assert build(tmp_path / "out", **changes).manifest["id"] != read_manifest(str(dataset))["id"]
+    assert build(tmp_path / "out", **changes).manifest.id != manifest_json(dataset)["id"]
 
 
 def test_a_change_in_the_table_alone_gives_another_id(build, lookalike, dataset, tmp_path):
@@ -97,7 +87,7 @@ def test_a_change_in_the_table_alone_gives_another_id(build, lookalike, dataset,
     cells[4] = str(int(cells[4]) + 1)  # the patient's age
     older.write_text("".join([lines[0], ",".join(cells), *lines[2:]]))
 
-    assert build(tmp_path / "out", metadata=str(older)).manifest["id"] != read_manifest(str(dataset))["id"]
+    assert build(tmp_path / "out", metadata=str(older)).manifest.id != manifest_json(dataset)["id"]
 
 
 @pytest.mark.parametrize("changes", [{"task": "binary"}, {"task": "multiclass", "rule": "none"}], ids=str)
@@ -154,11 +144,12 @@ def test_the_manifest_is_written_last_and_is_away_while_anything_else_is_written
 
 
 def test_manifest_tells_all_and_nothing_of_where_or_when(dataset, lookalike):
-    manifest = read_manifest(str(dataset))
+    manifest = manifest_json(dataset)
 
     assert set(manifest) == {
         "format", "format_version", "id", "config", "class_names", "table", "split_origin", "pixels",
-        "splits", "classes", "mean_ir", "max_ir", "left_out", "files", "checksum",
+        "splits", "classes", "mean_ir", "max_ir", "left_out", "findings", "files",
+        "checksum",
     }  # fmt: skip
     assert manifest["config"] == {
         "task": "multilabel",
@@ -177,11 +168,12 @@ def test_manifest_tells_all_and_nothing_of_where_or_when(dataset, lookalike):
     assert manifest["split_origin"]["official"] is False
     assert set(manifest["split_origin"]["list_sha256"]) == {"train_val", "test"}
     assert manifest["left_out"] == {}
+    assert manifest["findings"] == list(FINDINGS)
     assert manifest_bytes(manifest) == (dataset / "manifest.json").read_bytes()
 
 
 def test_manifest_holds_size_and_sha256_of_every_file_but_itself(dataset):
-    manifest = read_manifest(str(dataset))
+    manifest = manifest_json(dataset)
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
 
     told = {entry["file"]: (entry["bytes"], entry["sha256"]) for entry in [*shards, *manifest["files"]]}
@@ -193,7 +185,7 @@ def test_manifest_holds_size_and_sha256_of_every_file_but_itself(dataset):
 
 
 def test_counts_in_the_manifest_are_those_of_the_table_of_records(dataset):
-    manifest = read_manifest(str(dataset))
+    manifest = manifest_json(dataset)
     table = pq.read_table(dataset / "records.parquet").to_pandas()
 
     for split, counts in manifest["splits"].items():
@@ -217,7 +209,7 @@ def test_table_of_records_has_a_row_for_each_record_with_its_place_and_offset(da
         "split", "shard", "place", "offset", "image_id", "patient_id", "view", "sex", "age_years", "copy",
         "augmentation", "label",
     ]  # fmt: skip
-    manifest = read_manifest(str(dataset))
+    manifest = manifest_json(dataset)
     expected = []
     for split, counts in manifest["splits"].items():
         for shard in counts["shards"]:
@@ -241,8 +233,8 @@ def test_mean_and_std_are_those_of_the_pixels_of_the_original_training_images(
         if path.name in train
     ]
     assert len(pixels) == len(train)
-    assert result.manifest["pixels"]["mean"] == pytest.approx(np.mean(pixels), abs=1e-6)
-    assert result.manifest["pixels"]["std"] == pytest.approx(np.std(pixels), abs=1e-6)
+    assert result.manifest.pixels.mean == pytest.approx(np.mean(pixels), abs=1e-6)
+    assert result.manifest.pixels.std == pytest.approx(np.std(pixels), abs=1e-6)
 
 
 # Rejected images
@@ -300,7 +292,7 @@ def test_rejected_csv_names_every_image_that_is_not_in_the_dataset_and_why(build
         rows = list(csv.reader(file))
     assert rows[0] == ["image_id", "split", "reason", "detail"]
     assert rows[1:] == [[name, split_of[name], *why[name]] for name in image_ids if name in why]
-    assert result.manifest["left_out"] == {
+    assert result.manifest.left_out == {
         "left out by the task": (several != 1).sum(),
         "rejected": 2,
         "missing": 1,
@@ -360,16 +352,64 @@ def test_a_manifest_that_means_the_same_in_other_bytes_is_damaged(copied_dataset
         read_manifest(str(copied_dataset))
 
 
+def test_what_is_read_is_what_was_written(dataset):
+    assert read_manifest(str(dataset)).to_json() == manifest_json(dataset)
+
+
+def test_a_manifest_without_the_names_of_its_findings_is_of_nihs(copied_dataset):
+    """Those of before had none."""
+    before = manifest_json(copied_dataset)
+    del before["findings"]
+    write_manifest(copied_dataset, before)
+
+    assert read_manifest(str(copied_dataset)).findings == FINDINGS
+    assert read_manifest(str(copied_dataset)).id == before["id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "trouble"),
+    [
+        ({"pixels": {"mean": 1.0}}, "TypeError"),
+        ({"splits": None}, "AttributeError"),
+        ({"config": {}}, "KeyError: 'task'"),
+        (
+            {"classes": {"Mass": {"images": 1, "records": 1, "splits": {}, "more": 1}}},
+            "unknown 'more' in a class",
+        ),
+    ],
+    ids=["pixels", "splits", "config", "classes"],
+)
+def test_a_manifest_whose_checksum_fits_and_whose_content_does_not_is_damaged(
+    copied_dataset, change, trouble
+):
+    write_manifest(copied_dataset, manifest_json(copied_dataset) | change)
+
+    with pytest.raises(ManifestError) as error:
+        read_manifest(str(copied_dataset))
+    assert str(error.value).startswith(f"{copied_dataset}/manifest.json is damaged: it is no manifest (")
+    assert trouble in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_id_that_is_not_of_the_content_is_damage(copied_dataset):
+    content = manifest_json(copied_dataset) | {"id": "0" * 32}
+    content.pop("checksum")
+    content["checksum"] = sha256(manifest_bytes(content))
+    (copied_dataset / "manifest.json").write_bytes(manifest_bytes(content))
+
+    with pytest.raises(ManifestError, match=r"is damaged: it is no manifest \(ValueError: id '0000"):
+        read_manifest(str(copied_dataset))
+
+
 def test_a_manifest_of_another_version_is_told_from_a_damaged_one(copied_dataset):
     path = copied_dataset / "manifest.json"
-    manifest = json.loads(path.read_bytes()) | {"format_version": 2}
-    del manifest["checksum"]
-    path.write_bytes(manifest_bytes({**manifest, "checksum": sha256(manifest_bytes(manifest))}))
+    write_manifest(copied_dataset, manifest_json(copied_dataset) | {"format_version": 0})
 
     with pytest.raises(ManifestError) as error:
         read_manifest(str(copied_dataset))
     assert str(error.value) == (
-        f"{path}: 'cxr_records dataset' version 2, expected 'cxr_records dataset' version 1"
+        f"{path}: 'cxr_records dataset' version 0, expected 'cxr_records dataset' version 1; "
+        "build the dataset again"
     )
 
 
@@ -417,7 +457,7 @@ def test_check_folder_refuses_what_is_not_ours_and_names_it(tmp_path, name, data
     with pytest.raises(UsageError) as error:
         check_folder(str(tmp_path))
     assert str(error.value) == (
-        f"--out {tmp_path} is not empty and no dataset of ours (it holds {name.split('/')[0]}); name another"
+        f"`out={tmp_path}` is not empty and no dataset of ours (it holds {name.split('/')[0]}); name another"
     )
     assert path.read_bytes() == data
 

@@ -306,8 +306,8 @@ def test_a_wrong_cell_is_refused_with_its_line_and_image(old, new, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", b"", ": found an empty file; download it again, or correct --metadata"),
-        ("t.csv.gz", gzip.compress(b""), ": found an empty file; download it again, or correct --metadata"),
+        ("t.csv", b"", ": found an empty file; download it again, or correct `metadata`"),
+        ("t.csv.gz", gzip.compress(b""), ": found an empty file; download it again, or correct `metadata`"),
         ("t.csv", V2020.splitlines()[0], ": found a header and no rows; expected one row per image"),
         (
             "t.csv",
@@ -341,12 +341,12 @@ def test_a_file_that_is_no_table_is_refused_with_the_reason(name, content, messa
 
 def test_a_missing_file_or_folder_is_a_wrong_use(tmp_path):
     with pytest.raises(
-        UsageError, match=r"absent\.csv: found no such file; --metadata must name an existing file$"
+        UsageError, match=r"absent\.csv: found no such file; `metadata` must name an existing file$"
     ):
         read_metadata(str(tmp_path / "absent.csv"))
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(
-        UsageError, match=r"folder\.csv: found a folder; --metadata must name an existing file$"
+        UsageError, match=r"folder\.csv: found a folder; `metadata` must name an existing file$"
     ):
         read_metadata(str(tmp_path / "folder.csv"))
 
@@ -360,7 +360,7 @@ def test_another_ending_is_a_wrong_use(tmp_path):
 
 def test_an_unknown_kind_of_url_is_refused_in_one_line():
     with pytest.raises(
-        CxrError, match=r"^nosuch://t\.csv: cannot be read \(ValueError: .*\); check --metadata"
+        CxrError, match=r"^nosuch://t\.csv: cannot be read \(ValueError: .*\); check `metadata`"
     ):
         read_metadata("nosuch://t.csv")
 
@@ -369,7 +369,7 @@ def test_a_workbook_without_openpyxl_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
 
     assert refusal("t.xlsx", "anything") == (
-        ': reading .xlsx needs openpyxl; run: pip install "cxr_records[excel]", or save it as .csv'
+        ": reading .xlsx needs openpyxl; pip install '.[excel]' in a clone, or save it as .csv"
     )
 
 

@@ -221,19 +221,20 @@ def test_weights_even_out_the_records():
     [
         (
             {"rule": "liner"},
-            "--copies liner: unknown rule (did you mean linear?); expected one of linear, sqrt, fixed, none",
+            "`copies=liner`: unknown rule (did you mean linear?); expected one of linear, sqrt, fixed, none",
         ),
         (
             {"target": 3.0},
-            "--copies-target 3.0: expected a share of the images above 0 and below 1; for 3% give 0.03",
+            "`copies_target=3.0`: expected a share of the images above 0 and below 1; for 3% give 0.03",
         ),
         (
             {"target": float("nan")},
-            "--copies-target nan: expected a share of the images above 0 and below 1; for 3% give 0.03",
+            "`copies_target=nan`: expected a share of the images above 0 and below 1; for 3% give 0.03",
         ),
         (
             {"max_records": 0},
-            "--copies-max 0: expected a whole number of at least 1; for no copies at all give --copies none",
+            "`copies_max=0`: expected a whole number of at least 1; "
+            "for no copies at all give `copies='none'`",
         ),
     ],
 )
@@ -245,7 +246,7 @@ def test_a_rule_that_cannot_be_is_refused_while_constructing(values, message):
 
 @pytest.mark.parametrize("target", [0, 1, -0.1])
 def test_the_ends_of_the_target_are_outside(target):
-    with pytest.raises(UsageError, match="--copies-target"):
+    with pytest.raises(UsageError, match="`copies_target"):
         CopyRule(target=target)
 
 
@@ -255,7 +256,7 @@ def test_an_unknown_class_is_refused_with_the_nearest_name(name):
     with pytest.raises(UsageError) as caught:
         records_per_image(classes, ["Mass", "Hernia"], CopyRule(name, of=("hernai",)), ids, seed=0)
     assert str(caught.value) == (
-        "--copies-of hernai: no such class (did you mean Hernia?); expected one of this task's: Mass, Hernia"
+        "`copies_of=hernai`: no such class (did you mean Hernia?); expected one of this task's: Mass, Hernia"
     )
 
 

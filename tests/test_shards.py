@@ -16,7 +16,7 @@ from cxr_records import augment, shards
 from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES, decode_example, encode_example
 from cxr_records.images import ImageFormat
-from cxr_records.plan import ShardSpec, write_plan
+from cxr_records.planning import ShardSpec, write_plan
 from cxr_records.shards import augmentation_text, read_shard_info, record_parts, write_shard
 from cxr_records.tfrecord import read_records
 
@@ -28,7 +28,7 @@ def plan_of(build, tmp_path_factory):
     for codec in ("raw", "png", "jpeg"):
         out = tmp_path_factory.mktemp("shards") / codec
         result = build(out, codec=codec, flip=True)
-        plans[codec] = result.plan, result.decoded.store.path, out
+        plans[codec] = result.plan, result.decoded.store, out
     return plans
 
 

@@ -174,8 +174,8 @@ def test_the_test_images_do_not_depend_on_the_validation_fraction():
 def test_a_list_is_the_first_word_of_each_line():
     text = "\ufeffb.png 0 1 0\r\n\r\n  a.png\tMass\n\nb.png\n"
 
-    assert read_list(write("list.txt", text)) == ["b.png", "a.png"]
-    assert read_list(write("list.txt.gz", gzip.compress(text.encode()))) == ["b.png", "a.png"]
+    assert read_list(write("list.txt", text), "test_list") == ["b.png", "a.png"]
+    assert read_list(write("list.txt.gz", gzip.compress(text.encode())), "test_list") == ["b.png", "a.png"]
 
 
 def test_the_digest_of_a_list_is_that_of_its_sorted_names():
@@ -190,25 +190,25 @@ def test_the_digest_of_a_list_is_that_of_its_sorted_names():
     [
         (
             {"train_val_list": "a"},
-            "found --train-val-list without --test-list; give both, or neither for an unofficial split",
+            "found `train_val_list` without `test_list`; give both, or neither for an unofficial split",
         ),
         (
             {"test_list": "a"},
-            "found --test-list without --train-val-list; give both, or neither for an unofficial split",
+            "found `test_list` without `train_val_list`; give both, or neither for an unofficial split",
         ),
         (
             {"validation_list": "a"},
-            "found --validation-list without --train-val-list and --test-list; give all three, or use "
-            "--validation-fraction",
+            "found `validation_list` without `train_val_list` and `test_list`; give all three, or use "
+            "`validation_fraction`",
         ),
         (
             {"validation_fraction": 1.0},
-            "found --validation-fraction 1.0; expected a share of at least 0 and below 1",
+            "found `validation_fraction=1.0`; expected a share of at least 0 and below 1",
         ),
-        ({"test_fraction": -0.1}, "found --test-fraction -0.1; expected a share of at least 0 and below 1"),
+        ({"test_fraction": -0.1}, "found `test_fraction=-0.1`; expected a share of at least 0 and below 1"),
         (
             {"test_fraction": float("nan")},
-            "found --test-fraction nan; expected a share of at least 0 and below 1",
+            "found `test_fraction=nan`; expected a share of at least 0 and below 1",
         ),
     ],
 )
@@ -222,27 +222,27 @@ def test_wrong_options_are_refused_when_they_are_made(settings, message):
     [
         (
             ("1 2", "2 3", None),
-            "memory://splits/test.txt: found 00000002_000.png in --train-val-list too; an image must be in "
+            "memory://splits/test.txt: found 00000002_000.png in `train_val_list` too; an image must be in "
             "one list only, so remove it from one of the two",
         ),
         (
             ("1 2 3", "2 3 4", None),
-            "memory://splits/test.txt: found 00000002_000.png and 1 more in --train-val-list too; an image "
+            "memory://splits/test.txt: found 00000002_000.png and 1 more in `train_val_list` too; an image "
             "must be in one list only, so remove it from one of the two",
         ),
         (
             ("1 2", "3", "2 3"),
-            "memory://splits/validation.txt: found '00000003_000.png', which is not in --train-val-list; "
+            "memory://splits/validation.txt: found '00000003_000.png', which is not in `train_val_list`; "
             "validation images must come from there",
         ),
         (
             ("8 9", "3", None),
             "memory://splits/train_val.txt: none of its 2 names (the first is '00000008_000.png') is in the "
-            "table (whose first is 00000001_000.png); --train-val-list must hold one 'Image Index' per line",
+            "table (whose first is 00000001_000.png); `train_val_list` must hold one 'Image Index' per line",
         ),
         (
             ("1", "", None),
-            "memory://splits/test.txt: found an empty file; download it again, or correct --test-list",
+            "memory://splits/test.txt: found an empty file; download it again, or correct `test_list`",
         ),
     ],
     ids=["in both", "several in both", "validation outside", "strange names", "empty"],
@@ -281,7 +281,7 @@ def test_a_missing_list_is_a_wrong_use_and_names_its_option():
     options = SplitOptions(write("a.txt", "00000001_000.png"), "memory://splits/absent.txt")
 
     with pytest.raises(
-        UsageError, match=r"absent\.txt: found no such file; --test-list must name an existing file$"
+        UsageError, match=r"absent\.txt: found no such file; `test_list` must name an existing file$"
     ):
         make_splits(FIVE, options)
 
@@ -289,7 +289,7 @@ def test_a_missing_list_is_a_wrong_use_and_names_its_option():
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x1f\x8b\x08", b"\xef\xbb\xbf", b"\x1c"])
 def test_a_list_that_is_no_text_is_refused(content):
     with pytest.raises(CxrError, match=r"^memory://splits/bad\.txt: found "):
-        read_list(write("bad.txt", content))
+        read_list(write("bad.txt", content), "test_list")
 
 
 def test_splits_and_tasks_are_imported_without_pandas():
@@ -400,7 +400,7 @@ def test_a_part_of_the_real_table_without_test_images_is_still_official(official
 
 def test_the_official_lists_with_another_hospitals_table_are_refused(official):
     with pytest.raises(
-        CxrError, match=r"none of its 86,524 names .* \(whose first is 00099999_000\.png\); --train"
+        CxrError, match=r"none of its 86,524 names .* \(whose first is 00099999_000\.png\); `train"
     ):
         make_splits(table((99_999, "Mass")), official)
 

@@ -574,8 +574,8 @@ def test_another_size_codec_or_filter_is_refused_in_these_words(place, change, a
         with pytest.raises(UsageError) as caught:
             open_store(place.store.path, dataclasses.replace(FORMAT, **change), create)
         assert str(caught.value) == (
-            f"--store {place.store.path} holds 16x16 raw images (bilinear), asked for {asked}; "
-            "use another --store, or the same --size, --codec and --resample"
+            f"`store={place.store.path}` holds 16x16 raw images (bilinear), asked for {asked}; "
+            "use another `store`, or the same `size`, `codec` and `resample`"
         )
 
 
@@ -585,7 +585,7 @@ def test_a_store_of_another_version_is_refused_in_these_words(place):
     with pytest.raises(UsageError) as caught:
         open_store(place.store.path, FORMAT)
     assert str(caught.value).startswith(
-        f"--store {place.store.path} holds 16x16 raw images (bilinear) of store version 2, asked for 16x16"
+        f"`store={place.store.path}` holds 16x16 raw images (bilinear) of store version 2, asked for 16x16"
     )
 
 
@@ -595,7 +595,7 @@ def test_a_damaged_marker_is_refused_in_these_words(place, text):
     marker.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UsageError) as caught:
         open_store(place.store.path, FORMAT)
-    assert str(caught.value) == f"{marker} is damaged; delete the store, or name another with --store"
+    assert str(caught.value) == f"{marker} is damaged; delete the store, or name another with `store`"
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
@@ -604,7 +604,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UsageError) as caught:
         open_store(str(tmp_path), FORMAT)
     assert str(caught.value) == (
-        f"--store {tmp_path} is not empty and no image store (it holds thesis.doc); name another"
+        f"`store={tmp_path}` is not empty and no image store (it holds thesis.doc); name another"
     )
     assert sorted(os.listdir(tmp_path)) == ["thesis.doc", "zebra"]
 

@@ -145,47 +145,47 @@ def test_every_image_has_either_a_label_of_the_task_or_a_reason(text, bits):
         (
             "multi-label",
             False,
-            "found --task 'multi-label'; expected one of the forms binary, binary:Pneumothorax, "
+            "found `task='multi-label'`; expected one of the forms binary, binary:Pneumothorax, "
             "binary:Mass,Nodule, multiclass, multilabel",
         ),
         (
             "multiclass:Mass",
             False,
-            "found --task 'multiclass:Mass'; expected one of the forms binary, binary:Pneumothorax, "
+            "found `task='multiclass:Mass'`; expected one of the forms binary, binary:Pneumothorax, "
             "binary:Mass,Nodule, multiclass, multilabel",
         ),
         (
             "binary:",
             False,
-            "found --task 'binary:'; expected one finding or two after the colon: binary:Pneumothorax, "
+            "found `task='binary:'`; expected one finding or two after the colon: binary:Pneumothorax, "
             "binary:Mass,Nodule",
         ),
         (
             "binary:Mass,Nodule,Edema",
             False,
-            "found --task 'binary:Mass,Nodule,Edema'; expected one finding or two after the colon: "
+            "found `task='binary:Mass,Nodule,Edema'`; expected one finding or two after the colon: "
             "binary:Pneumothorax, binary:Mass,Nodule",
         ),
         (
             "binary:Pneumotorax",
             False,
-            "found --task 'binary:Pneumotorax': unknown finding 'Pneumotorax' (did you mean Pneumothorax?); "
+            "found `task='binary:Pneumotorax'`: unknown finding 'Pneumotorax' (did you mean Pneumothorax?); "
             f"known: {', '.join(FINDINGS)}",
         ),
         (
             "binary:Mass,Mass",
             False,
-            "found --task 'binary:Mass,Mass', which sets Mass against itself; expected two classes",
+            "found `task='binary:Mass,Mass'`, which sets Mass against itself; expected two classes",
         ),
         (
             "binary:No Finding",
             False,
-            "found --task 'binary:No Finding', which sets No Finding against itself; expected two classes",
+            "found `task='binary:No Finding'`, which sets No Finding against itself; expected two classes",
         ),
         (
             "multilabel",
             True,
-            "found --with-no-finding with --task multilabel; it goes with --task multiclass only",
+            "found `with_no_finding=True` with `task=multilabel`; it goes with `task=multiclass` only",
         ),
     ],
 )
@@ -194,13 +194,33 @@ def test_a_wrong_task_is_refused_with_what_was_expected(text, with_no_finding, m
         parse_task(text, with_no_finding)
 
 
+def test_the_whole_task_stands_in_one_text():
+    for text in ("binary", "binary:Mass", "binary:Mass,Nodule", "multiclass", "multilabel"):
+        assert parse_task(text).text == text
+    assert parse_task("multiclass", True).text == "multiclass:No Finding"
+    assert parse_task(" multiclass : No Finding ") == parse_task("multiclass", True)
+
+
+def test_a_task_of_another_set_has_its_findings():
+    other = ("Fracture", "Edema", "Mass")
+    task = parse_task("multiclass:No Finding", findings=other)
+
+    assert task.class_names == (*other, NO_FINDING)
+    assert task.select(np.array([[0, 1, 0], [0, 0, 0], [1, 1, 0]], np.uint8)).labels.tolist() == [1, 3, -1]
+    assert parse_task("multilabel", findings=other).label_shape == (3,)
+    assert parse_task("binary:Fracture", findings=other).class_names == (NO_FINDING, "Fracture")
+    with pytest.raises(UsageError, match=r"unknown finding 'Nodule'; known: Fracture, Edema, Mass$"):
+        parse_task("binary:Nodule", findings=other)
+
+
 @given(st.text())
 def test_any_text_is_a_task_or_a_wrong_use(text):
     try:
         task = parse_task(text)
     except UsageError:
         return
-    assert parse_task(task.name) == task
+    assert parse_task(task.text) == task
+    assert parse_task(task.name, task.with_no_finding) == task
 
 
 @pytest.mark.parametrize(

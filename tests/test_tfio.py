@@ -29,7 +29,7 @@ def test_a_split_is_read_straight_from_a_bucket_as_from_disk(bucket, upload, dat
 
 def test_a_damaged_shard_is_named(bucket, upload, dataset):
     remote = upload(dataset, f"{bucket}/cxr14")
-    path = f"{remote}/{read_manifest(remote)['splits']['test']['shards'][0]['file']}"
+    path = f"{remote}/{read_manifest(remote).splits['test'].shards[0].file}"
     data = bytearray(storage.read_bytes(path))
     data[100] ^= 1
     storage.write_bytes(path, bytes(data))
@@ -54,7 +54,7 @@ def test_a_process_that_has_read_ends_as_it_wants_to(bucket, upload, dataset, en
         [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=120
     )
 
-    batches = -(-read_manifest(remote)["splits"]["test"]["records"] // 8)
+    batches = -(-read_manifest(remote).splits["test"].records // 8)
     assert (done.returncode, done.stdout) == (status, f"{batches}\nat exit\n")
     assert "pure virtual" not in done.stderr
     assert ("ValueError: mine" in done.stderr) == (status == 1)

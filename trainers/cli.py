@@ -69,7 +69,7 @@ def train(
     from cxr_records.trainers import predict
     from cxr_records.trainers.train import train as run_training
 
-    trained = run_training(
+    _, progress = run_training(
         dataset, run, settings, task=task, with_no_finding=with_no_finding, devices=devices
     )
     if not storage.exists(storage.join(run, "model.keras")):
@@ -78,7 +78,7 @@ def train(
     from cxr_records.trainers.evaluation import cli as evaluation
 
     measured = evaluation.evaluate_into(run)
-    evaluation.show(measured, run, as_json, {"run": run, "epochs": len(trained["history"])})
+    evaluation.show(measured, run, as_json, {"run": run, "epochs": len(progress.history)})
 
 
 @click.command()

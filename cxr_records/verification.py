@@ -7,25 +7,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cxr_records import storage
 from cxr_records.augment import FUNCTIONS
+from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.examples import Feature, decode_example, record_features, record_problems
-from cxr_records.findings import FINDINGS, NO_FINDING
+from cxr_records.findings import NO_FINDING, format_findings
 from cxr_records.images import ImageFormat
-from cxr_records.manifest import (
-    MANIFEST_FILE,
-    RECORDS_FILE,
-    DamagedManifestError,
-    read_manifest,
-    read_records_table,
-)
-from cxr_records.plan import SHARD_NAME
+from cxr_records.layout import MANIFEST_FILE, RECORDS_FILE, is_shard
+from cxr_records.manifest import DamagedManifestError, FileEntry, ShardEntry
 from cxr_records.splits import TRAIN
-from cxr_records.tasks import Task, parse_task
+from cxr_records.tasks import Task
 from cxr_records.tfrecord import RecordError, read_records, unframe
 
 _REBUILD = "delete it and run the build command again: it writes this file anew"
@@ -58,8 +54,8 @@ class _Shard:
 
     path: str
     split: str
-    entry: Mapping
-    rows: Sequence[Mapping] | None
+    entry: ShardEntry
+    rows: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class _Record:
         return Problem(self.shard.path, message, self.number, self.image)
 
 
-def check_dataset(dataset: str, deep: bool = False) -> list[Problem]:
+def check_dataset(dataset: Dataset | str, deep: bool = False) -> list[Problem]:
     """Checks a finished dataset.
 
     Always: the manifest against its own digest; presence, size and sha256 of every file that it names, and
@@ -87,7 +83,7 @@ def check_dataset(dataset: str, deep: bool = False) -> list[Problem]:
     train only and beside their original, no patient in two splits.
 
     Args:
-        dataset: folder or URL.
+        dataset: an open dataset, or the folder or URL of a finished one.
         deep: whether to read every record.
 
     Returns:
@@ -97,58 +93,59 @@ def check_dataset(dataset: str, deep: bool = False) -> list[Problem]:
         CxrError: there is no finished dataset.
     """
     try:
-        manifest = read_manifest(dataset)
+        dataset = open_dataset(dataset)
     except DamagedManifestError as error:
-        path = storage.join(dataset, MANIFEST_FILE)
+        path = storage.join(storage.absolute(str(dataset)), MANIFEST_FILE)
         return [Problem(path, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}: "))]
-    problems = [problem for entry in manifest["files"] if (problem := _check_file(dataset, entry))]
-    problems += _check_strays(dataset, manifest)
-    table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else read_records_table(dataset)
-    shards = list(_shards(dataset, manifest, table))
+    dataset.check_unchanged()
+    files = dataset.manifest.files
+    problems = [problem for entry in files if (problem := _check_file(dataset.path, entry))]
+    problems += _check_strays(dataset)
+    table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else dataset.records
+    shards = list(_shards(dataset, table))
     with ThreadPoolExecutor() as pool:
-        for found in pool.map(_check_shard, shards):
-            problems += found
+        for of_shard in pool.map(_check_shard, shards):
+            problems += of_shard
     if deep:
-        problems += _check_records(manifest, shards, {problem.path for problem in problems})
+        problems += _check_records(dataset, shards, {problem.path for problem in problems})
     return problems
 
 
-def _check_file(dataset: str, entry: Mapping) -> Problem | None:
+def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
     """Presence, size and sha256 of one file."""
-    path = storage.join(dataset, entry["file"])
+    path = storage.join(dataset, entry.file)
     if not storage.exists(path):
         return Problem(path, "the file is missing; run the build command again: it writes it anew")
     size = storage.file_size(path)
-    if size != entry["bytes"]:
-        return Problem(path, f"{size:,} bytes, the manifest says {entry['bytes']:,}; {_REBUILD}")
+    if size != entry.bytes:
+        return Problem(path, f"{size:,} bytes, the manifest says {entry.bytes:,}; {_REBUILD}")
     sha256 = hashlib.sha256()
     with storage.open_read(path) as file:
         while block := file.read(1 << 20):
             sha256.update(block)
-    if sha256.hexdigest() != entry["sha256"]:
+    if sha256.hexdigest() != entry.sha256:
         return Problem(path, f"its sha256 is not that of the manifest; {_REBUILD}")
     return None
 
 
-def _check_strays(dataset: str, manifest: Mapping) -> list[Problem]:
-    known = {entry["file"] for counts in manifest["splits"].values() for entry in counts["shards"]}
-    strays = [
-        name for name in storage.list_names(dataset) if SHARD_NAME.fullmatch(name) and name not in known
-    ]
+def _check_strays(dataset: Dataset) -> list[Problem]:
+    known = {entry.file for split in dataset.splits.values() for entry in split.shards}
+    strays = [name for name in storage.list_names(dataset.path) if is_shard(name) and name not in known]
     return [
-        Problem(storage.join(dataset, name), "a shard that the manifest does not name") for name in strays
+        Problem(storage.join(dataset.path, name), "a shard that the manifest does not name")
+        for name in strays
     ]
 
 
-def _shards(dataset: str, manifest: Mapping, table: pa.Table | None) -> Iterator[_Shard]:
+def _shards(dataset: Dataset, table: pa.Table | None) -> Iterator[_Shard]:
     """The manifest's shards with their rows of the table of records."""
     rows_of = collections.defaultdict(list)
     for row in [] if table is None else table.to_pylist():
         rows_of[row["shard"]].append(row)
-    for split, counts in manifest["splits"].items():
-        for entry in counts["shards"]:
-            rows = rows_of[entry["file"]] or None
-            yield _Shard(storage.join(dataset, entry["file"]), split, entry, rows)
+    for split, info in dataset.splits.items():
+        for entry in info.shards:
+            rows = rows_of[entry.file] or None
+            yield _Shard(storage.join(dataset.path, entry.file), split, entry, rows)
 
 
 def _check_shard(shard: _Shard) -> list[Problem]:
@@ -156,7 +153,7 @@ def _check_shard(shard: _Shard) -> list[Problem]:
     problem = _check_file(os.path.dirname(shard.path), shard.entry)
     if problem is None or not storage.exists(shard.path):
         return [problem] if problem else []
-    damaged = [found for _, found in _read_shard(shard) if isinstance(found, Problem)]
+    damaged = [read for _, read in _read_shard(shard) if isinstance(read, Problem)]
     return [problem, *damaged]
 
 
@@ -177,7 +174,7 @@ def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
                 yield number + 1, Problem(shard.path, text, number + 1)
             return
         size = storage.file_size(shard.path)
-        ends = [row["offset"] for row in shard.rows[1:]] + [max(size, shard.entry["bytes"])]
+        ends = [row["offset"] for row in shard.rows[1:]] + [max(size, shard.entry.bytes)]
         for number, (row, end) in enumerate(zip(shard.rows, ends, strict=True)):
             offset = row["offset"]
             file.seek(offset)
@@ -188,13 +185,12 @@ def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
                 yield number, Problem(shard.path, text, number, row["image_id"])
 
 
-def _check_records(manifest: Mapping, shards: Sequence[_Shard], damaged: set[str]) -> list[Problem]:
+def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]) -> list[Problem]:
     """Every record that can be read, by itself and against the others."""
-    config = manifest["config"]
-    task = parse_task(config["task"], config["with_no_finding"])
-    image_format = ImageFormat(config["size"], config["codec"], config["resample"])
-    features = record_features(task.label_shape)
-    problems, records = [], []
+    task, image_format = dataset.manifest.config.task, dataset.image_format
+    features = record_features(task.label_shape, len(dataset.findings))
+    problems: list[Problem] = []
+    records: list[_Record] = []
     all_read = True
     for shard in shards:
         read, whole = 0, len(records)
@@ -204,18 +200,18 @@ def _check_records(manifest: Mapping, shards: Sequence[_Shard], damaged: set[str
                 if shard.path not in damaged:
                     problems.append(data)
                 continue
-            found, record = _check_record(shard, number, data, features, image_format)
-            problems += found
+            of_record, record = _check_record(shard, number, data, features, image_format)
+            problems += of_record
             if record:
                 records.append(record)
-        told = shard.entry["records"]
+        told = shard.entry.records
         if read != told and shard.path not in damaged:
             problems.append(Problem(shard.path, f"{read:,} records, the manifest says {told:,}"))
         all_read &= len(records) - whole == told
     problems += _check_labels(task, records)
     problems += _check_relations(records, all_read)
     if not problems and not damaged:  # counts of a damaged dataset are wrong in any case
-        problems += _check_counts(manifest, task, records)
+        problems += _check_counts(dataset, records)
     return problems
 
 
@@ -250,9 +246,9 @@ def _check_record(
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
         told = (*(row[name] for name in _TOLD), tuple(label))
         about = (values["view"][0].decode(), values["sex"][0].decode(), values["age_years"][0])
-        held = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
-        if told != held:
-            messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {held}")
+        stored = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
+        if told != stored:
+            messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {stored}")
     return [record.problem(message) for message in messages], record
 
 
@@ -278,11 +274,11 @@ def _check_labels(task: Task, records: Sequence[_Record]) -> list[Problem]:
     labels = np.array([record.label for record in records])
     selection = task.select(findings.astype(np.uint8))
     expected = selection.labels.reshape(len(records), -1)
-    bad_bits = ~np.isin(findings, (0, 1)).all(axis=1)
+    bad_bits = ~np.asarray(np.isin(findings, (0, 1)).all(axis=1))
     wrong = bad_bits | ~selection.kept | (expected != labels).any(axis=1)
     problems = []
-    for place in np.flatnonzero(wrong):
-        names = "|".join(name for name, on in zip(FINDINGS, findings[place], strict=True) if on) or NO_FINDING
+    for place in np.flatnonzero(wrong).tolist():
+        names = format_findings(findings[place], task.findings)
         if bad_bits[place]:
             text = f"findings {findings[place].tolist()}, expected zeros and ones"
         elif not selection.kept[place]:
@@ -323,35 +319,34 @@ def _check_relations(records: Sequence[_Record], all_read: bool) -> list[Problem
     return problems
 
 
-def _check_counts(manifest: Mapping, task: Task, records: Sequence[_Record]) -> list[Problem]:
+def _check_counts(dataset: Dataset, records: Sequence[_Record]) -> list[Problem]:
     """Records, images, copies and patients of each split, and the records of each class."""
-    path = storage.join(os.path.dirname(records[0].shard.path), MANIFEST_FILE) if records else MANIFEST_FILE
+    path, task = storage.join(dataset.path, MANIFEST_FILE), dataset.manifest.config.task
     problems = []
     by_split = collections.defaultdict(list)
     for record in records:
         by_split[record.shard.split].append(record)
-    for split, counts in manifest["splits"].items():
+    for split, counts in dataset.splits.items():
         here = by_split[split]
-        found = {
+        counted = {
             "records": len(here),
             "images": sum(record.copy == 0 for record in here),
             "copies": sum(record.copy > 0 for record in here),
             "patients": len({record.patient for record in here}),
         }
-        for name, number in found.items():
-            if counts[name] != number:
-                problems.append(
-                    Problem(path, f"{counts[name]:,} {name} in {split}, the shards hold {number:,}")
-                )
+        for name, number in counted.items():
+            if (told := getattr(counts, name)) != number:
+                problems.append(Problem(path, f"{told:,} {name} in {split}, the shards hold {number:,}"))
         labels = np.array([record.label for record in here]).reshape(len(here), *task.label_shape)
-        held, names = task.class_rows(labels), task.class_names
+        classes, names = task.class_rows(labels), task.class_names
         if task.kind == "multilabel":
-            held, names = np.column_stack([held, ~held.any(axis=1)]), (*names, NO_FINDING)
+            classes = np.column_stack([classes, ~classes.any(axis=1)])
+            names = (*names, NO_FINDING)
         original = np.array([record.copy == 0 for record in here], dtype=int)
-        for name, column in zip(names, held.T, strict=True):
-            told = manifest["classes"][name]["splits"][split]
+        for name, column in zip(names, classes.T, strict=True):
+            count = dataset.manifest.classes[name].splits[split]
             for kind, number in (("records", int(column.sum())), ("images", int(column @ original))):
-                if told[kind] != number:
-                    text = f"{told[kind]:,} {kind} of {name} in {split}, the shards hold {number:,}"
+                if (told := getattr(count, kind)) != number:
+                    text = f"{told:,} {kind} of {name} in {split}, the shards hold {number:,}"
                     problems.append(Problem(path, text))
     return problems

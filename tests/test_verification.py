@@ -8,15 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import manifest_json, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxr_records.augment import augmentation_for
 from cxr_records.examples import decode_example, encode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
-from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
+from cxr_records.manifest import ManifestError, read_manifest
 from cxr_records.tfrecord import frame, read_records
-from cxr_records.verify import Problem, check_dataset
+from cxr_records.verification import Problem, check_dataset
 
 TRAIN, TEST = "cxr14-train.tfrecord-00000-of-00003", "cxr14-test.tfrecord-00000-of-00001"
 VALIDATION = "cxr14-validation.tfrecord-00000-of-00001"
@@ -284,7 +285,7 @@ def plain(values: dict) -> dict:
 
 def tamper(dataset: Path, change=lambda shards: None, change_manifest=lambda manifest: None) -> None:
     """Changes {shard: [values of each record]} in place, then makes table, sizes and digests fit again."""
-    manifest = read_manifest(str(dataset))
+    manifest = manifest_json(dataset)
     split_of = {shard["file"]: split for split, c in manifest["splits"].items() for shard in c["shards"]}
     shards = {}
     for name in split_of:
@@ -313,9 +314,7 @@ def tamper(dataset: Path, change=lambda shards: None, change_manifest=lambda man
     for entry in manifest["files"]:
         entry |= described((dataset / entry["file"]).read_bytes())
     change_manifest(manifest)
-    del manifest["checksum"]
-    checksum = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
-    (dataset / "manifest.json").write_bytes(manifest_bytes({**manifest, "checksum": checksum}))
+    write_manifest(dataset, manifest)
 
 
 def described(data: bytes) -> dict:
@@ -516,16 +515,14 @@ def told_as(row: dict) -> tuple:
 
 
 def rewrite_manifest(dataset: Path, change) -> None:
-    manifest = read_manifest(str(dataset))
+    manifest = manifest_json(dataset)
     change(manifest)
-    del manifest["checksum"]
-    checksum = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
-    (dataset / "manifest.json").write_bytes(manifest_bytes({**manifest, "checksum": checksum}))
+    write_manifest(dataset, manifest)
 
 
 @pytest.mark.parametrize("kind", ["records", "images", "copies", "patients"])
 def test_a_wrong_count_of_a_split_is_named(copied_dataset, kind):
-    count = read_manifest(str(copied_dataset))["splits"]["train"][kind]
+    count = manifest_json(copied_dataset)["splits"]["train"][kind]
 
     rewrite_manifest(copied_dataset, lambda manifest: manifest["splits"]["train"].update({kind: count + 1}))
 
@@ -537,7 +534,7 @@ def test_a_wrong_count_of_a_split_is_named(copied_dataset, kind):
 @pytest.mark.parametrize("kind", ["records", "images"])
 @pytest.mark.parametrize("name", [FINDINGS[0], FINDINGS[13], NO_FINDING])
 def test_a_wrong_count_of_a_class_is_named(copied_dataset, kind, name):
-    count = read_manifest(str(copied_dataset))["classes"][name]["splits"]["train"][kind]
+    count = manifest_json(copied_dataset)["classes"][name]["splits"]["train"][kind]
 
     def change(manifest):
         manifest["classes"][name]["splits"]["train"][kind] = 0

@@ -13,7 +13,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING, parse_findings
 from cxr_records.images import ImageFormat
 from cxr_records.metadata import Metadata
-from cxr_records.plan import EXAMPLE_BYTES, DatasetConfig, Plan, estimate, make_plan, write_plan
+from cxr_records.planning import EXAMPLE_BYTES, DatasetConfig, Plan, estimate, make_plan, write_plan
 from cxr_records.sampling import CopyRule
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import SplitOptions, Splits, make_splits
@@ -251,7 +251,7 @@ def test_compressed_records_are_as_large_as_the_store_says():
 
 @pytest.mark.parametrize("shard_mb", [0, -1, 4097])
 def test_shard_size_out_of_range_is_refused(shard_mb):
-    with pytest.raises(UsageError, match=f"^--shard-mb {shard_mb}: expected 1 to 4096$"):
+    with pytest.raises(UsageError, match=f"^`shard_mb={shard_mb}`: expected 1 to 4096$"):
         config(shard_mb=shard_mb)
 
 
@@ -283,7 +283,7 @@ def test_records_and_left_out_images_add_up_to_the_table(metadata, task):
     splits = by_id(metadata)
     kept = parse_task(task).select(metadata.findings).kept
     if not kept.any():
-        with pytest.raises(CxrError, match=f"^no image is left for --task {task}: of {len(metadata)} images"):
+        with pytest.raises(CxrError, match=f"^no image is left for `task={task}`: of {len(metadata)} images"):
             make_plan(metadata, splits, config(task))
         return
 
@@ -304,7 +304,7 @@ def test_no_image_left_says_how_many_were_left_out_for_which_reason():
         make_plan(metadata, split_as("train", "train", "train", ""), config("multiclass"))
 
     assert str(error.value) == (
-        "no image is left for --task multiclass: of 4 images in the table, "
+        "no image is left for `task=multiclass`: of 4 images in the table, "
         "3 left out by the task, 1 in no list"
     )
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,22 +13,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_records import storage
-from cxr_records.errors import CxrError, UsageError
+from cxr_records.config import DatasetConfig
+from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES
 from cxr_records.findings import NO_FINDING
 from cxr_records.images import ImageFormat
+from cxr_records.layout import BUILD_FOLDER, shard_name
 from cxr_records.metadata import Metadata
-from cxr_records.sampling import CopyRule, Imbalance, imbalance, records_per_image
+from cxr_records.sampling import Imbalance, imbalance, records_per_image
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import SPLITS, TRAIN, Splits
 from cxr_records.store import OK, REJECTED
-from cxr_records.tasks import Selection, Task
+from cxr_records.tasks import Selection
 from cxr_records.tfrecord import OVERHEAD_BYTES
 
-BUILD_FOLDER = ".build"  # in a dataset: its plan, and a sidecar for each finished shard
 RECORD_VERSION = 1  # raised whenever the same plan would give other bytes
-SHARD_MB = (1, 4096)
-SHARD_NAME = re.compile(r"cxr14-(train|validation|test)\.tfrecord-\d{5,}-of-\d{5,}")
 # Readers shuffle whole shards against each other, so a split is cut into 16 even where its bytes ask for
 # fewer; a small split into one for every 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64
@@ -37,45 +37,6 @@ BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.43, "jpeg": 0.25}
 # Of one core of a 2023 server, as benchmarks/bench_build.py measures them, fsync included: a 1024x1024 PNG
 # decoded and resized, a record copied, a copy augmented.
 SECONDS_PER_DECODE, SECONDS_PER_RECORD, SECONDS_PER_COPY = 14e-3, 0.2e-3, 1.0e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetConfig:
-    """What decides the bytes of a dataset, beside its images, table and splits.
-
-    Attributes:
-        task: what the label of a record is.
-        image_format: size, codec and resampling filter.
-        copies: how images of rare classes are repeated.
-        flip: whether horizontal flip is among the augmentations.
-        seed: of record order, copies and their parameters.
-        shard_mb: bytes that a shard aims at, in MiB.
-    """
-
-    task: Task
-    image_format: ImageFormat = dataclasses.field(default_factory=ImageFormat)
-    copies: CopyRule = dataclasses.field(default_factory=CopyRule)
-    flip: bool = False
-    seed: int = 0
-    shard_mb: int = 64
-
-    def __post_init__(self):
-        low, high = SHARD_MB
-        if not low <= self.shard_mb <= high:
-            raise UsageError(f"--shard-mb {self.shard_mb}: expected {low} to {high}")
-        self.copies.check_names(self.task.class_names)
-
-    def to_json(self) -> dict:
-        """Returns the config as the manifest holds it."""
-        return {
-            "task": self.task.name,
-            "with_no_finding": self.task.with_no_finding,
-            **dataclasses.asdict(self.image_format),
-            "copies": {**dataclasses.asdict(self.copies), "of": list(self.copies.of)},
-            "flip": self.flip,
-            "seed": self.seed,
-            "shard_mb": self.shard_mb,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +117,13 @@ class Plan:
     record_bytes: float
 
     @property
+    def stored_images(self) -> pd.DataFrame:
+        """`images` of a plan that is to be written, which has them."""
+        if self.images is None:
+            raise ValueError("this plan was made without images: nothing of it can be written")
+        return self.images
+
+    @property
     def split_names(self) -> list[str]:
         """The splits that have records, in the order train, validation, test."""
         present = {shard.split for shard in self.shards}
@@ -181,7 +149,7 @@ class Plan:
             }
         return counts
 
-    def class_counts(self) -> dict[str, dict]:
+    def class_counts(self) -> dict[str, dict[str, Any]]:
         """Returns {class: {images, records, splits: {split: {images, records}}}}, and in train its balance.
 
         Multilabel datasets count No Finding too, though it is no class of theirs.
@@ -236,7 +204,7 @@ def make_plan(
     if not takes_part.any():
         reasons = left_out["reason"].value_counts()
         raise CxrError(
-            f"no image is left for --task {config.task.name}: of {len(metadata):,} images in the table, "
+            f"no image is left for `task={config.task.name}`: of {len(metadata):,} images in the table, "
             + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         )
     image_ids = metadata.table["image_id"].to_numpy()
@@ -247,7 +215,8 @@ def make_plan(
         classes, config.task.class_names, config.copies, list(image_ids[train]), config.seed
     )
     record_bytes = _record_bytes(config.image_format, images)
-    frames, shards, start = [], [], 0
+    shards: list[PlannedShard] = []
+    frames, start = [], 0
     for split in SPLITS:
         rows = np.flatnonzero(takes_part & (splits.of_image == split))
         frame = _in_order(rows, repeats[rows], image_ids, config.seed).assign(split=split)
@@ -278,16 +247,17 @@ def write_plan(plan: Plan, folder: str, store: str, dataset: str) -> list[ShardS
         store: the image store that holds them.
         dataset: the folder of the dataset.
     """
-    digests = _shard_digests(plan)
+    if plan.images is None:
+        raise ValueError("a plan made without images cannot be written")
+    digests = _shard_digests(plan, plan.images)
     name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     path = storage.join(folder, f"plan-{name}.parquet")
     with storage.atomic_file(path) as file:
-        writer = None
-        for shard in plan.shards:
-            rows = _record_table(plan, shard)
-            writer = writer or pq.ParquetWriter(file, rows.schema)
-            writer.write_table(rows, row_group_size=len(rows))
-        writer.close()
+        tables = (_record_table(plan, shard, plan.images) for shard in plan.shards)
+        first = next(tables)
+        with pq.ParquetWriter(file, first.schema) as writer:
+            for rows in itertools.chain([first], tables):
+                writer.write_table(rows, row_group_size=len(rows))
     return [
         ShardSpec(
             dataset=dataset,
@@ -376,8 +346,7 @@ def _cut_shards(
     count = min(num_records, max(by_size, by_shuffle))
     for shard in range(count):
         low, high = shard * num_records // count, (shard + 1) * num_records // count
-        name = f"cxr14-{split}.tfrecord-{shard:05d}-of-{count:05d}"
-        yield PlannedShard(name, split, start + low, high - low)
+        yield PlannedShard(shard_name(split, shard, count), split, start + low, high - low)
 
 
 def _record_bytes(image_format: ImageFormat, images: pd.DataFrame | None) -> float:
@@ -390,14 +359,14 @@ def _record_bytes(image_format: ImageFormat, images: pd.DataFrame | None) -> flo
     return image_bytes + EXAMPLE_BYTES + OVERHEAD_BYTES
 
 
-def _shard_digests(plan: Plan) -> list[str]:
+def _shard_digests(plan: Plan, images: pd.DataFrame) -> list[str]:
     """A digest of all that decides a shard's bytes: its records' sources, labels, order and settings."""
     table, config = plan.metadata.table, plan.config
     rows = plan.records["row"].to_numpy()
     names = ("image_id", "patient_id", "view", "sex", "age_years")
-    columns: list[Sequence] = [table[name].to_numpy()[rows].tolist() for name in names]
+    columns: list[list[Any]] = [table[name].to_numpy()[rows].tolist() for name in names]
     columns.append(plan.records["copy"].tolist())
-    columns.append(plan.images["sha256"].reindex(columns[0]).tolist())
+    columns.append(images["sha256"].reindex(columns[0]).tolist())
     heads = ["\0".join(map(str, values)).encode() for values in zip(*columns, strict=True)]
     findings, labels = plan.metadata.findings[rows], plan.selection.labels[rows]
     # Another Pillow may encode PNG and JPEG, and interpolate copies, to other bytes: never mix two in one
@@ -414,12 +383,12 @@ def _shard_digests(plan: Plan) -> list[str]:
     return digests
 
 
-def _record_table(plan: Plan, shard: PlannedShard) -> pa.Table:
+def _record_table(plan: Plan, shard: PlannedShard, images: pd.DataFrame) -> pa.Table:
     """What a worker needs to write one shard: a row per record, in order."""
     records = plan.records.iloc[shard.start : shard.start + shard.num_records]
     rows = records["row"].to_numpy()
     table = plan.metadata.table.iloc[rows]
-    images = plan.images.loc[table["image_id"]]
+    stored = images.loc[table["image_id"]]
     labels = plan.selection.labels[rows]
     return pa.table(
         {
@@ -430,9 +399,9 @@ def _record_table(plan: Plan, shard: PlannedShard) -> pa.Table:
             "findings": pa.array(plan.metadata.findings[rows].tolist(), pa.list_(pa.int64())),
             "label": pa.array(labels.tolist()),
             "copy": pa.array(records["copy"].tolist()),
-            "unit": pa.array(images["unit"].tolist()),
-            "offset": pa.array(images["offset"].tolist(), pa.int64()),
-            "length": pa.array(images["length"].tolist(), pa.int64()),
-            "crc32c": pa.array(images["crc32c"].tolist(), pa.int64()),
+            "unit": pa.array(stored["unit"].tolist()),
+            "offset": pa.array(stored["offset"].tolist(), pa.int64()),
+            "length": pa.array(stored["length"].tolist(), pa.int64()),
+            "crc32c": pa.array(stored["crc32c"].tolist(), pa.int64()),
         }
     )

@@ -1,0 +1,234 @@
+"""Archives of files, .zip, .tar and .tar.gz, read where they are: their members, and the bytes of one.
+
+A .tar.gz can only be read from its start, so listing one inflates it once and keeps an index of restart
+points beside the store; workers then begin at any member.
+"""
+
+import contextlib
+import hashlib
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, Literal, NamedTuple, Self
+
+import indexed_gzip
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr_records import storage
+from cxr_records.errors import CxrError
+
+ARCHIVE_ENDINGS = {".zip": "zip", ".tar": "tar", ".tar.gz": "targz", ".tgz": "targz"}
+GZIP_SPACING = 4 << 20  # bytes between restart points: 32 MB of index for an NIH archive of 4 GB
+GZIP_BUFFER = 16 << 20  # every read inflates anew from a restart point, so reads must be large
+
+_MEMBERS_COLUMNS: dict[str, pa.DataType] = {
+    "name": pa.string(),
+    "member": pa.string(),
+    "offset": pa.int64(),
+    "num_bytes": pa.int64(),
+}
+_MEMBERS_SCHEMA = pa.schema(_MEMBERS_COLUMNS)
+
+
+class Member(NamedTuple):
+    """One file in an archive.
+
+    Attributes:
+        path: its name in the archive, with folders.
+        offset: first byte in the (inflated) tar; 0 in a zip.
+        num_bytes: its size.
+    """
+
+    path: str
+    offset: int
+    num_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Its name without folders."""
+        return base_name(self.path)
+
+
+class Members(NamedTuple):
+    """The members of an archive; where it is damaged, those before the damage, and what is wrong."""
+
+    members: list[Member]
+    problem: str
+
+
+def archive_kind(path: str) -> str | None:
+    """Returns "zip", "tar" or "targz" by the ending of a path, None where it is no archive."""
+    return next((kind for end, kind in ARCHIVE_ENDINGS.items() if path.lower().endswith(end)), None)
+
+
+def base_name(path: str) -> str:
+    """Returns the last part of a path in an archive; some are written with backslashes."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def list_members(
+    path: str, wanted: Callable[[str], bool], index_folder: str | None = None, keep_index: bool = True
+) -> Members:
+    """Lists the members of an archive whose name, with folders, is wanted.
+
+    Args:
+        path: path or URL of the archive; its ending says of which kind it is.
+        wanted: tells by a member's name whether to list it; the same at every call.
+        index_folder: where indexes of .tar.gz files are kept between runs.
+        keep_index: whether to write there; without it, an index that is there is used and none is made.
+
+    Raises:
+        CxrError: the table of contents of a zip is damaged, without which nothing can be found.
+    """
+    if archive_kind(path) == "targz":
+        return _list_targz(path, wanted, index_folder, keep_index)
+    return _list_zip(path, wanted) if archive_kind(path) == "zip" else _list_tar(path, wanted)
+
+
+@contextlib.contextmanager
+def open_archive(path: str, mtime_ns: int, index_folder: str | None) -> Iterator[Callable[[Member], bytes]]:
+    """Opens an archive; gives a function that reads a member, which may be fewer bytes than it should have.
+
+    Args:
+        path: path or URL of the archive.
+        mtime_ns: when it was changed last, as it was listed.
+        index_folder: where `list_members` kept the indexes of .tar.gz files.
+    """
+    with contextlib.ExitStack() as opened:
+        if archive_kind(path) == "zip":
+            contents: zipfile.ZipFile = opened.enter_context(
+                zipfile.ZipFile(opened.enter_context(storage.open_read(path)))
+            )
+            yield lambda member: contents.read(member.path)
+            return
+        if archive_kind(path) == "targz":
+            index = _index_path(index_folder, path, mtime_ns) if index_folder else None
+            tar = opened.enter_context(_open_gzip(path, index))
+        else:
+            tar = opened.enter_context(storage.open_read(path))
+
+        def read(member: Member) -> bytes:
+            _go_to(tar, member.offset)
+            data: bytes = tar.read(member.num_bytes)
+            return data
+
+        yield read
+
+
+def _list_zip(path: str, wanted: Callable[[str], bool]) -> Members:
+    try:
+        with storage.open_read(path) as file, zipfile.ZipFile(file) as archive:
+            found = [Member(info.filename, 0, info.file_size) for info in archive.infolist()]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        # The table of contents is at the end of a zip: without it nothing can be found.
+        remedy = "download it first" if storage.is_url(path) else "fetch the archive again"
+        raise CxrError(f"`images={path}`: damaged or cut short ({error}); {remedy}") from error
+    return Members([member for member in found if wanted(member.path)], "")
+
+
+def _list_tar(path: str, wanted: Callable[[str], bool]) -> Members:
+    with storage.open_read(path) as file:
+        return _tar_members(file, "tar", wanted)
+
+
+def _list_targz(
+    path: str, wanted: Callable[[str], bool], index_folder: str | None, keep_index: bool
+) -> Members:
+    index = _index_path(index_folder, path, storage.mtime_ns(path)) if index_folder else None
+    if index and _read_kept(index) and (kept := _read_kept(_members_path(index))):
+        rows = pq.read_table(io.BytesIO(kept)).to_pylist()
+        return Members([Member(row["member"], row["offset"], row["num_bytes"]) for row in rows], "")
+    with storage.open_read(path) as file:
+        if file.read(2) != b"\x1f\x8b":
+            return Members([], "no gzip file")
+    with _open_gzip(path, None) as file:
+        listed = _tar_members(file, "targz", wanted)
+        # Nothing is kept of a damaged archive: the next run looks again.
+        if index and keep_index and not listed.problem:
+            _keep_index(file, listed.members, index)
+    return listed
+
+
+def _keep_index(file: indexed_gzip.IndexedGzipFile, members: Sequence[Member], index: str) -> None:
+    storage.make_folder(index.rsplit("/", 1)[0])
+    points, table = io.BytesIO(), io.BytesIO()
+    file.export_index(fileobj=points)
+    rows = [
+        {"name": member.name, "member": member.path, "offset": member.offset, "num_bytes": member.num_bytes}
+        for member in members
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, _MEMBERS_SCHEMA), table)
+    for path, data in ((index, points.getvalue()), (_members_path(index), table.getvalue())):
+        storage.write_bytes(path, _checksum(data) + data)
+
+
+def _tar_members(file: BinaryIO, kind: str, wanted: Callable[[str], bool]) -> Members:
+    """Lists the wanted members of an open tar."""
+    members: list[Member] = []
+    try:
+        # A gzip is best read straight through ("r|"); a plain tar by leaping from header to header.
+        mode: Literal["r|", "r:"] = "r|" if kind == "targz" else "r:"
+        with tarfile.open(fileobj=file, mode=mode, bufsize=1 << 20, tarinfo=_StrictTarInfo) as archive:
+            for header in archive:
+                if header.isfile() and wanted(header.name):
+                    path = header.name.encode(errors="replace").decode()  # it may be no UTF-8
+                    members.append(Member(path, header.offset_data, header.size))
+    except MemoryError:
+        raise
+    except Exception as error:  # which one tarfile raises on damaged headers is no contract
+        return Members(members, " ".join(str(error).split()) or type(error).__name__)
+    return Members(members, "")
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header of a tar; tarfile takes a damaged one for the end of the archive and says nothing."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it; zeros at the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _open_gzip(path: str, index: str | None) -> indexed_gzip.IndexedGzipFile:
+    source = {"fileobj": storage.open_read(path)} if storage.is_url(path) else {"filename": path}
+    file = indexed_gzip.IndexedGzipFile(**source, spacing=GZIP_SPACING, buffer_size=GZIP_BUFFER)
+    if data := index and _read_kept(index):
+        file.import_index(fileobj=io.BytesIO(data))
+    return file
+
+
+def _read_kept(path: str) -> bytes:
+    """Returns what `_keep_index` wrote; b"" where it is absent or damaged, which nothing else would find."""
+    data = storage.read_bytes(path) if storage.exists(path) else b""
+    return data[4:] if data[:4] == _checksum(data[4:]) else b""
+
+
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "big")
+
+
+def _go_to(file: BinaryIO, offset: int) -> None:
+    """Seeks; but a short way forward is read over, as a seek in a gzip inflates from a restart point."""
+    gap = offset - file.tell()
+    if 0 <= gap < GZIP_SPACING and isinstance(file, indexed_gzip.IndexedGzipFile):
+        file.read(gap)
+    else:
+        file.seek(offset)
+
+
+def _members_path(index: str) -> str:
+    return index.removesuffix(".gzidx") + ".members"
+
+
+def _index_path(folder: str, source: str, mtime_ns: int) -> str:
+    """An index belongs to an archive of one path, size and time."""
+    identity = f"{source}\0{storage.file_size(source)}\0{mtime_ns}"
+    return storage.join(folder, hashlib.sha256(identity.encode()).hexdigest()[:16] + ".gzidx")

@@ -1,0 +1,305 @@
+"""A finished dataset as one object: opened once, typed, without TensorFlow."""
+
+import functools
+import io
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cxr_records import storage
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.examples import decode_example
+from cxr_records.images import ImageFormat
+from cxr_records.layout import MANIFEST_FILE, RECORDS_FILE
+from cxr_records.manifest import Manifest, SplitInfo, read_manifest
+from cxr_records.tasks import Task
+from cxr_records.tasks import as_task as task_of
+from cxr_records.tfrecord import read_records
+
+if TYPE_CHECKING:  # `load` alone needs TensorFlow
+    import tensorflow as tf
+
+VERIFY = "run cxr-records verify on the dataset"  # what to do where something does not fit together
+
+
+@dataclass(frozen=True, eq=False)
+class SplitRecords:
+    """The records of a split that take part in a task, in manifest order; n of them.
+
+    Attributes:
+        task: the task.
+        image_ids: object [n] of str.
+        patient_ids: int64 [n].
+        views: object [n] of str, PA or AP; "" where unknown.
+        sexes: object [n] of str, M or F; "" where unknown.
+        ages_years: int64 [n]; -1 where unknown.
+        copies: int64 [n], 0 for originals.
+        labels: int64 [n], or [n, number of findings] for multilabel.
+        shards: (file, records that take part, records in the file) of each shard.
+        takes_part: bool, for every record in the files.
+    """
+
+    task: Task
+    image_ids: np.ndarray
+    patient_ids: np.ndarray
+    views: np.ndarray
+    sexes: np.ndarray
+    ages_years: np.ndarray
+    copies: np.ndarray
+    labels: np.ndarray
+    shards: tuple[tuple[str, int, int], ...]
+    takes_part: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+class Dataset:
+    """A finished dataset, for its own task or for one derived from it. Make it with `open_dataset`.
+
+    It belongs to the dataset that was opened: where its folder is rebuilt, the next use says so.
+
+    Attributes:
+        path: folder or URL.
+        manifest: what it says of itself.
+        task: what labels are.
+    """
+
+    def __init__(self, path: str, manifest: Manifest, task: Task, opened: "_Opened"):
+        self.path, self.manifest, self.task, self._opened = path, manifest, task, opened
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.path}: {self.task.text}, id {self.id}>"
+
+    @property
+    def id(self) -> str:
+        """Names what the dataset holds: 32 hexadecimal digits."""
+        return self.manifest.id
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """Size, codec and resampling filter of the images."""
+        return self.manifest.config.image_format
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Names of the findings, in the order of a record's `findings`."""
+        return self.manifest.findings
+
+    @property
+    def splits(self) -> Mapping[str, SplitInfo]:
+        """The splits that there are, by name."""
+        return self.manifest.splits
+
+    @property
+    def records(self) -> pa.Table:
+        """The table of records, one row per record in the order of the shards; read once.
+
+        Raises:
+            CxrError: it is missing, damaged, or was rebuilt since the dataset was opened.
+        """
+        return self._opened.records
+
+    def as_task(self, task: Task | str | None) -> "Dataset":
+        """Returns the same dataset for another task, which only a multilabel one gives.
+
+        Args:
+            task: as `tasks.parse_task` takes it; None is the dataset's own.
+
+        Raises:
+            UsageError: there is no such task, or it cannot be derived.
+        """
+        own = self.manifest.config.task
+        wanted = own if task is None else task_of(task, self.findings)
+        if wanted != own and own.kind != "multilabel":
+            raise UsageError(
+                f"found task {_spoken(wanted)}; {self.path} was built for {_spoken(own)}, and only a "
+                "multilabel dataset gives other tasks: build one with `task=multilabel`"
+            )
+        return Dataset(self.path, self.manifest, wanted, self._opened)
+
+    def split(self, name: str) -> SplitRecords:
+        """Returns what is known of a split's records without reading their pixels.
+
+        Raises:
+            UsageError: there is no such split, or no image of it takes part in the task.
+            CxrError: the table of records is damaged, or was rebuilt since the dataset was opened.
+        """
+        return self._opened.split(self.info(name), name, self.task)
+
+    def info(self, split: str) -> SplitInfo:
+        """Returns what the manifest says of a split.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        if split not in self.splits:
+            raise UsageError(f"found split {split!r}; {self.path} has {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def load(self, split: str, batch_size: int, **options: Any) -> "tf.data.Dataset":
+        """Streams a split in batches of uint8 images and their labels: `reader.load_split`, which see."""
+        from cxr_records.reader import load_split
+
+        return load_split(self, split, batch_size, **options)
+
+    def steps_per_epoch(self, split: str, batch_size: int, num_hosts: int = 1) -> int:
+        """Returns how many batches of training `load` gives each host: `reader.steps_per_epoch`."""
+        from cxr_records.reader import steps_per_epoch
+
+        return steps_per_epoch(self, split, batch_size, num_hosts=num_hosts)
+
+    def examples(self, rows: pa.Table) -> list[dict[str, list[Any]]]:
+        """Reads single records, as `examples.decode_example` gives them.
+
+        Args:
+            rows: of `records`.
+
+        Raises:
+            CxrError: a record is damaged.
+        """
+        self.check_unchanged()
+        examples = []
+        for row in rows.select(["shard", "offset"]).to_pylist():
+            path = storage.join(self.path, row["shard"])
+            with storage.open_read(path) as file:
+                file.seek(row["offset"])
+                try:
+                    _, data = next(read_records(file))
+                    examples.append(decode_example(data))
+                except (StopIteration, ValueError) as error:
+                    raise CxrError(
+                        f"{path} is damaged at byte {row['offset']:,} ({error}); {VERIFY}"
+                    ) from None
+        return examples
+
+    def check_unchanged(self) -> None:
+        """Makes sure that the folder still holds the dataset that was opened.
+
+        Raises:
+            CxrError: it holds another one now, or none.
+        """
+        self._opened.check_unchanged()
+
+
+def open_dataset(dataset: "str | os.PathLike[str] | Dataset") -> Dataset:
+    """Opens a finished dataset; one that is open already is returned as it is.
+
+    Args:
+        dataset: folder or URL.
+
+    Raises:
+        ManifestError: there is no finished dataset, or its manifest is damaged or of another version.
+    """
+    if isinstance(dataset, Dataset):
+        return dataset
+    path = storage.absolute(os.fspath(dataset))
+    stamp = _stamp(path)
+    manifest = read_manifest(path)
+    return Dataset(path, manifest, manifest.config.task, _Opened(path, manifest, stamp))
+
+
+class _Opened:
+    """What all tasks of an open dataset share."""
+
+    def __init__(self, path: str, manifest: Manifest, stamp: object):
+        self._path, self._manifest, self._stamp = path, manifest, stamp
+        self._lock = threading.Lock()
+        self._splits: dict[tuple[str, Task], SplitRecords] = {}
+
+    @functools.cached_property
+    def records(self) -> pa.Table:
+        self.check_unchanged()
+        path = storage.join(self._path, RECORDS_FILE)
+        try:
+            return pq.read_table(io.BytesIO(storage.read_bytes(path)))
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(self._path, error) from None
+
+    def split(self, info: SplitInfo, name: str, task: Task) -> SplitRecords:
+        with self._lock:
+            if (name, task) not in self._splits:
+                self._splits[name, task] = self._read_split(info, name, task)
+            return self._splits[name, task]
+
+    def _read_split(self, info: SplitInfo, name: str, task: Task) -> SplitRecords:
+        own = self._manifest.config.task
+        try:
+            table = self.records.filter(pc.field("split") == name)
+            files, values = table["shard"].to_pylist(), table["label"].to_pylist()
+        except (KeyError, pa.ArrowException) as error:
+            raise _unreadable(self._path, error) from None
+        if files != [shard.file for shard in info.shards for _ in range(shard.records)]:
+            raise CxrError(
+                f"{self._path}: the table of records is not that of the manifest's shards; {VERIFY}"
+            )
+        labels = np.array(values, np.int64).reshape(len(table), *own.label_shape)
+        takes_part = np.ones(len(table), bool)
+        if task != own:
+            selection = task.select(labels)
+            takes_part, labels = selection.kept, selection.labels[selection.kept]
+            if not takes_part.any():
+                raise UsageError(f"found no image for task {_spoken(task)} in split {name} of {self._path}")
+        ends = np.cumsum([shard.records for shard in info.shards])
+
+        def column(name: str) -> np.ndarray:
+            values: np.ndarray = table[name].to_numpy()
+            return values[takes_part]
+
+        return SplitRecords(
+            task=task,
+            image_ids=column("image_id"),
+            patient_ids=column("patient_id"),
+            views=column("view"),
+            sexes=column("sex"),
+            ages_years=column("age_years"),
+            copies=column("copy"),
+            labels=labels,
+            shards=tuple(
+                (shard.file, int(takes_part[end - shard.records : end].sum()), shard.records)
+                for shard, end in zip(info.shards, ends, strict=True)
+            ),
+            takes_part=takes_part,
+        )
+
+    def check_unchanged(self) -> None:
+        if self._stamp is None or _stamp(self._path) == self._stamp:
+            return
+        path = storage.join(self._path, MANIFEST_FILE)
+        if not storage.exists(path):
+            raise CxrError(f"{self._path} is being rebuilt or was removed since it was opened; open it again")
+        stamp, now = _stamp(self._path), read_manifest(self._path).id
+        if now != self._manifest.id:
+            raise CxrError(
+                f"{self._path} was rebuilt since it was opened: found id {now}, expected "
+                f"{self._manifest.id}; open it again"
+            )
+        self._stamp = stamp
+
+
+def _stamp(dataset: str) -> object:
+    """What changes when a manifest is written anew; None without one, or where the storage does not tell."""
+    path = storage.join(dataset, MANIFEST_FILE)
+    if storage.is_url(path):
+        return None
+    try:
+        status = storage.local_path(path).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _unreadable(path: str, error: Exception) -> CxrError:
+    trouble = " ".join(str(error).split())
+    return CxrError(f"{path}: the table of records cannot be read ({trouble}); {VERIFY}")
+
+
+def _spoken(task: Task) -> str:
+    return f"{task.name} with No Finding" if task.with_no_finding else task.name
