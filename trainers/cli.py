@@ -1,6 +1,7 @@
 """The commands train and predict. Keras is imported when one runs, not for its --help."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -18,6 +19,17 @@ _JSON = click.option(
 )
 
 
+class _Settings(click.Option):
+    """An option that changes settings, in whose words messages of the library on them are told."""
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings."""
+        from cxr_records.trainers.config import TrainConfig
+
+        return [field.name for field in dataclasses.fields(TrainConfig)]
+
+
 @click.command()
 @click.argument("dataset")
 @click.option(
@@ -25,8 +37,20 @@ _JSON = click.option(
 )
 @click.option("--task", help="Another task than the dataset's; can be derived from a multilabel dataset.")
 @click.option("--with-no-finding", is_flag=True, help="multiclass: No Finding as the 15th class.")
-@click.option("--preset", default="small_cnn", show_default=True, help="Settings to begin with.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; several times.")
+@click.option(
+    "--preset",
+    default="small_cnn",
+    show_default=True,
+    help="Settings to begin with: a name, or a .py file.",
+)
+@click.option(
+    "--set",
+    "changes",
+    cls=_Settings,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting; several times.",
+)
 @click.option("--weights", help="Short for --set weights=...: none, imagenet, or a file.")
 @click.option("--devices", default="auto", show_default=True, help="auto, cpu, gpu, tpu, or such as gpu:2.")
 @click.option("--show", is_flag=True, help="Print the settings and train nothing.")
@@ -55,8 +79,11 @@ def train(
     Example:
       cxr-records train cxr14 --run runs/first --preset densenet121 --set epochs=10
       cxr-records train cxr14 --run runs/ptx --task binary:Pneumothorax
+      cxr-records train cxr14 --run runs/mine --preset mine.py --set model=nets.py:make
       KERAS_BACKEND=jax cxr-records train cxr14 --run runs/jax --devices gpu:4
     """
+    from cxr_records.dataset import open_dataset
+    from cxr_records.tasks import parse_task
     from cxr_records.trainers import config
 
     settings = config.change(
@@ -65,19 +92,20 @@ def train(
     if show:
         click.echo(json.dumps(settings.to_json(), indent=1))
         return
+    opened = open_dataset(dataset)
+    if task or with_no_finding:
+        opened = opened.as_task(parse_task(task or opened.task.name, with_no_finding, opened.findings))
     load_tensorflow()
     from cxr_records.trainers import predict
     from cxr_records.trainers.train import train as run_training
 
-    _, progress = run_training(
-        dataset, run, settings, task=task, with_no_finding=with_no_finding, devices=devices
-    )
+    _, progress = run_training(opened, run, settings, devices=devices)
     if not storage.exists(storage.join(run, "model.keras")):
         return  # another machine of this run writes it
-    predict.predict_run(run, dataset=dataset)
+    predict.predict_run(run, dataset=opened)
     from cxr_records.trainers.evaluation import cli as evaluation
 
-    measured = evaluation.evaluate_into(run)
+    measured = evaluation.evaluate_into(run, dataset=opened)
     evaluation.show(measured, run, as_json, {"run": run, "epochs": len(progress.history)})
 
 
