@@ -217,3 +217,11 @@ def test_a_class_without_images_keeps_its_share_finite():
 
     for kind in ("multiclass", "multilabel"):
         assert np.isfinite(calibration.undo_shift(np.array([[0.5, 0.5], [0.0, 1.0]]), kind, run)).all()
+
+
+def test_a_temperature_lies_between_a_twentieth_and_twenty_also_for_scores_of_0_and_1():
+    right, wrong = np.array([[0], [0], [1], [1], [1], [0]]), np.array([[1], [0], [0], [1], [0], [1]])
+    scores = np.array([[0.0], [0.0], [1.0], [1.0], [0.6], [0.4]])
+
+    assert calibration.fit_temperature(right, scores, "binary") == pytest.approx(1 / 20, rel=1e-6)
+    assert calibration.fit_temperature(wrong, scores, "binary") == pytest.approx(20, rel=1e-6)

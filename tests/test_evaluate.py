@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -288,6 +289,18 @@ def test_mistakes_are_the_farthest_from_their_labels():
             rows = [int(each.image_id[:8]) for each in mine]
             assert [scores[row] for row in rows] == expected
             assert [each.patient_id for each in mine] == [row // 2 for row in rows]
+
+
+@pytest.mark.parametrize(("classes", "each"), [(1, 12), (3, 4), (14, 1)])
+def test_twelve_mistakes_of_each_kind_are_shared_out_and_every_class_has_one(classes, each):
+    scored = make_predictions(names=tuple(f"class {i}" for i in range(classes)), n=120)
+
+    found = evaluate(scored, draws=0).mistakes
+
+    counts = Counter((mistake.class_name, mistake.kind) for mistake in found)
+    assert counts == dict.fromkeys(
+        [(name, kind) for name in scored.names for kind in ("false positive", "false negative")], each
+    )
 
 
 def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_thirty_on():
