@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, Self
 
 import indexed_gzip
 import pyarrow as pa
@@ -25,14 +25,13 @@ ARCHIVE_ENDINGS = {".zip": "zip", ".tar": "tar", ".tar.gz": "targz", ".tgz": "ta
 GZIP_SPACING = 4 << 20  # bytes between restart points: 32 MB of index for an NIH archive of 4 GB
 GZIP_BUFFER = 16 << 20  # every read inflates anew from a restart point, so reads must be large
 
-_MEMBERS_SCHEMA = pa.schema(
-    [
-        pa.field("name", pa.string()),
-        pa.field("member", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("num_bytes", pa.int64()),
-    ]
-)
+_MEMBERS_COLUMNS: dict[str, pa.DataType] = {
+    "name": pa.string(),
+    "member": pa.string(),
+    "offset": pa.int64(),
+    "num_bytes": pa.int64(),
+}
+_MEMBERS_SCHEMA = pa.schema(_MEMBERS_COLUMNS)
 
 
 class Member(NamedTuple):
@@ -101,7 +100,9 @@ def open_archive(path: str, mtime_ns: int, index_folder: str | None) -> Iterator
     """
     with contextlib.ExitStack() as opened:
         if archive_kind(path) == "zip":
-            contents = opened.enter_context(zipfile.ZipFile(opened.enter_context(storage.open_read(path))))
+            contents: zipfile.ZipFile = opened.enter_context(
+                zipfile.ZipFile(opened.enter_context(storage.open_read(path)))
+            )
             yield lambda member: contents.read(member.path)
             return
         if archive_kind(path) == "targz":
@@ -112,7 +113,8 @@ def open_archive(path: str, mtime_ns: int, index_folder: str | None) -> Iterator
 
         def read(member: Member) -> bytes:
             _go_to(tar, member.offset)
-            return tar.read(member.num_bytes)
+            data: bytes = tar.read(member.num_bytes)
+            return data
 
         yield read
 
@@ -186,10 +188,10 @@ class _StrictTarInfo(tarfile.TarInfo):
     """A header of a tar; tarfile takes a damaged one for the end of the archive and says nothing."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "tarfile.TarInfo":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # the block of zeros at the end
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it; zeros at the end
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error

@@ -193,7 +193,8 @@ def _curve(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
     table = np.rint(levels * 255)
     # Rounding must not swallow the darkest and brightest steps: that is saturation.
     table[1:255] = table[1:255].clip(1, 254)
-    return table.astype(np.uint8)[image]
+    result: np.ndarray = table.astype(np.uint8)[image]
+    return result
 
 
 _LEVELS = np.arange(256) / 255
@@ -228,7 +229,8 @@ def _noise(image: np.ndarray, sigma: float, seed: int) -> np.ndarray:
     total = raw.sum(axis=-1, dtype=np.int16)
     deviation = math.sqrt(8 * (256**2 - 1) / 12)
     noisy = np.rint(image + (total - np.float32(8 * 127.5)) * np.float32(sigma * 255 / deviation))
-    return (255 - np.abs(255 - np.abs(noisy))).astype(np.uint8)
+    result: np.ndarray = (255 - np.abs(255 - np.abs(noisy))).astype(np.uint8)
+    return result
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -240,7 +242,10 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def _equalise(image: np.ndarray, clip: float, strength: float) -> np.ndarray:
     """Blends in contrast-limited adaptive histogram equalisation (Zuiderveld 1994, 8 × 8 tiles)."""
-    return np.rint(image + np.float32(strength) * (_clahe(image, clip) - image)).astype(np.uint8)
+    result: np.ndarray = np.rint(image + np.float32(strength) * (_clahe(image, clip) - image)).astype(
+        np.uint8
+    )
+    return result
 
 
 def _clahe(image: np.ndarray, clip: float, tiles: int = 8) -> np.ndarray:
@@ -256,8 +261,8 @@ def _clahe(image: np.ndarray, clip: float, tiles: int = 8) -> np.ndarray:
     row_tile, row_next, row_share = _tile_places(height, tiles)
     column_tile, column_next, column_share = _tile_places(width, tiles)
     own_tile = (np.arange(height) * tiles // height)[:, None] * tiles + np.arange(width) * tiles // width
-    histogram = np.bincount((own_tile * 256 + image).ravel(), minlength=tiles * tiles * 256)
-    histogram = histogram.reshape(tiles * tiles, 256).astype(np.float64)
+    counts = np.bincount((own_tile * 256 + image).ravel(), minlength=tiles * tiles * 256)
+    histogram = counts.reshape(tiles * tiles, 256).astype(np.float64)
     histogram /= histogram.sum(axis=1, keepdims=True).clip(1)  # tiles of images below 8 pixels may be empty
     kept = histogram.clip(max=clip / 256)
     kept += (1 - kept.sum(axis=1, keepdims=True)) / 256
@@ -265,11 +270,13 @@ def _clahe(image: np.ndarray, clip: float, tiles: int = 8) -> np.ndarray:
     curves = ((kept.cumsum(axis=1) - kept / 2) * 256 - 0.5).clip(0, 255).astype(np.float32).ravel()
 
     def by(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return curves[(rows[:, None] * tiles + columns) * 256 + image]
+        levels: np.ndarray = curves[(rows[:, None] * tiles + columns) * 256 + image]
+        return levels
 
     upper = by(row_tile, column_tile) * (1 - column_share) + by(row_tile, column_next) * column_share
     lower = by(row_next, column_tile) * (1 - column_share) + by(row_next, column_next) * column_share
-    return upper * (1 - row_share[:, None]) + lower * row_share[:, None]
+    result: np.ndarray = upper * (1 - row_share[:, None]) + lower * row_share[:, None]
+    return result
 
 
 def _tile_places(size: int, tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

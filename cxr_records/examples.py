@@ -82,6 +82,8 @@ def example_parts(values: Mapping[str, Value]) -> tuple[bytes, bytes, bytes]:
     of bytes is a tag, a length and the bytes; map entries follow each other in the order of their keys.
     """
     image = values["image"]
+    if not isinstance(image, bytes):
+        raise TypeError(f"image is {type(image).__name__}, expected bytes")
     before = _features({name: value for name, value in values.items() if name < "image"})
     after = _features({name: value for name, value in values.items() if name > "image"})
     # features.feature["image"].bytes_list.value: four messages, one in the other, around the bytes.
@@ -94,8 +96,8 @@ def example_parts(values: Mapping[str, Value]) -> tuple[bytes, bytes, bytes]:
     return _field(1, len(head) + len(image) + len(tail)) + head, image, tail
 
 
-def _features(values: Mapping[str, Value]):
-    features = _Features()
+def _features(values: Mapping[str, Value]) -> Any:  # a message made at run time has no type
+    features: Any = _Features()
     for name, value in values.items():
         feature = features.feature[name]
         if isinstance(value, bytes):
@@ -164,14 +166,22 @@ def record_problems(
     return problems
 
 
-def _declare_messages():
+def _declare_messages() -> tuple[Any, Any]:
     """Declares tf.train.Example and tf.train.Features (tensorflow/core/example/*.proto)."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="cxr_records/example.proto", package="cxr_records", syntax="proto3"
     )
 
-    def add(message, name, number, kind, type_name=None, label=field.LABEL_OPTIONAL, oneof=None):
+    def add(
+        message: descriptor_pb2.DescriptorProto,
+        name: str,
+        number: int,
+        kind: "descriptor_pb2.FieldDescriptorProto.Type.ValueType",
+        type_name: str | None = None,
+        label: "descriptor_pb2.FieldDescriptorProto.Label.ValueType" = field.LABEL_OPTIONAL,
+        oneof: int | None = None,
+    ) -> None:
         made = message.field.add(name=name, number=number, type=kind, label=label)
         if type_name:
             made.type_name = f".cxr_records.{type_name}"
@@ -199,10 +209,11 @@ def _declare_messages():
 
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    names = ("Example", "Features")
-    return (
-        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"cxr_records.{name}")) for name in names
+    example, features_class = (
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"cxr_records.{name}"))
+        for name in ("Example", "Features")
     )
+    return example, features_class
 
 
 _Example, _Features = _declare_messages()

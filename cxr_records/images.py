@@ -1,13 +1,19 @@
 """Image files of any kind to uint8 [height, width], and pixels to and from what a record stores."""
 
+import contextlib
 import dataclasses
 import io
 import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cxr_records.errors import CxrError, UsageError
+
+if TYPE_CHECKING:  # an extra package
+    import pydicom
 
 CODECS = ("raw", "png", "jpeg")
 RESAMPLING = {
@@ -37,7 +43,7 @@ class ImageFormat:
     codec: str = "raw"
     resample: str = "bilinear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         low, high = SIZES
         if not low <= self.size <= high:
             raise UsageError(f"`size={self.size}`: expected {low} to {high} pixels")
@@ -108,28 +114,25 @@ def decode_image(data: bytes, image_format: ImageFormat) -> DecodedImage:
     return DecodedImage(np.asarray(small), width, height, mode)
 
 
-class _decoding:
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
     """Turns whatever a decoder raises on bad bytes into ImageDecodeError."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
+    try:
+        yield
+    except (ImageDecodeError, CxrError, MemoryError):  # the last is about the machine, not the image
+        raise
+    except UnidentifiedImageError as error:  # Pillow names the address of a buffer
+        raise ImageDecodeError("cannot be decoded: no image of the kind expected") from error
+    except Exception as error:
         # Decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and others on bad
-        # bytes; which one is no contract. Running out of memory is about the machine, not the image.
-        if error is None or isinstance(error, ImageDecodeError | CxrError | MemoryError):
-            return False
-        if not isinstance(error, Exception):
-            return False
+        # bytes; which one is no contract.
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "no image of the kind expected"  # Pillow names the address of a buffer
         raise ImageDecodeError(f"cannot be decoded: {reason}") from error
 
 
 def _decode_picture(data: bytes) -> tuple[Image.Image, str]:
     try:
-        image = Image.open(io.BytesIO(data), formats=_PREFERRED_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_PREFERRED_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageDecodeError("far more pixels than any X-ray") from error
     except Exception as error:  # see _decoding: what is raised on bad headers is no contract
@@ -150,7 +153,7 @@ def _decode_picture(data: bytes) -> tuple[Image.Image, str]:
 def _decode_dicom(data: bytes) -> tuple[Image.Image, str]:
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise CxrError("DICOM files need an extra package; pip install '.[dicom]' in a clone") from None
     with _decoding():
@@ -172,7 +175,7 @@ def _decode_dicom(data: bytes) -> tuple[Image.Image, str]:
         return Image.fromarray(np.rint(grey * 255).astype(np.uint8)), photometric
 
 
-def _dicom_range(dicom) -> tuple[float, float]:
+def _dicom_range(dicom: "pydicom.Dataset") -> tuple[float, float]:
     """The values of black and white that a DICOM's tables can give."""
     for tables in (dicom.get("VOILUTSequence"), dicom.get("ModalityLUTSequence")):
         if tables:

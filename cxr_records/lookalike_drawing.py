@@ -37,14 +37,15 @@ def draw_image(image: PlannedImage, size: int, seed: int) -> np.ndarray:
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
     grain = _NOISE * np.float32(rng.uniform(0.75, 1.25))
     noise = grain[np.frombuffer(rng.bytes(size * size), np.uint8)].reshape(size, size)
-    return np.clip(pixels + noise + 0.5, 0, 255).astype(np.uint8)
+    result: np.ndarray = np.clip(pixels + noise + 0.5, 0, 255).astype(np.uint8)
+    return result
 
 
 def _expose(chest: "_Chest", image: PlannedImage, rng: np.random.Generator) -> np.ndarray:
     """Turns brightness into grey levels, float32, at the exposure of the day, with the side's marker."""
     low, high = (18, 205) if image.view == "AP" else (6, 235)
     gain = chest.exposure * rng.uniform(0.93, 1.07)
-    pixels = low * rng.uniform(0.5, 1.5) + (high - low) * gain * np.clip(chest.picture, 0, 1.08)
+    pixels: np.ndarray = low * rng.uniform(0.5, 1.5) + (high - low) * gain * np.clip(chest.picture, 0, 1.08)
     pixel = chest.size / 64
     row, column = int(rng.uniform(1, 5) * pixel), int(rng.uniform(54, 59) * pixel)
     tall, wide = max(2, round(3 * pixel)), max(1, round(0.7 * pixel))
@@ -140,7 +141,7 @@ class _Chest:
         away = np.abs(self.x - 0.5)
         trunk = soft(away - half, 0.05)
         flesh = np.float32(0.62) + np.float32(0.22) * np.clip((self.y - 0.62) * 4, 0, 1) - 0.15 * away
-        picture = flesh * trunk
+        picture: np.ndarray = flesh * trunk
         for side in (-1, 1):
             blend(picture, self.lungs[side], self.lung_value)
         return picture
@@ -181,20 +182,23 @@ class _Chest:
 
 def soft(distance: np.ndarray, edge: float) -> np.ndarray:
     """Returns 1 where the distance is negative, 0 where it is positive, and a ramp `edge` wide between."""
-    return np.clip(np.float32(0.5) - distance * np.float32(1 / edge), 0, 1)
+    result: np.ndarray = np.clip(np.float32(0.5) - distance * np.float32(1 / edge), 0, 1)
+    return result
 
 
 def circle(x: np.ndarray, y: np.ndarray, radius: float, edge: float = 0.014) -> np.ndarray:
     """Returns a disc of 1 with a soft edge, around the origin of x and y."""
     inside = np.float32(radius * radius) - x * x - y * y
-    return np.clip(inside * np.float32(0.5 / (radius * edge)) + 0.5, 0, 1)
+    result: np.ndarray = np.clip(inside * np.float32(0.5 / (radius * edge)) + 0.5, 0, 1)
+    return result
 
 
 def disc(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
     """Returns a hill from 1 at the origin of x and y down to 0 at the half-axes `width` and `height`."""
     x, y = x * np.float32(1 / width), y * np.float32(1 / height)
     hill = np.clip(1 - x * x - y * y, 0, 1)
-    return hill * hill
+    result: np.ndarray = hill * hill
+    return result
 
 
 def blend(picture: np.ndarray, mask: np.ndarray, value: float) -> None:

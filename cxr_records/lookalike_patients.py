@@ -146,7 +146,8 @@ def _patient_sizes(total: int, is_test: bool, rng: np.random.Generator) -> list[
     # No patient may hold so much of a small split that too few others are left for the rare findings.
     cap = min(184, max(1, total // 8))
     # Steps of the golden ratio fill [0, 1) evenly: a small set has the tail in the right share too.
-    start, sizes, left = rng.random(), [], total
+    start, left = rng.random(), total
+    sizes: list[int] = []
     while left:
         level = (start + len(sizes) * 0.6180339887498949) % 1
         size = min(int(np.exp(np.interp(level, shares, np.log(counts))) + 1e-9), cap, left)

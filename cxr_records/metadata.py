@@ -14,17 +14,20 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-import fsspec
 import numpy as np
 import pandas as pd
 
+from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING, parse_findings
 
 ENDINGS = (".csv", ".csv.gz", ".xlsx")
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 OPTIONAL_COLUMNS = ("Patient Age", "Patient Gender", "View Position", "Follow-up #")
+
+T = TypeVar("T")
 
 UNKNOWN = -1
 _MAX_AGE_YEARS = 120  # the 2017 table holds ages of 148 to 155 and 411 to 414
@@ -100,7 +103,7 @@ def read_metadata(path: str) -> Metadata:
         return pd.Series(np.array(values, dtype=object)[order], dtype=object)
 
     def whole(values: list[int]) -> np.ndarray:
-        return np.array(values, dtype=np.int64)[order]
+        return np.array(values, dtype=np.int64).take(order)
 
     table = pd.DataFrame(
         {
@@ -136,8 +139,7 @@ def read_content(path: str, argument: str) -> bytes:
         CxrError: it cannot be read, is empty, or is broken gzip.
     """
     try:
-        with fsspec.open(path, "rb") as file:
-            content = file.read()
+        content = storage.read_bytes(storage.absolute(path))
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -145,6 +147,8 @@ def read_content(path: str, argument: str) -> bytes:
         raise UsageError(f"{path}: found {found}; `{argument}` must name an existing file") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CxrError(f"{path}: found broken gzip ({_short(error)}); download the file again") from error
+    except CxrError:
+        raise
     except Exception as error:  # each object store raises exceptions of its own
         problem = f"{type(error).__name__}: {_short(error)}"
         raise CxrError(
@@ -254,7 +258,7 @@ def _image_ids(columns: _Columns) -> list[str]:
     return image_ids
 
 
-def _convert(columns: _Columns, name: str, convert: Callable) -> list:
+def _convert(columns: _Columns, name: str, convert: Callable[[str], T]) -> list[T]:
     """Converts a column, each distinct text once: 112,120 rows hold only 836 label strings.
 
     A column that the file does not have counts as empty text in every row.

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,7 +149,7 @@ class Plan:
             }
         return counts
 
-    def class_counts(self) -> dict[str, dict]:
+    def class_counts(self) -> dict[str, dict[str, Any]]:
         """Returns {class: {images, records, splits: {split: {images, records}}}}, and in train its balance.
 
         Multilabel datasets count No Finding too, though it is no class of theirs.
@@ -213,7 +215,8 @@ def make_plan(
         classes, config.task.class_names, config.copies, list(image_ids[train]), config.seed
     )
     record_bytes = _record_bytes(config.image_format, images)
-    frames, shards, start = [], [], 0
+    shards: list[PlannedShard] = []
+    frames, start = [], 0
     for split in SPLITS:
         rows = np.flatnonzero(takes_part & (splits.of_image == split))
         frame = _in_order(rows, repeats[rows], image_ids, config.seed).assign(split=split)
@@ -244,16 +247,17 @@ def write_plan(plan: Plan, folder: str, store: str, dataset: str) -> list[ShardS
         store: the image store that holds them.
         dataset: the folder of the dataset.
     """
-    digests = _shard_digests(plan)
+    if plan.images is None:
+        raise ValueError("a plan made without images cannot be written")
+    digests = _shard_digests(plan, plan.images)
     name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     path = storage.join(folder, f"plan-{name}.parquet")
     with storage.atomic_file(path) as file:
-        writer = None
-        for shard in plan.shards:
-            rows = _record_table(plan, shard)
-            writer = writer or pq.ParquetWriter(file, rows.schema)
-            writer.write_table(rows, row_group_size=len(rows))
-        writer.close()
+        tables = (_record_table(plan, shard, plan.images) for shard in plan.shards)
+        first = next(tables)
+        with pq.ParquetWriter(file, first.schema) as writer:
+            for rows in itertools.chain([first], tables):
+                writer.write_table(rows, row_group_size=len(rows))
     return [
         ShardSpec(
             dataset=dataset,
@@ -355,14 +359,14 @@ def _record_bytes(image_format: ImageFormat, images: pd.DataFrame | None) -> flo
     return image_bytes + EXAMPLE_BYTES + OVERHEAD_BYTES
 
 
-def _shard_digests(plan: Plan) -> list[str]:
+def _shard_digests(plan: Plan, images: pd.DataFrame) -> list[str]:
     """A digest of all that decides a shard's bytes: its records' sources, labels, order and settings."""
     table, config = plan.metadata.table, plan.config
     rows = plan.records["row"].to_numpy()
     names = ("image_id", "patient_id", "view", "sex", "age_years")
-    columns: list[Sequence] = [table[name].to_numpy()[rows].tolist() for name in names]
+    columns: list[list[Any]] = [table[name].to_numpy()[rows].tolist() for name in names]
     columns.append(plan.records["copy"].tolist())
-    columns.append(plan.images["sha256"].reindex(columns[0]).tolist())
+    columns.append(images["sha256"].reindex(columns[0]).tolist())
     heads = ["\0".join(map(str, values)).encode() for values in zip(*columns, strict=True)]
     findings, labels = plan.metadata.findings[rows], plan.selection.labels[rows]
     # Another Pillow may encode PNG and JPEG, and interpolate copies, to other bytes: never mix two in one
@@ -379,12 +383,12 @@ def _shard_digests(plan: Plan) -> list[str]:
     return digests
 
 
-def _record_table(plan: Plan, shard: PlannedShard) -> pa.Table:
+def _record_table(plan: Plan, shard: PlannedShard, images: pd.DataFrame) -> pa.Table:
     """What a worker needs to write one shard: a row per record, in order."""
     records = plan.records.iloc[shard.start : shard.start + shard.num_records]
     rows = records["row"].to_numpy()
     table = plan.metadata.table.iloc[rows]
-    images = plan.images.loc[table["image_id"]]
+    stored = images.loc[table["image_id"]]
     labels = plan.selection.labels[rows]
     return pa.table(
         {
@@ -395,9 +399,9 @@ def _record_table(plan: Plan, shard: PlannedShard) -> pa.Table:
             "findings": pa.array(plan.metadata.findings[rows].tolist(), pa.list_(pa.int64())),
             "label": pa.array(labels.tolist()),
             "copy": pa.array(records["copy"].tolist()),
-            "unit": pa.array(images["unit"].tolist()),
-            "offset": pa.array(images["offset"].tolist(), pa.int64()),
-            "length": pa.array(images["length"].tolist(), pa.int64()),
-            "crc32c": pa.array(images["crc32c"].tolist(), pa.int64()),
+            "unit": pa.array(stored["unit"].tolist()),
+            "offset": pa.array(stored["offset"].tolist(), pa.int64()),
+            "length": pa.array(stored["length"].tolist(), pa.int64()),
+            "crc32c": pa.array(stored["crc32c"].tolist(), pa.int64()),
         }
     )

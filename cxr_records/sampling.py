@@ -162,9 +162,9 @@ def records_per_image(
     factors = image_factors(classes, class_factors(classes, class_names, rule))
     if len(image_ids) != len(factors):
         raise ValueError(f"{len(image_ids)} image ids for {len(factors)} rows of classes")
-    records = np.floor(factors).astype(np.int64)
+    records: np.ndarray = np.floor(factors).astype(np.int64)
     fractions = factors - records
-    for row in np.flatnonzero(fractions):
+    for row in np.flatnonzero(fractions).tolist():
         uniform = keyed_hash(seed, image_ids[row], "records") / 2**64
         records[row] += uniform < fractions[row]
     return records
@@ -285,7 +285,7 @@ def class_weights(records: Sequence[int], total: int) -> list[float]:
 def _chosen(classes: np.ndarray, class_names: Sequence[str], rule: CopyRule) -> np.ndarray:
     """Returns bool [k]: the classes that the rule may copy for."""
     rule.check_names(class_names)
-    names = rule.of
+    names: Sequence[str] = rule.of
     if not names:
         names = under_represented(classes, class_names) if rule.rule == "fixed" else class_names
     return np.isin(list(class_names), list(names))

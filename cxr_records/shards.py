@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -72,7 +73,7 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
     return info
 
 
-def _fetch(store: str, rows: Sequence[Mapping]) -> Iterator[bytes]:
+def _fetch(store: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
     """Yields the stored image of each row, in order."""
     lot = LOT_BYTES // max(1, rows[0]["length"]) + 1
     for start in range(0, len(rows), lot):
@@ -81,7 +82,7 @@ def _fetch(store: str, rows: Sequence[Mapping]) -> Iterator[bytes]:
         )
 
 
-def record_parts(spec: ShardSpec, row: Mapping, stored: bytes) -> tuple[bytes, bytes, bytes]:
+def record_parts(spec: ShardSpec, row: Mapping[str, Any], stored: bytes) -> tuple[bytes, bytes, bytes]:
     """Returns the serialized Example of one planned record, in the parts of `example_parts`.
 
     Args:

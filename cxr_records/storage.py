@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -63,7 +63,8 @@ def open_read(path: str) -> BinaryIO:
     """Opens a file for reading bytes; the caller closes it."""
     if is_url(path):
         with _said_clearly(path):
-            return fsspec.open(path, "rb").open()
+            file: BinaryIO = fsspec.open(path, "rb").open()
+            return file
     return open(local_path(path), "rb")
 
 
@@ -168,7 +169,7 @@ def remove(path: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str) -> Iterator[BinaryIO]:
+def atomic_file(path: str) -> Iterator[IO[bytes]]:
     """Opens a file for writing that appears under its name whole, or not at all.
 
     Local: a temporary name in the same folder, fsync, rename, fsync of the folder.
@@ -256,8 +257,12 @@ def _spans(ranges: Sequence[tuple[str, int, int]], order: Sequence[int]) -> Iter
     for number in order:
         path, offset, length = ranges[number]
         end = offset + length
-        near = span and span.path == path and offset - span.end <= GAP_BYTES
-        if near and max(end, span.end) - span.start <= SPAN_BYTES:
+        if (
+            span
+            and span.path == path
+            and offset - span.end <= GAP_BYTES
+            and max(end, span.end) - span.start <= SPAN_BYTES
+        ):
             span.end = max(end, span.end)
             span.numbers.append(number)
             continue

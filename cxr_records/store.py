@@ -12,7 +12,8 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -37,42 +38,40 @@ UNIT_IMAGES = (16, 512)  # fewest and most images in a unit; a killed worker los
 OK, SAME, REJECTED, UNREADABLE = "ok", "same", "rejected", "unreadable"
 _RANK = {OK: 0, SAME: 1, REJECTED: 2, UNREADABLE: 3}
 
-INDEX_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("source", pa.string()),
-        ("bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("signature", pa.string()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        # Where the bytes of the image lie in the unit's TFRecord file, so that a build reads nothing else;
-        # -1, 0, 0 where there is no record.
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("crc32c", pa.int64()),
-        ("pixel_sum", pa.int64()),
-        ("pixel_sum_squares", pa.int64()),
-        ("status", pa.string()),  # ok; same: an image of these bytes is in the store; rejected; unreadable
-        ("reason", pa.string()),
-    ]
-)
-_WORK_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("signature", pa.string()),
-        ("known", pa.list_(pa.string())),
-        ("name", pa.string()),
-        ("source", pa.string()),
-        ("kind", pa.string()),
-        ("member", pa.string()),
-        ("offset", pa.int64()),
-        ("num_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-    ]
-)
+_INDEX_COLUMNS: dict[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "source": pa.string(),
+    "bytes": pa.int64(),
+    "mtime_ns": pa.int64(),
+    "signature": pa.string(),
+    "sha256": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "mode": pa.string(),
+    # Where the bytes of the image lie in the unit's TFRecord file, so that a build reads nothing else;
+    # -1, 0, 0 where there is no record.
+    "offset": pa.int64(),
+    "length": pa.int64(),
+    "crc32c": pa.int64(),
+    "pixel_sum": pa.int64(),
+    "pixel_sum_squares": pa.int64(),
+    "status": pa.string(),  # ok; same: an image of these bytes is in the store; rejected; unreadable
+    "reason": pa.string(),
+}
+INDEX_SCHEMA = pa.schema(_INDEX_COLUMNS)
+_WORK_COLUMNS: dict[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "signature": pa.string(),
+    "known": pa.list_(pa.string()),
+    "name": pa.string(),
+    "source": pa.string(),
+    "kind": pa.string(),
+    "member": pa.string(),
+    "offset": pa.int64(),
+    "num_bytes": pa.int64(),
+    "mtime_ns": pa.int64(),
+}
+_WORK_SCHEMA = pa.schema(_WORK_COLUMNS)
 
 
 class Place(NamedTuple):
@@ -127,7 +126,7 @@ class ImageStore:
         """Where what is known of .tar.gz sources is kept."""
         return storage.join(self.path, ARCHIVE_FOLDER)
 
-    def lock(self):
+    def lock(self) -> AbstractContextManager[None]:
         """A context that keeps other commands from decoding into this store."""
         return storage.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
 
@@ -330,8 +329,8 @@ def _reader(index_folder: str) -> SourceReader:
 
 
 def _decode_one(
-    rows: Sequence[Mapping], reader: SourceReader, image_format: ImageFormat
-) -> tuple[dict, np.ndarray | None]:
+    rows: Sequence[Mapping[str, Any]], reader: SourceReader, image_format: ImageFormat
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """Decodes one image from its entries; returns its index row, and pixels where there is a record."""
     entries = [Entry(**{name: row[name] for name in Entry._fields}) for row in rows]
     first = entries[0]
@@ -366,7 +365,7 @@ def _decode_one(
     return row, image.pixels
 
 
-def _reading_order(entry: Entry) -> tuple:
+def _reading_order(entry: Entry) -> tuple[bool, str, int, str]:
     """Files by path; members of an archive by their place in it."""
     return (entry.kind != "file", entry.source, entry.offset, entry.member)
 
@@ -380,16 +379,16 @@ def _unit_name(image_format: ImageFormat, cut: Sequence[tuple[str, Sequence[Entr
     return name
 
 
-def _read_marker(path: str) -> dict:
+def _read_marker(path: str) -> dict[str, Any]:
     try:
-        found = json.loads(storage.read_bytes(path))
-        _describe(found)
+        marker: dict[str, Any] = json.loads(storage.read_bytes(path))
+        _describe(marker)
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path} is damaged; delete the store, or name another with `store`") from None
-    return found
+    return marker
 
 
-def _describe(marker: Mapping) -> str:
+def _describe(marker: Mapping[str, Any]) -> str:
     size, version = marker["size"], marker["version"]
     other = "" if version == STORE_VERSION else f" of store version {version}"
     return f"{size}x{size} {marker['codec']} images ({marker['resample']}){other}"

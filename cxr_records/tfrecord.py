@@ -98,6 +98,7 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _checked_length(header: bytes, offset: int) -> int:
+    length: int
     length, crc = _HEADER.unpack(header)
     if masked_crc(header[:8]) != crc:
         raise RecordError(offset, "the checksum of the record's length does not match")

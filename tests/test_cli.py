@@ -263,7 +263,7 @@ def test_a_damaged_shard_is_found_named_and_mended_by_the_same_build(capsys, arg
         (["--max-rejected", "2"], 2, "--max-rejected 2.0: expected a share from 0 to 1"),
         (["--validation-fraction", "1"], 2, "found --validation-fraction 1.0"),
         (["--task", "binary:Hernai"], 2, "did you mean Hernia?"),
-        (["--task", "regression"], 2, "found --task 'regression'; expected one of the forms"),
+        (["--task", "regression"], 2, "found --task regression; expected one of the forms"),
         (["--with-no-finding"], 2, "--with-no-finding"),
         (["--copies-of", "Pnuemonia"], 2, "did you mean Pneumonia?"),
         (["--copies-target", "1"], 2, "--copies-target"),
