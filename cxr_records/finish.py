@@ -196,7 +196,7 @@ def _pixel_statistics(plan: Plan) -> PixelStatistics:
     if not len(train):
         return PixelStatistics(None, None)
     image_ids = plan.metadata.table["image_id"].to_numpy()[train["row"]]
-    sums = plan.images.loc[image_ids]
+    sums = plan.stored.loc[image_ids]
     # Whole numbers, summed as Python's: exact, whatever the order.
     total, squares = (sum(map(int, sums[name])) for name in ("pixel_sum", "pixel_sum_squares"))
     count = len(train) * plan.config.image_format.size**2

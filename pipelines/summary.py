@@ -140,7 +140,7 @@ def tell_size(planned: Plan, size: dict[str, float], to_decode: int, request: Bu
     """Prints bytes on disk and time, and warns where the disk has no room."""
     workers = request.engine.workers
     store = (
-        "" if planned.images is not None and not to_decode else f", image store {_bytes(size['store_bytes'])}"
+        "" if planned.stored is not None and not to_decode else f", image store {_bytes(size['store_bytes'])}"
     )
     click.echo(f"on disk: dataset about {_bytes(size['dataset_bytes'])}{store}")
     click.echo(

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cxr_records import storage
 from cxr_records.config import DatasetConfig
+from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.manifest import checksum, manifest_bytes
@@ -24,6 +26,7 @@ from cxr_records.pipelines.engines import Engine
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
+from cxr_records.tfrecord import frame_parts
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -44,6 +47,17 @@ def write_manifest(dataset: Path, content: dict[str, Any]) -> None:
     content = {**content, "id": checksum(identity)[:32]}
     content.pop("checksum", None)
     (dataset / "manifest.json").write_bytes(manifest_bytes({**content, "checksum": checksum(content)}))
+
+
+def frame(data: bytes) -> bytes:
+    """One whole record of a TFRecord file."""
+    return b"".join(frame_parts((data,)))
+
+
+def count_findings(findings: np.ndarray) -> dict[str, int]:
+    """Images of each finding, and of No Finding, in uint8 [num_images, 14]."""
+    counts = {name: int(count) for name, count in zip(FINDINGS, findings.sum(axis=0), strict=True)}
+    return {**counts, NO_FINDING: int((~findings.any(axis=1)).sum())}
 
 
 def free_port() -> int:

@@ -8,12 +8,13 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import count_findings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, parse_findings
-from cxr_records.metadata import Metadata, count_findings, read_metadata
+from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.splits import (
     SPLITS,
     TEST,
