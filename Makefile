@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-learn lint test-wheel test-docker test-tfio bench bench-reader clean
+.PHONY: help demo test test-slow test-learn lint test-wheel test-docker test-tfio bench bench-reader clean
 
 help:
 	@echo "make demo        the main job end to end on a small look-alike set (IMAGES=... METADATA=... for your own)"
-	@echo "make test        the test suite"
+	@echo "make test        the test suite, in two processes (ARGS=... for pytest; -n 0 in it for one process)"
+	@echo "make test-slow   clusters, kills, faults and whole commands"
 	@echo "make test-learn  that the trainers learn: some minutes of training"
-	@echo "make lint        style and likely mistakes"
+	@echo "make lint        style, likely mistakes and types"
 	@echo "make test-wheel  the package from its wheel in a fresh environment, without TensorFlow"
 	@echo "make test-docker  the images' files linted, and the worker's install steps in a fresh environment"
 	@echo "make test-tfio   reading s3:// inside tf.data, in an environment of its own (TensorFlow 2.17)"
@@ -28,7 +29,10 @@ demo: $(VENV)/.installed
 		$(if $(TRAIN_VAL_LIST),--train-val-list $(TRAIN_VAL_LIST)) $(if $(TEST_LIST),--test-list $(TEST_LIST))
 
 test: $(VENV)/.installed
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: $(VENV)/.installed
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-learn: $(VENV)/.installed
 	@$(BIN)/python -m pytest tests/test_learning.py -m learn -s $(ARGS)
@@ -36,6 +40,7 @@ test-learn: $(VENV)/.installed
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@BIN=$(BIN) bash tests/types.sh
 
 test-wheel: $(VENV)/.installed
 	@BIN=$(BIN) PYTHON=$(PYTHON) bash tests/wheel.sh

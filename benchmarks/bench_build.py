@@ -172,11 +172,13 @@ def measure_memory(arguments: argparse.Namespace, folder: Path) -> dict:
 def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
     """Records per second of processor time: originals copied from the store, and augmented copies made."""
     from cxr_records import shards
+    from cxr_records.config import DatasetConfig
     from cxr_records.images import ImageFormat
-    from cxr_records.pipelines.build import BuildRequest, read_table
     from cxr_records.pipelines.decode import decode_images, find_images
-    from cxr_records.pipelines.engines import Engine
-    from cxr_records.planning import DatasetConfig, make_plan, write_plan
+    from cxr_records.pipelines.engines import engine_named
+    from cxr_records.pipelines.plan import read_table
+    from cxr_records.pipelines.request import BuildRequest
+    from cxr_records.planning import make_plan, write_plan
     from cxr_records.sampling import CopyRule
     from cxr_records.splits import SplitOptions
     from cxr_records.tasks import parse_task
@@ -194,11 +196,11 @@ def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
             config=config,
             split_options=SplitOptions(),
             store=str(folder / "store"),
-            engine=Engine(arguments.workers),
+            engine=engine_named(workers=arguments.workers),
         )
         metadata, splits = read_table(request)
-        found = find_images(request.images, metadata, request.store_path, allow_missing=True)
-        images = decode_images(found, request.store_path, config.image_format, request.engine).images
+        at_hand = find_images(request.images, metadata, request.store_path, allow_missing=True)
+        images = decode_images(at_hand, request.store_path, config.image_format, request.engine).images
         (folder / rule).mkdir()
         (folder / rule / ".build").mkdir()
         plan = make_plan(metadata, splits, config, images)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cxr_records.dataset import Dataset as Dataset
     from cxr_records.dataset import open_dataset as open
-    from cxr_records.pipelines import build as build
-    from cxr_records.pipelines import plan as plan
+    from cxr_records.pipelines.api import build as build
+    from cxr_records.pipelines.api import plan as plan
     from cxr_records.verification import check_dataset as verify
 
     __version__: str
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 # name: (module of cxr_records, name in it)
 _FACE = {
     "Dataset": ("dataset", "Dataset"),
-    "build": ("pipelines", "build"),
+    "build": ("pipelines.api", "build"),
     "open": ("dataset", "open_dataset"),
-    "plan": ("pipelines", "plan"),
+    "plan": ("pipelines.api", "plan"),
     "verify": ("verification", "check_dataset"),
 }
 __all__ = ["Dataset", "__version__", "build", "open", "plan", "verify"]

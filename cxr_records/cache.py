@@ -103,13 +103,13 @@ class ShardCache:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-            found = os.fstat(descriptor)
-            if found.st_nlink == 0:  # evicted between our open and our lock
+            status = os.fstat(descriptor)
+            if status.st_nlink == 0:  # evicted between our open and our lock
                 os.close(descriptor)
                 return None
-            identity = final.name, found.st_ino
+            identity = final.name, status.st_ino
             if identity not in self._checked:
-                if found.st_size != num_bytes or _digest(descriptor) != sha256:
+                if status.st_size != num_bytes or _digest(descriptor) != sha256:
                     final.unlink(missing_ok=True)
                     os.close(descriptor)
                     return None

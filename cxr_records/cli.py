@@ -26,7 +26,10 @@ COMMANDS = {
     "demo": ("demo:demo", "Make a small look-alike set and run the main job on it."),
 }
 # Packages that only some commands need: the extra that brings each.
-_EXTRAS = {"tensorflow": "train", "keras": "train", "matplotlib": "train", "sklearn": "train", "jax": "jax"}
+_EXTRAS = {
+    **dict.fromkeys(("tensorflow", "keras", "jinja2", "matplotlib", "sklearn"), "train"),
+    "jax": "jax",
+}
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the check found problems, or too many images were "
     "rejected; 130 and 143 ended by Ctrl-C and SIGTERM."
@@ -45,14 +48,17 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, function = COMMANDS[name][0].split(":")
-        return getattr(importlib.import_module(f"cxr_records.{module}"), function)
+        command: click.Command = getattr(importlib.import_module(f"cxr_records.{module}"), function)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def resolve_command(self, ctx: click.Context, args: list[str]):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Finds a command, or says which one may have been meant."""
         from cxr_records.findings import nearest
 
@@ -152,7 +158,7 @@ def run(arguments: list[str]) -> int:
             return _say(f"Error: {in_options(str(error), _command_of(arguments))}", error.exit_code)
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
-            return _say(f"Error: {error.name} is not installed; pip install 'cxr_records[{extra}]'", 1)
+            return _say(f"Error: {error.name} is not installed; pip install '.[{extra}]' in a clone", 1)
         if isinstance(error, OSError) and error.strerror:
             return _say(f"Error: {error.filename or 'the system says'}: {error.strerror}", 1)
         text = " ".join(str(error).split())
@@ -167,12 +173,12 @@ def in_options(text: str, command: click.Command | None) -> str:
     """
     names = {param.name: param for param in command.params} if command else {}
 
-    def option(found: re.Match[str]) -> str:
-        param = names.get(found["name"])
+    def option(argument: re.Match[str]) -> str:
+        param = names.get(argument["name"])
         if param is None:
-            return found[0]
+            return argument[0]
         name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
-        value = found["value"]
+        value = argument["value"]
         if value is None or value == "True":
             return name
         return f"{name} {value[1:-1] if value[:1] == value[-1:] == chr(39) else value}"

@@ -89,7 +89,7 @@ def sheet_of_dataset(dataset: Dataset | str, num_images: int = 6) -> Image.Image
 def _rare_examples(dataset: Dataset, num_images: int) -> list[dict[str, list[Any]]]:
     """Decoded records of originals in train: for each of the rarest classes, the first that holds it."""
     table = dataset.records
-    originals = table.filter(pc.and_(pc.equal(table["split"], TRAIN), pc.equal(table["copy"], 0)))
+    originals = table.filter((pc.field("split") == TRAIN) & (pc.field("copy") == 0))
     if not len(originals):
         raise CxrError(f"{dataset.path} has no training images to show")
     classes = dataset.manifest.config.task.class_rows(np.array(originals["label"].to_pylist()))

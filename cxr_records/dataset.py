@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_records import storage
@@ -231,9 +232,9 @@ class _Opened:
     def _read_split(self, info: SplitInfo, name: str, task: Task) -> SplitRecords:
         own = self._manifest.config.task
         try:
-            table = self.records.filter(pa.compute.equal(self.records["split"], name))
+            table = self.records.filter(pc.field("split") == name)
             files, values = table["shard"].to_pylist(), table["label"].to_pylist()
-        except KeyError as error:
+        except (KeyError, pa.ArrowException) as error:
             raise _unreadable(self._path, error) from None
         if files != [shard.file for shard in info.shards for _ in range(shard.records)]:
             raise CxrError(

@@ -126,8 +126,8 @@ def _field(number: int, length: int) -> bytes:
 _KEY_IMAGE = _field(1, len("image")) + b"image"
 
 
-def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
-    """Parses a serialized Example into a list of values for each feature.
+def decode_example(data: bytes) -> dict[str, list[Any]]:
+    """Parses a serialized Example into a list of values for each feature: bytes or ints in ours.
 
     Raises:
         ValueError: the bytes are no Example.

@@ -174,7 +174,7 @@ def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, b
             name: ClassInfo(
                 images=count["images"],
                 records=count["records"],
-                splits={split: ClassCount(**held) for split, held in count["splits"].items()},
+                splits={split: ClassCount(**counted) for split, counted in count["splits"].items()},
                 irlbl=BeforeAfter(**count["irlbl"]) if "irlbl" in count else None,
                 dragged=count.get("dragged"),
             )
@@ -196,7 +196,7 @@ def _pixel_statistics(plan: Plan) -> PixelStatistics:
     if not len(train):
         return PixelStatistics(None, None)
     image_ids = plan.metadata.table["image_id"].to_numpy()[train["row"]]
-    sums = plan.stored.loc[image_ids]
+    sums = plan.stored_images.loc[image_ids]
     # Whole numbers, summed as Python's: exact, whatever the order.
     total, squares = (sum(map(int, sums[name])) for name in ("pixel_sum", "pixel_sum_squares"))
     count = len(train) * plan.config.image_format.size**2

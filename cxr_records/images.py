@@ -155,7 +155,7 @@ def _decode_dicom(data: bytes) -> tuple[Image.Image, str]:
         import pydicom
         from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ImportError:
-        raise CxrError('DICOM files need an extra package: pip install "cxr_records[dicom]"') from None
+        raise CxrError("DICOM files need an extra package; pip install '.[dicom]' in a clone") from None
     with _decoding():
         dicom = pydicom.dcmread(io.BytesIO(data))
         _check_pixels(int(dicom.Columns), int(dicom.Rows))

@@ -185,7 +185,7 @@ def _excel_rows(path: str, content: bytes) -> tuple[list[tuple[str, ...]], list[
         import openpyxl
     except ImportError as error:
         raise CxrError(
-            f'{path}: reading .xlsx needs openpyxl; run: pip install "cxr_records[excel]", or save it as .csv'
+            f"{path}: reading .xlsx needs openpyxl; pip install '.[excel]' in a clone, or save it as .csv"
         ) from error
     cells, lines = [], []
     try:

@@ -118,6 +118,13 @@ class Plan:
     record_bytes: float
 
     @property
+    def stored_images(self) -> pd.DataFrame:
+        """`images` of a plan that is to be written, which has them."""
+        if self.stored is None:
+            raise ValueError("this plan was made without images: nothing of it can be written")
+        return self.stored
+
+    @property
     def split_names(self) -> list[str]:
         """The splits that have records, in the order train, validation, test."""
         present = {shard.split for shard in self.shards}
@@ -242,13 +249,11 @@ def write_plan(plan: Plan, folder: str, store: str, dataset: str) -> list[ShardS
         store: the image store that holds them.
         dataset: the folder of the dataset.
     """
-    if plan.stored is None:
-        raise ValueError("found a plan made as if every image were there; plan from the store's index")
-    digests = _shard_digests(plan, plan.stored)
+    digests = _shard_digests(plan, plan.stored_images)
     name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     path = storage.join(folder, f"plan-{name}.parquet")
     with storage.atomic_file(path) as file:
-        tables = (_record_table(plan, shard, plan.stored) for shard in plan.shards)
+        tables = (_record_table(plan, shard, plan.stored_images) for shard in plan.shards)
         first = next(tables)
         with pq.ParquetWriter(file, first.schema) as writer:
             for rows in itertools.chain([first], tables):

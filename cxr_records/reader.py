@@ -239,7 +239,7 @@ def _check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
             raise CxrError(f"{path} is missing; {VERIFY}")
         size = sizes[entry.file]
         if size is not None and size != entry.bytes:
-            raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}; {VERIFY}")
+            raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; {VERIFY}")
 
 
 class _ReadableFiles:

@@ -82,9 +82,10 @@ class Task:
 
         Images left out count for no class.
         """
-        if self.kind == "multilabel":
-            return (labels == 1).astype(np.uint8)
-        return (labels[:, np.newaxis] == np.arange(len(self.class_names))).astype(np.uint8)
+        rows: np.ndarray = labels == 1
+        if self.kind != "multilabel":
+            rows = labels[:, np.newaxis] == np.arange(len(self.class_names))
+        return rows.astype(np.uint8)
 
     def _select_multiclass(self, findings: np.ndarray) -> Selection:
         present = findings.sum(axis=1)
@@ -109,11 +110,10 @@ class Task:
 
     def _has(self, name: str, findings: np.ndarray) -> np.ndarray:
         """Returns bool [n]: whether the image belongs to a class of binary, by that class alone."""
+        has_any = np.asarray(findings.any(axis=1))
         if name == NO_FINDING:
-            return ~findings.any(axis=1)
-        if name == ANY_FINDING:
-            return findings.any(axis=1)
-        return findings[:, self.findings.index(name)] > 0
+            return ~has_any
+        return has_any if name == ANY_FINDING else findings[:, self.findings.index(name)] > 0
 
 
 def parse_task(text: str, with_no_finding: bool = False, findings: tuple[str, ...] = FINDINGS) -> Task:

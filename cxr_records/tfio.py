@@ -31,7 +31,7 @@ def enable_tensorflow_io() -> None:
         import tensorflow_io  # noqa: F401 - registers its file systems
     except ImportError as error:
         raise UsageError(
-            f"reading without a local cache needs tensorflow-io ({error}); pip install 'cxr_records[tfio]', "
+            f"reading without a local cache needs tensorflow-io ({error}); pip install '.[tfio]' in a clone, "
             "or leave out direct=True"
         ) from error
     libc = ctypes.CDLL(None)

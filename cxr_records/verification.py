@@ -104,8 +104,8 @@ def check_dataset(dataset: Dataset | str, deep: bool = False) -> list[Problem]:
     table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else dataset.records
     shards = list(_shards(dataset, table))
     with ThreadPoolExecutor() as pool:
-        for found in pool.map(_check_shard, shards):
-            problems += found
+        for of_shard in pool.map(_check_shard, shards):
+            problems += of_shard
     if deep:
         problems += _check_records(dataset, shards, {problem.path for problem in problems})
     return problems
@@ -118,7 +118,7 @@ def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
         return Problem(path, "the file is missing; run the build command again: it writes it anew")
     size = storage.file_size(path)
     if size != entry.bytes:
-        return Problem(path, f"{size:,} bytes, the manifest says {entry['bytes']:,}; {_REBUILD}")
+        return Problem(path, f"{size:,} bytes, the manifest says {entry.bytes:,}; {_REBUILD}")
     sha256 = hashlib.sha256()
     with storage.open_read(path) as file:
         while block := file.read(1 << 20):
@@ -153,7 +153,7 @@ def _check_shard(shard: _Shard) -> list[Problem]:
     problem = _check_file(os.path.dirname(shard.path), shard.entry)
     if problem is None or not storage.exists(shard.path):
         return [problem] if problem else []
-    damaged = [found for _, found in _read_shard(shard) if isinstance(found, Problem)]
+    damaged = [read for _, read in _read_shard(shard) if isinstance(read, Problem)]
     return [problem, *damaged]
 
 
@@ -189,7 +189,8 @@ def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]
     """Every record that can be read, by itself and against the others."""
     task, image_format = dataset.manifest.config.task, dataset.image_format
     features = record_features(task.label_shape, len(dataset.findings))
-    problems, records = [], []
+    problems: list[Problem] = []
+    records: list[_Record] = []
     all_read = True
     for shard in shards:
         read, whole = 0, len(records)
@@ -199,8 +200,8 @@ def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]
                 if shard.path not in damaged:
                     problems.append(data)
                 continue
-            found, record = _check_record(shard, number, data, features, image_format)
-            problems += found
+            of_record, record = _check_record(shard, number, data, features, image_format)
+            problems += of_record
             if record:
                 records.append(record)
         told = shard.entry.records
@@ -245,9 +246,9 @@ def _check_record(
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
         told = (*(row[name] for name in _TOLD), tuple(label))
         about = (values["view"][0].decode(), values["sex"][0].decode(), values["age_years"][0])
-        held = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
-        if told != held:
-            messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {held}")
+        stored = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
+        if told != stored:
+            messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {stored}")
     return [record.problem(message) for message in messages], record
 
 
@@ -273,10 +274,10 @@ def _check_labels(task: Task, records: Sequence[_Record]) -> list[Problem]:
     labels = np.array([record.label for record in records])
     selection = task.select(findings.astype(np.uint8))
     expected = selection.labels.reshape(len(records), -1)
-    bad_bits = ~np.isin(findings, (0, 1)).all(axis=1)
+    bad_bits = ~np.asarray(np.isin(findings, (0, 1)).all(axis=1))
     wrong = bad_bits | ~selection.kept | (expected != labels).any(axis=1)
     problems = []
-    for place in np.flatnonzero(wrong):
+    for place in np.flatnonzero(wrong).tolist():
         names = format_findings(findings[place], task.findings)
         if bad_bits[place]:
             text = f"findings {findings[place].tolist()}, expected zeros and ones"
@@ -327,21 +328,22 @@ def _check_counts(dataset: Dataset, records: Sequence[_Record]) -> list[Problem]
         by_split[record.shard.split].append(record)
     for split, counts in dataset.splits.items():
         here = by_split[split]
-        found = {
+        counted = {
             "records": len(here),
             "images": sum(record.copy == 0 for record in here),
             "copies": sum(record.copy > 0 for record in here),
             "patients": len({record.patient for record in here}),
         }
-        for name, number in found.items():
+        for name, number in counted.items():
             if (told := getattr(counts, name)) != number:
                 problems.append(Problem(path, f"{told:,} {name} in {split}, the shards hold {number:,}"))
         labels = np.array([record.label for record in here]).reshape(len(here), *task.label_shape)
-        held, names = task.class_rows(labels), task.class_names
+        classes, names = task.class_rows(labels), task.class_names
         if task.kind == "multilabel":
-            held, names = np.column_stack([held, ~held.any(axis=1)]), (*names, NO_FINDING)
+            classes = np.column_stack([classes, ~classes.any(axis=1)])
+            names = (*names, NO_FINDING)
         original = np.array([record.copy == 0 for record in here], dtype=int)
-        for name, column in zip(names, held.T, strict=True):
+        for name, column in zip(names, classes.T, strict=True):
             count = dataset.manifest.classes[name].splits[split]
             for kind, number in (("records", int(column.sum())), ("images", int(column @ original))):
                 if (told := getattr(count, kind)) != number:

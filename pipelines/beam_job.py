@@ -1,7 +1,5 @@
 """The Beam pipeline, and the process that runs it below the command.
 
-What else needs Beam is engines.py, for the names of its runners.
-
 The pipeline is `Create(specs) | Reshuffle | ParDo(function)` on every engine: linear, one leaf, no pixels in
 a PCollection. Workers load `Apply` from this module by its name, so the package must be installed there.
 """
@@ -22,8 +20,8 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.pipeline import PipelineVisitor
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from cxr_records.errors import CxrError
 from cxr_records.pipelines.worker_errors import WORKER_DIED, mark
@@ -51,9 +49,9 @@ class Versions:
             CxrError: they differ.
         """
         for name, wanted in dataclasses.asdict(self).items():
-            if (found := getattr(Versions.here(), name)) != wanted:
+            if (here := getattr(Versions.here(), name)) != wanted:
                 raise CxrError(
-                    f"found {name} {found} on worker {platform.node()}; the command has {wanted}: give "
+                    f"found {name} {here} on worker {platform.node()}; the command has {wanted}: give "
                     "workers the command's versions (docker/README.md)"
                 )
 
@@ -110,10 +108,11 @@ def check_linear(pipeline: beam.Pipeline) -> None:
     Raises:
         CxrError: it has several, or a step with several outputs.
     """
-    made, taken = [], []
+    made: list[Any] = []
+    taken: list[Any] = []
 
     class Collect(PipelineVisitor):
-        def visit_transform(self, node):
+        def visit_transform(self, node: AppliedPTransform) -> None:
             made.extend(node.outputs.values())
             taken.extend(node.inputs)
 
@@ -125,12 +124,12 @@ def check_linear(pipeline: beam.Pipeline) -> None:
 
 def main() -> None:
     """The process below the command: reads a job from stdin and runs it."""
-    job = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the command that started this process
+    function, specs, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     threading.excepthook = _end_without_worker
     code = 0
     try:
-        run_pipeline(*job, announce=True)
+        run_pipeline(function, specs, options, announce=True)
     except Exception:
         traceback.print_exc()
         # When a worker died, Beam may say so here first, in words of gRPC's; the thread that waits for the

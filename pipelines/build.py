@@ -5,92 +5,51 @@ import dataclasses
 import time
 
 from cxr_records import storage
-from cxr_records.config import DatasetConfig
-from cxr_records.errors import UsageError
 from cxr_records.finish import check_folder, clear_stale, finish_dataset, rejected_csv
 from cxr_records.layout import BUILD_FOLDER, LOCK_FILE, REJECTED_FILE
 from cxr_records.manifest import Manifest
-from cxr_records.metadata import Metadata, read_metadata
-from cxr_records.pipelines.decode import (
-    DecodedImages,
-    FoundImages,
-    check_rejected,
-    decode_images,
-    find_images,
-)
-from cxr_records.pipelines.engines import Engine, Job, run
+from cxr_records.metadata import Metadata
+from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images
+from cxr_records.pipelines.plan import read_table
+from cxr_records.pipelines.request import BuildRequest, check_images
+from cxr_records.pipelines.running import Job, run
 from cxr_records.planning import (
     SECONDS_PER_COPY,
     SECONDS_PER_RECORD,
     Plan,
+    ShardSpec,
     make_plan,
     write_plan,
 )
-from cxr_records.shards import read_shard_info, write_shard
-from cxr_records.splits import SplitOptions, Splits, make_splits
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildRequest:
-    """What is to be built, from what, where.
-
-    Attributes:
-        images: folders, archives, files and URLs; empty only where a plan is made without images.
-        metadata: path of the table.
-        out: folder of the dataset.
-        config: task, image format, copies, order.
-        split_options: lists or fractions.
-        store: folder of the image store; None puts it beside the dataset.
-        allow_missing: build from the images that are there.
-        max_rejected: share of the images at hand that may be rejected.
-        engine: where it runs.
-    """
-
-    images: tuple[str, ...]
-    metadata: str
-    out: str
-    config: DatasetConfig
-    split_options: SplitOptions
-    store: str | None = None
-    allow_missing: bool = False
-    max_rejected: float = 0.01
-    engine: Engine = dataclasses.field(default_factory=Engine)
-
-    def __post_init__(self):
-        if not 0 <= self.max_rejected <= 1:
-            raise UsageError(f"--max-rejected {self.max_rejected}: expected a share from 0 to 1")
-        if not self.out:
-            raise UsageError("--out is empty; name a folder")
-        # Workers run in another folder.
-        object.__setattr__(self, "out", storage.absolute(self.out))
-        if self.store:
-            object.__setattr__(self, "store", storage.absolute(self.store))
-            if f"{self.store}/".startswith(f"{self.out}/"):
-                raise UsageError(
-                    f"--store {self.store} is in --out {self.out}; the store outlives datasets, name another"
-                )
-
-    @property
-    def store_path(self) -> str:
-        """The store asked for, or the one beside the dataset, whose name tells what it holds."""
-        if self.store:
-            return self.store
-        image_format = self.config.image_format
-        parent = self.out.rstrip("/").rpartition("/")[0] or "/"
-        kind = f"{image_format.size}-{image_format.codec}-{image_format.resample}"
-        return storage.join(parent, f"image-store-{kind}")
+from cxr_records.shards import ShardInfo, read_shard_info, write_shard
+from cxr_records.splits import Splits
+from cxr_records.store import REJECTED
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildResult:
-    """A finished dataset: its manifest, plan, images, and the seconds each phase took."""
+    """A finished dataset.
 
+    Attributes:
+        path: its folder or URL.
+        manifest: what it says of itself.
+        plan: every record in its place.
+        decoded: the images it was made from, and how many were decoded in this run.
+        written: shards written in this run; the others were there.
+        seconds: of the phases `decode`, `plan`, `write`, and `total`.
+    """
+
+    path: str
     manifest: Manifest
     plan: Plan
-    found: FoundImages
     decoded: DecodedImages
     written: int
     seconds: dict[str, float]
+
+    @property
+    def id(self) -> str:
+        """The dataset's id: the same for the same content, wherever it was built."""
+        return self.manifest.id
 
 
 def build_dataset(request: BuildRequest) -> BuildResult:
@@ -99,16 +58,17 @@ def build_dataset(request: BuildRequest) -> BuildResult:
     Raises:
         CxrError: with one line for the user; its exit_code says of which kind.
     """
+    check_images(request.images)
     clock = _Clock()
     request.engine.check()
     metadata, splits = read_table(request)
     check_folder(request.out)
-    found = find_images(request.images, metadata, request.store_path, request.allow_missing)
+    at_hand = find_images(request.images, metadata, request.store_path, request.allow_missing)
     build_folder = storage.join(request.out, BUILD_FOLDER)
     storage.make_folder(build_folder)
-    with storage.lock(storage.join(build_folder, LOCK_FILE), f"--out {request.out}"):
+    with storage.lock(storage.join(build_folder, LOCK_FILE), f"`out={request.out}`"):
         clock.lap("plan")
-        decoded = decode_images(found, request.store_path, request.config.image_format, request.engine)
+        decoded = decode_images(at_hand, request.store_path, request.config.image_format, request.engine)
         clock.lap("decode")
         _check_rejected(request, metadata, splits, decoded)
         plan = make_plan(metadata, splits, request.config, decoded.images)
@@ -121,15 +81,9 @@ def build_dataset(request: BuildRequest) -> BuildResult:
             seconds = len(plan.records) * SECONDS_PER_RECORD + plan.num_copies * SECONDS_PER_COPY
             job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
             run(job, request.engine)
-        manifest = finish_dataset(plan, specs, [read_shard_info(spec) for spec in specs])
+        manifest = finish_dataset(plan, specs, [_written(spec) for spec in specs])
         clock.lap("write")
-    return BuildResult(manifest, plan, found, decoded, len(pending), clock.seconds())
-
-
-def read_table(request: BuildRequest) -> tuple[Metadata, Splits]:
-    """Reads the table and splits it: all that can be wrong with them is found before any work."""
-    metadata = read_metadata(request.metadata)
-    return metadata, make_splits(metadata, request.split_options)
+    return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
 
 
 def _check_rejected(
@@ -139,31 +93,33 @@ def _check_rejected(
     if decoded.rejected <= request.max_rejected * len(decoded.images):
         return
     path = storage.join(request.out, BUILD_FOLDER, REJECTED_FILE)
+    split_of = dict(zip(metadata.table["image_id"], splits.of_image, strict=True))
+    rows = decoded.images[decoded.images["status"] == REJECTED].reset_index()
+    rows = rows.assign(split=rows["image_id"].map(split_of), detail=rows["reason"], reason=REJECTED)
     with contextlib.suppress(OSError):
-        split_of = dict(zip(metadata.table["image_id"], splits.of_image, strict=True))
-        storage.write_bytes(path, rejected_csv(_rejected_rows(decoded, split_of)))
-    check_rejected(decoded.images, request.max_rejected, f"; all are in {path}")
+        storage.write_bytes(path, rejected_csv(rows))
+    decoded.check_rejected(request.max_rejected, f"; all are in {path}")
 
 
-def _rejected_rows(decoded: DecodedImages, split_of: dict[str, str]):
-    rejected = decoded.images[decoded.images["status"] == "rejected"].reset_index()
-    return rejected.assign(
-        split=rejected["image_id"].map(split_of), detail=rejected["reason"], reason="rejected"
-    )
+def _written(spec: ShardSpec) -> ShardInfo:
+    """What is known of a shard that is whole, as all are once the job has ended."""
+    info = read_shard_info(spec)
+    assert info is not None, spec.file
+    return info
 
 
-def _is_done(spec) -> bool:
+def _is_done(spec: ShardSpec) -> bool:
     return read_shard_info(spec) is not None
 
 
-def _size(spec) -> int:
+def _size(spec: ShardSpec) -> int:
     return spec.num_records
 
 
 class _Clock:
     """Seconds by phase; a phase may have several laps."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._started = self._last = time.monotonic()
         self._laps = {"decode": 0.0, "plan": 0.0, "write": 0.0}
 

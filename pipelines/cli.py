@@ -3,35 +3,30 @@
 import functools
 import json
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import click
 
-from cxr_records import sampling, storage
-from cxr_records.config import DatasetConfig
+from cxr_records import sampling
 from cxr_records.errors import UsageError
-from cxr_records.images import CODECS, RESAMPLING, ImageFormat
-from cxr_records.pipelines.build import BuildRequest, build_dataset, read_table
-from cxr_records.pipelines.decode import (
-    check_rejected,
-    decode_images,
-    find_images,
-    pending_images,
-    seconds_per_decode,
-)
-from cxr_records.pipelines.engines import LOCAL_RUNNER, Engine, cores
+from cxr_records.images import CODECS, RESAMPLING
+from cxr_records.pipelines import api
+from cxr_records.pipelines.decode import decode_store
+from cxr_records.pipelines.engines import LOCAL_RUNNER
+from cxr_records.pipelines.request import decode_request_of
 from cxr_records.pipelines.summary import (
     build_json,
+    decode_json,
     plan_json,
     tell_build,
-    tell_found,
+    tell_decode,
     tell_plan,
-    tell_size,
+    tell_plan_result,
     warn_of_empty_classes,
 )
-from cxr_records.planning import SECONDS_PER_DECODE, estimate, make_plan
-from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _SEVERAL = ("--images", "--copies-of")
 
 
@@ -111,10 +106,10 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def _options(*groups: str) -> Callable:
+def _options(*groups: str) -> Callable[[Decorated], Decorated]:
     stack = [option for group in groups for option in _OPTIONS[group]]
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Decorated) -> Decorated:
         return functools.reduce(lambda made, option: option(made), reversed(stack), function)
 
     return decorate
@@ -126,7 +121,7 @@ def _options(*groups: str) -> Callable:
 @_options("dataset", "format")
 @click.option("--store", metavar="DIR", help="Folder of decoded images; beside the dataset when not given.")
 @_options("engine", "output")
-def build(out: str, as_json: bool, **options) -> None:
+def build(as_json: bool, out: str, **options: Any) -> None:
     """Build a dataset of TFRecord shards, or finish or update it.
 
     Every image is decoded once and kept in an image store; a change of task, split, labels or copies is
@@ -137,14 +132,12 @@ def build(out: str, as_json: bool, **options) -> None:
       cxr-records build --images images_*.tar.gz --metadata Data_Entry_2017_v2020.csv \\
           --train-val-list train_val_list.txt --test-list test_list.txt --out cxr14
     """
-    if not options["images"]:
-        raise UsageError("--images is missing: name the folders, archives or URLs that hold the images")
-    result = build_dataset(_request(out=out, **options))
+    result = api.build(out=out, **_words(**options))
     warn_of_empty_classes(result.plan)
     if as_json:
         click.echo(json.dumps(build_json(result, out)))
     else:
-        tell_plan(result.plan, result.found)
+        tell_plan(result.plan, result.decoded.at_hand)
         tell_build(result, out)
 
 
@@ -154,7 +147,7 @@ def build(out: str, as_json: bool, **options) -> None:
 @_options("dataset", "format")
 @click.option("--store", metavar="DIR", help="Folder of decoded images; beside the dataset when not given.")
 @_options("engine", "output")
-def plan(as_json: bool, **options) -> None:
+def plan(as_json: bool, **options: Any) -> None:
     """Tell what build would write with the same options; write nothing.
 
     Without --images it plans as if every image of the table were there.
@@ -164,121 +157,44 @@ def plan(as_json: bool, **options) -> None:
       cxr-records plan --metadata Data_Entry_2017_v2020.csv \\
           --train-val-list train_val_list.txt --test-list test_list.txt
     """
-    from cxr_records.store import locate, open_store, signature
-
-    request = _request(**options)
-    metadata, splits = read_table(request)
-    found, images, to_decode, per_decode = None, None, len(metadata), SECONDS_PER_DECODE
-    if request.images:
-        image_format, path = request.config.image_format, request.store_path
-        found = find_images(request.images, metadata, path, request.allow_missing, keep_index=False)
-        store = open_store(path, image_format, create=False)
-        pending = found.entries
-        images = None
-        if store:
-            index = store.read_index()
-            pending = pending_images(found, index)
-            images = locate(index, {name: signature(entries) for name, entries in found.entries.items()})
-        images = _with_undecoded(images, pending)
-        to_decode = len(pending)
-        if pending:
-            per_decode = seconds_per_decode(found, image_format, path)
-    planned = make_plan(metadata, splits, request.config, images)
-    warn_of_empty_classes(planned)
-    size = estimate(planned, to_decode, request.engine.workers, per_decode)
+    result = api.plan(**_words(**options))
+    warn_of_empty_classes(result.plan)
     if as_json:
-        click.echo(json.dumps(plan_json(planned, size, found)))
+        click.echo(json.dumps(plan_json(result)))
     else:
-        tell_plan(planned, found)
-        tell_size(planned, size, to_decode, request)
+        tell_plan_result(result)
 
 
 @click.command(cls=_Command)
 @_options("sources")
 @click.option("--store", required=True, metavar="DIR", help="Folder of decoded images.")
 @_options("format", "engine", "output")
-def decode(
-    images: tuple[str, ...],
-    metadata: str,
-    allow_missing: bool,
-    max_rejected: float,
-    store: str,
-    size: int,
-    codec: str,
-    resample: str,
-    as_json: bool,
-    **engine,
-) -> None:
+def decode(as_json: bool, beam_options: tuple[str, ...], **options: Any) -> None:
     """Decode images into an image store, which builds then share.
 
     \b
     Example:
       cxr-records decode --images images_*.tar.gz --metadata Data_Entry_2017_v2020.csv --store store-224
     """
-    from cxr_records.metadata import read_metadata
-
-    image_format = ImageFormat(size, codec, resample)
-    if not images:
-        raise UsageError("--images is missing: name the folders, archives or URLs that hold the images")
-    store, made = storage.absolute(store), _engine(**engine)
-    made.check()
-    found = find_images(images, read_metadata(metadata), store, allow_missing)
-    done = decode_images(found, store, image_format, made)
+    _check_words(beam_options)
+    request = decode_request_of(beam_options=beam_options, **options)
+    decoded = decode_store(request)
     if as_json:
-        held = len(done.images) - done.rejected
-        click.echo(
-            json.dumps({"store": store, "images": held, "decoded": done.decoded, "rejected": done.rejected})
-        )
+        click.echo(json.dumps(decode_json(decoded)))
     else:
-        tell_found(found)
-        click.echo(f"{len(done.images) - done.rejected:,} images in {store}, {done.decoded:,} decoded now, "
-                   f"{done.rejected:,} rejected")  # fmt: skip
-    check_rejected(done.images, max_rejected)
+        tell_decode(decoded)
+    decoded.check_rejected(request.max_rejected)
 
 
-def _request(
-    images: tuple[str, ...], metadata: str, out: str, store: str | None, allow_missing: bool,
-    max_rejected: float, train_val_list: str | None, test_list: str | None, validation_list: str | None,
-    validation_fraction: float, test_fraction: float, task: str, with_no_finding: bool, copies: str,
-    copies_target: float, copies_max: int, copies_of: tuple[str, ...], flip: bool, seed: int, shard_mb: int,
-    size: int, codec: str, resample: str, **engine,
-) -> BuildRequest:  # fmt: skip
-    """Turns the words of the command line into what they mean; each part refuses what it cannot be."""
-    return BuildRequest(
-        images=images,
-        metadata=metadata,
-        out=out,
-        config=DatasetConfig(
-            task=parse_task(task, with_no_finding),
-            image_format=ImageFormat(size, codec, resample),
-            copies=sampling.CopyRule(copies, copies_target, copies_max, copies_of),
-            flip=flip,
-            seed=seed,
-            shard_mb=shard_mb,
-        ),
-        split_options=SplitOptions(
-            train_val_list, test_list, validation_list, validation_fraction, test_fraction, seed
-        ),
-        store=store,
-        allow_missing=allow_missing,
-        max_rejected=max_rejected,
-        engine=_engine(**engine),
-    )
+def _words(task: str, with_no_finding: bool, beam_options: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """The arguments of `api.build` and `api.plan` from the words of the command line."""
+    _check_words(beam_options)
+    return {"task": parse_task(task, with_no_finding), "beam_options": beam_options, **options}
 
 
-def _engine(workers: int | None, runner: str, beam_options: tuple[str, ...], debug: bool) -> Engine:
+def _check_words(beam_options: tuple[str, ...]) -> None:
+    """Refuses words that stand where only Beam's options may."""
     if beam_options and not beam_options[0].startswith("--"):
         raise UsageError(
             f"found {beam_options[0]!r}, which belongs to no option; quote names with spaces or *"
         )
-    return Engine(cores() if workers is None else workers, runner, beam_options, debug)
-
-
-def _with_undecoded(images, pending):
-    """Images that are not decoded yet are planned as if all of them will be."""
-    import pandas as pd
-
-    from cxr_records.store import OK
-
-    hoped = pd.DataFrame({"status": OK, "reason": ""}, index=sorted(pending))
-    return hoped if images is None else pd.concat([images, hoped]).sort_index()

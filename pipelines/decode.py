@@ -11,8 +11,10 @@ import pandas as pd
 from cxr_records import sources, storage
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
-from cxr_records.metadata import Metadata
-from cxr_records.pipelines.engines import Engine, Job, run
+from cxr_records.metadata import Metadata, read_metadata
+from cxr_records.pipelines.engines import Engine
+from cxr_records.pipelines.request import DecodeRequest, check_images
+from cxr_records.pipelines.running import Job, run
 from cxr_records.planning import SECONDS_PER_DECODE
 from cxr_records.progress import say
 from cxr_records.sources import Entry, SourceReader, SourceReadError
@@ -21,6 +23,7 @@ from cxr_records.store import (
     REJECTED,
     UNREADABLE,
     ImageStore,
+    UnitSpec,
     locate,
     open_store,
     signature,
@@ -31,8 +34,8 @@ MISSING_ALLOWED = 0.01  # share of the table that may be in no source without a 
 
 
 @dataclasses.dataclass(frozen=True)
-class FoundImages:
-    """What the sources hold of a table.
+class ImagesAtHand:
+    """The images of a table that the sources hold.
 
     Attributes:
         entries: {image_id: the files that hold it}.
@@ -44,27 +47,79 @@ class FoundImages:
     missing: int
     not_in_table: int
 
+    def signatures(self) -> dict[str, str]:
+        """Returns {image_id: what the store knows it by}."""
+        return {image_id: signature(entries) for image_id, entries in self.entries.items()}
+
+    def pending(self, index: pd.DataFrame) -> dict[str, list[Entry]]:
+        """Returns the images that the store has not settled, with their files.
+
+        Args:
+            index: of the store, as `ImageStore.read_index` gives it.
+        """
+        settled = locate(index, self.signatures()).index
+        return {image_id: self.entries[image_id] for image_id in self.entries.keys() - set(settled)}
+
 
 @dataclasses.dataclass(frozen=True)
 class DecodedImages:
     """The store after the decode phase.
 
     Attributes:
-        store: it.
+        at_hand: what the sources hold.
+        store: folder or URL of the store.
         images: table by image_id of every image at hand, as `store.locate` gives it.
-        decoded: images that were decoded in this run.
-        rejected: images at hand that are rejected, whenever that was found.
+        decoded: how many images were decoded in this run.
     """
 
-    store: ImageStore
+    at_hand: ImagesAtHand
+    store: str
     images: pd.DataFrame
     decoded: int
-    rejected: int
+
+    @property
+    def rejected(self) -> int:
+        """How many images at hand are rejected, whenever that was found."""
+        return int((self.images["status"] == REJECTED).sum())
+
+    def check_rejected(self, max_rejected: float, where: str = "") -> None:
+        """Refuses to go on when a larger part of the images at hand was rejected than allowed.
+
+        Args:
+            max_rejected: that part, from 0 to 1.
+            where: what to add to the message.
+
+        Raises:
+            FoundProblems: with counts and the first reason.
+        """
+        if self.rejected <= max_rejected * len(self.images):
+            return
+        share = self.rejected / len(self.images)
+        first = self.images[self.images["status"] == REJECTED].iloc[0]
+        raise FoundProblems(
+            f"{self.rejected:,} of {len(self.images):,} images ({share:.1%}) were rejected, `max_rejected` "
+            f"allows {max_rejected:.1%}; the first is {first.name}: {first['reason']}{where}"
+        )
+
+
+def decode_store(request: DecodeRequest) -> DecodedImages:
+    """Brings an image store up to date: all that a build does before its first record.
+
+    Too many rejected images are no error here; `DecodedImages.check_rejected` makes one of them.
+
+    Raises:
+        CxrError: with one line for the user; its exit_code says of which kind.
+    """
+    check_images(request.images)
+    request.engine.check()
+    metadata = read_metadata(request.metadata)
+    at_hand = find_images(request.images, metadata, request.store, request.allow_missing)
+    return decode_images(at_hand, request.store, request.image_format, request.engine)
 
 
 def find_images(
     paths: Sequence[str], metadata: Metadata, store: str, allow_missing: bool, keep_index: bool = True
-) -> FoundImages:
+) -> ImagesAtHand:
     """Lists the sources and joins them to the table by file name.
 
     Args:
@@ -88,7 +143,7 @@ def find_images(
     if not entries:
         raise UsageError(
             f"none of the {len(listing.entries):,} image files found (such as {listing.entries[0].name}) "
-            f"is named in the table (such as {image_ids[0]}); give --images and --metadata of one set"
+            f"is named in the table (such as {image_ids[0]}); give `images` and `metadata` of one set"
             if listing.entries
             else "the sources hold no readable image; see the warnings above"
         )
@@ -96,77 +151,57 @@ def find_images(
     if missing > MISSING_ALLOWED * len(image_ids) and not allow_missing:
         raise CxrError(
             f"{missing:,} of the {len(image_ids):,} images in the table are in no source, "
-            f"{len(entries):,} are there; name the other sources in --images, or build from these "
-            "with --allow-missing"
+            f"{len(entries):,} are there; name the other sources in `images`, or build from these "
+            "with `allow_missing=True`"
         )
-    return FoundImages(entries, missing, len(unmatched))
+    return ImagesAtHand(entries, missing, len(unmatched))
 
 
-def pending_images(found: FoundImages, index: pd.DataFrame) -> dict[str, list[Entry]]:
-    """Returns the images at hand that the store has not settled, with their files."""
-    settled = locate(index, _signatures(found)).index
-    return {image_id: found.entries[image_id] for image_id in found.entries.keys() - set(settled)}
-
-
-def decode_images(found: FoundImages, store: str, image_format: ImageFormat, engine: Engine) -> DecodedImages:
+def decode_images(
+    at_hand: ImagesAtHand, store: str, image_format: ImageFormat, engine: Engine
+) -> DecodedImages:
     """Decodes what the store does not hold yet.
 
     Raises:
         CxrError: the store is of another format, is in use, or the engine failed.
     """
     opened = open_store(store, image_format)
+    assert opened is not None  # it is made where there is none
     decoded = 0
-    if pending_images(found, opened.read_index()):
+    if at_hand.pending(opened.read_index()):
         with opened.lock():
-            decoded = _decode_pending(found, opened, engine)
+            decoded = _decode_pending(at_hand, opened, engine)
     else:
         # A command killed at its very end leaves files behind. Where the store is in use by another, or
         # cannot be written, they are not ours to remove, and nothing needs them gone.
         with contextlib.suppress(CxrError, OSError), opened.lock():
             opened.clean()
-    images = _settled(opened.read_index(), found)
-    return DecodedImages(opened, images, decoded, int((images["status"] == REJECTED).sum()))
+    return DecodedImages(at_hand, store, _settled(opened.read_index(), at_hand), decoded)
 
 
-def _decode_pending(found: FoundImages, store: ImageStore, engine: Engine) -> int:
+def _decode_pending(at_hand: ImagesAtHand, store: ImageStore, engine: Engine) -> int:
     """Decodes what is pending, with the store's lock held; returns how many images that were."""
     store.clean()
     index = store.read_index()
-    specs = store.plan_units(pending_images(found, index), index, len(found.entries))
+    specs = store.plan_units(at_hand.pending(index), index, len(at_hand.entries))
     num_images = sum(spec.num_images for spec in specs)
     if specs:
-        run(
-            Job("decode", "images", write_unit, specs, _is_done, _size, num_images * SECONDS_PER_DECODE),
-            engine,
-        )
+        seconds = num_images * SECONDS_PER_DECODE
+        run(Job("decode", "images", write_unit, specs, _is_done, _size, seconds), engine)
     store.clean()
     return num_images
 
 
-def check_rejected(images: pd.DataFrame, max_rejected: float, where: str = "") -> None:
-    """Refuses to go on when a larger part of the images at hand was rejected than allowed.
-
-    Raises:
-        FoundProblems: with counts and the most frequent reason.
-    """
-    rejected = images[images["status"] == REJECTED]
-    if len(rejected) <= max_rejected * len(images):
-        return
-    share, first = len(rejected) / len(images), rejected.iloc[0]
-    raise FoundProblems(
-        f"{len(rejected):,} of {len(images):,} images ({share:.1%}) were rejected, --max-rejected allows "
-        f"{max_rejected:.1%}; the first is {first.name}: {first['reason']}{where}"
-    )
-
-
-def seconds_per_decode(found: FoundImages, image_format: ImageFormat, store: str, sample: int = 12) -> float:
+def seconds_per_decode(
+    at_hand: ImagesAtHand, image_format: ImageFormat, store: str, sample: int = 12
+) -> float:
     """Times the decoding of a few images of the sources on one core.
 
     Returns:
         The mean of those that could be decoded; SECONDS_PER_DECODE where none could.
     """
-    names = random.Random(0).sample(sorted(found.entries), min(sample, len(found.entries)))  # noqa: S311
-    entries = sorted(found.entries[name][0] for name in names)
+    names = random.Random(0).sample(sorted(at_hand.entries), min(sample, len(at_hand.entries)))  # noqa: S311
+    entries = sorted(at_hand.entries[name][0] for name in names)
     seconds = []
     with SourceReader(storage.join(store, ARCHIVE_FOLDER)) as reader:
         for entry in entries:
@@ -181,9 +216,9 @@ def seconds_per_decode(found: FoundImages, image_format: ImageFormat, store: str
     return sum(seconds) / len(seconds) if seconds else SECONDS_PER_DECODE
 
 
-def _settled(index: pd.DataFrame, found: FoundImages) -> pd.DataFrame:
+def _settled(index: pd.DataFrame, at_hand: ImagesAtHand) -> pd.DataFrame:
     """Every image at hand with its state; one that could not be read now counts as rejected this time."""
-    signatures = _signatures(found)
+    signatures = at_hand.signatures()
     images = locate(index, signatures)
     lost = [image_id for image_id in signatures if image_id not in images.index]
     rows = index[(index["status"] == UNREADABLE) & index["image_id"].isin(lost)]
@@ -192,13 +227,9 @@ def _settled(index: pd.DataFrame, found: FoundImages) -> pd.DataFrame:
     return pd.concat([images, rows]).sort_index() if len(rows) else images
 
 
-def _signatures(found: FoundImages) -> dict[str, str]:
-    return {image_id: signature(entries) for image_id, entries in found.entries.items()}
-
-
-def _is_done(spec) -> bool:
+def _is_done(spec: UnitSpec) -> bool:
     return storage.exists(spec.index_path)
 
 
-def _size(spec) -> int:
+def _size(spec: UnitSpec) -> int:
     return spec.num_images

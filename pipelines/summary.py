@@ -1,51 +1,60 @@
-"""What build and plan tell: tables for people, and the same as plain values for --json."""
+"""What build, plan and decode tell: tables for people, and the same as plain values for --json."""
 
 import math
 import os
 import shutil
+from typing import Any
 
 import click
 
 from cxr_records import sampling
-from cxr_records.pipelines.build import BuildRequest, BuildResult
-from cxr_records.pipelines.decode import FoundImages
+from cxr_records.pipelines.build import BuildResult
+from cxr_records.pipelines.decode import DecodedImages, ImagesAtHand
+from cxr_records.pipelines.plan import PlanResult
 from cxr_records.planning import Plan
 from cxr_records.progress import say
+from cxr_records.store import REJECTED
 
 
-def plan_json(planned: Plan, size: dict[str, float], found: FoundImages | None) -> dict:
+def plan_json(result: PlanResult) -> dict[str, Any]:
     """Returns what `plan --json` prints; other tools rely on its keys."""
-    counts = planned.split_counts()
-    balance = planned.balance.to_json()
+    plan, at_hand = result.plan, result.at_hand
+    counts = plan.split_counts()
+    balance = plan.balance.to_json()
     return {
         "records": {split: count["records"] for split, count in counts.items()},
         "images": {split: count["images"] for split, count in counts.items()},
-        "copies": planned.num_copies,
+        "copies": plan.num_copies,
         "patients": {split: count["patients"] for split, count in counts.items()},
         "shards": {split: count["shards"] for split, count in counts.items()},
-        "classes": planned.class_counts(),
+        "classes": plan.class_counts(),
         "mean_ir": balance["mean_ir"],
         "max_ir": balance["max_ir"],
-        "left_out": planned.left_out_counts(),
-        "missing": found.missing if found else None,
-        "not_in_table": found.not_in_table if found else None,
-        "splits": planned.splits.origin,
-        "official": planned.splits.official,
-        **{name: round(value, 1) for name, value in size.items()},
+        "left_out": plan.left_out_counts(),
+        "missing": at_hand.missing if at_hand else None,
+        "not_in_table": at_hand.not_in_table if at_hand else None,
+        # As the manifest will have it.
+        "split_origin": {
+            "text": plan.splits.origin,
+            "official": plan.splits.official,
+            "list_sha256": plan.splits.list_digests,
+        },
+        "official": plan.splits.official,
+        **{name: round(value, 1) for name, value in result.size.items()},
     }
 
 
-def build_json(result: BuildResult, out: str) -> dict:
+def build_json(result: BuildResult, out: str) -> dict[str, Any]:
     """Returns what `build --json` prints; other tools rely on its keys."""
-    manifest = result.manifest.to_json()
+    manifest, at_hand = result.manifest.to_json(), result.decoded.at_hand
     return {
         "dataset": out,
-        "id": manifest["id"],
+        "id": result.id,
         "records": {split: counts["records"] for split, counts in manifest["splits"].items()},
         "copies": result.plan.num_copies,
         "rejected": result.decoded.rejected,
-        "missing": result.found.missing,
-        "not_in_table": result.found.not_in_table,
+        "missing": at_hand.missing,
+        "not_in_table": at_hand.not_in_table,
         "left_out": manifest["left_out"],
         "classes": manifest["classes"],
         "mean_ir": manifest["mean_ir"],
@@ -56,54 +65,83 @@ def build_json(result: BuildResult, out: str) -> dict:
     }
 
 
-def warn_of_empty_classes(planned: Plan) -> None:
+def decode_json(decoded: DecodedImages) -> dict[str, Any]:
+    """Returns what `decode --json` prints; other tools rely on its keys."""
+    return {
+        "store": decoded.store,
+        "images": len(decoded.images) - decoded.rejected,
+        "decoded": decoded.decoded,
+        "rejected": decoded.rejected,
+    }
+
+
+def warn_of_empty_classes(plan: Plan) -> None:
     """Says on stderr which classes have no training image, whatever is printed on stdout."""
-    empty = [balance.name for balance in planned.balance.classes if balance.images == 0]
+    empty = [balance.name for balance in plan.balance.classes if balance.images == 0]
     if warning := sampling.empty_classes_warning(empty):
         say(f"warning: {warning}")
 
 
-def tell_found(found: FoundImages) -> None:
-    """Prints what the table and the sources do not have in common."""
-    if found.missing:
-        click.echo(f"missing: {found.missing:,} images of the table are in no source")
-    if found.not_in_table:
-        click.echo(f"not in the table: {found.not_in_table:,} image files, left alone")
-
-
-def tell_plan(planned: Plan, found: FoundImages | None) -> None:
-    """Prints splits, what is left out and why, records by split, and the balance of the classes."""
-    task = planned.config.task
+def tell_decode(decoded: DecodedImages) -> None:
+    """Prints what is in the store now."""
+    if missing := decoded.at_hand.missing:
+        click.echo(_missing(missing))
+    _tell_not_in_table(decoded.at_hand)
     click.echo(
-        f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {planned.splits.origin}"
+        f"{len(decoded.images) - decoded.rejected:,} images in {decoded.store}, "
+        f"{decoded.decoded:,} decoded now, {decoded.rejected:,} rejected"
     )
-    if not planned.splits.official:
+
+
+def tell_plan(plan: Plan, at_hand: ImagesAtHand | None) -> None:
+    """Prints splits, what is left out and why, records by split, and the balance of the classes."""
+    task = plan.config.task
+    click.echo(f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {plan.splits.origin}")
+    if not plan.splits.official:
         click.echo("not the official split: do not compare results with published official-split results")
-    if planned.splits.not_in_table and not planned.splits.official:
-        click.echo(f"in a list but not in the table: {planned.splits.not_in_table:,} names")
-    if found:
-        tell_found(found)
-    for (reason, detail), count in planned.left_out.groupby(["reason", "detail"]).size().items():
-        if reason not in ("missing", "rejected"):
-            click.echo(f"{reason}: {count:,} images{f' ({detail})' if detail else ''}")
-    rejected = planned.left_out[planned.left_out["reason"] == "rejected"]
-    for detail, rows in rejected.groupby("detail"):
-        more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
-        click.echo(f"rejected: {rows['image_id'].iloc[0]}{more}: {detail}")
+    if plan.splits.not_in_table and not plan.splits.official:
+        click.echo(f"in a list but not in the table: {plan.splits.not_in_table:,} names")
+    if at_hand:
+        _tell_not_in_table(at_hand)
+    _tell_left_out(plan)
     click.echo()
     click.echo(f"{'split':<11}{'patients':>10}{'images':>10}{'copies':>10}{'records':>10}{'shards':>8}")
-    for split, count in planned.split_counts().items():
+    for split, count in plan.split_counts().items():
         cells = "".join(f"{count[name]:>10,}" for name in ("patients", "images", "copies", "records"))
         click.echo(f"{split:<11}{cells}{count['shards']:>8,}")
     click.echo()
-    _tell_classes(planned)
-    balance = planned.balance
+    _tell_classes(plan)
+    balance = plan.balance
     if balance.mean_ir_before is not None:
-        copies = _describe(planned.config.copies)
+        copies = _describe(plan.config.copies)
         click.echo(
             f"imbalance in train (copies: {copies}): MeanIR {balance.mean_ir_before:.2f} -> "
             f"{balance.mean_ir_after:.2f}, maxIR {balance.max_ir_before:.1f} -> {balance.max_ir_after:.1f}"
         )
+
+
+def _missing(count: int) -> str:
+    return f"missing: {count:,} images of the table are in no source"
+
+
+def _tell_not_in_table(at_hand: ImagesAtHand) -> None:
+    if at_hand.not_in_table:
+        click.echo(f"not in the table: {at_hand.not_in_table:,} image files, left alone")
+
+
+def _tell_left_out(plan: Plan) -> None:
+    """Prints how many images of the table are in no record, and why."""
+    if not len(plan.left_out):
+        return
+    click.echo(f"left out: {len(plan.left_out):,} of {len(plan.metadata):,} images in the table")
+    for (reason, detail), rows in plan.left_out.groupby(["reason", "detail"]):
+        if reason == "missing":
+            click.echo(f"  {_missing(len(rows))}")
+        elif reason == REJECTED:
+            more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
+            click.echo(f"  rejected: {rows['image_id'].iloc[0]}{more}: {detail}")
+        else:
+            click.echo(f"  {reason}: {len(rows):,} images{f' ({detail})' if detail else ''}")
 
 
 def _describe(copies: sampling.CopyRule) -> str:
@@ -116,12 +154,12 @@ def _describe(copies: sampling.CopyRule) -> str:
     return f"{copies.rule}, target {copies.target:.0%}, max {copies.max_records}{of}"
 
 
-def _tell_classes(planned: Plan) -> None:
+def _tell_classes(plan: Plan) -> None:
     """A row per class: images by split; in train records, IRLbl before and after, share dragged along."""
-    splits = planned.split_names
+    splits = plan.split_names
     head = "".join(f"{split:>11}" for split in splits)
     click.echo(f"{'class':<19}{head}{'train rec.':>12}{'IRLbl':>8}{'after':>8}{'dragged':>9}")
-    for name, count in planned.class_counts().items():
+    for name, count in plan.class_counts().items():
         images = "".join(f"{count['splits'][split]['images']:>11,}" for split in splits)
         row = f"{name:<19}{images}"
         if "train" in count["splits"]:
@@ -136,23 +174,22 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def tell_size(planned: Plan, size: dict[str, float], to_decode: int, request: BuildRequest) -> None:
-    """Prints bytes on disk and time, and warns where the disk has no room."""
-    workers = request.engine.workers
-    store = (
-        "" if planned.stored is not None and not to_decode else f", image store {_bytes(size['store_bytes'])}"
-    )
+def tell_plan_result(result: PlanResult) -> None:
+    """Prints the plan, bytes on disk and time, and warns where the disk has no room."""
+    request, size, to_decode = result.request, result.size, result.to_decode
+    tell_plan(result.plan, result.at_hand)
+    writes_store = result.plan.stored is None or to_decode > 0
+    store = f", image store {_bytes(size['store_bytes'])}" if writes_store else ""
     click.echo(f"on disk: dataset about {_bytes(size['dataset_bytes'])}{store}")
+    workers = request.engine.workers
     click.echo(
         f"time with {workers} worker{'s' * (workers > 1)}: decode about {_seconds(size['decode_seconds'])} "
         f"({to_decode:,} images), write about {_seconds(size['write_seconds'])}"
     )
     parent = os.path.dirname(request.out)
     if os.path.isdir(parent):
-        needed, free = (
-            size["dataset_bytes"] + size["store_bytes"] * bool(to_decode),
-            shutil.disk_usage(parent).free,
-        )
+        needed = size["dataset_bytes"] + size["store_bytes"] * bool(to_decode)
+        free = shutil.disk_usage(parent).free
         if needed > free:
             say(f"warning: {parent} has {_bytes(free)} free, {_bytes(needed)} are needed")
 

@@ -29,5 +29,5 @@ def raise_marked(text: str) -> None:
     Raises:
         CxrError: in the worker's own words.
     """
-    if found := _MARK.search(text):
-        raise CxrError(base64.b64decode(found[1]).decode())
+    if match := _MARK.search(text):
+        raise CxrError(base64.b64decode(match[1]).decode())

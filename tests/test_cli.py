@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import files_of
 from PIL import Image
 
 from cxr_records import cli
@@ -43,11 +44,6 @@ def run(capsys, *words) -> tuple[int, str, str]:
     code = cli.run([str(word) for word in words])
     out, err = capsys.readouterr()
     return code, out, err
-
-
-def files_of(dataset: Path) -> dict[str, bytes]:
-    """Everything in a dataset but what it keeps for resuming."""
-    return {path.name: path.read_bytes() for path in sorted(dataset.iterdir()) if path.is_file()}
 
 
 def refused(capsys, code: int, *words) -> str:
@@ -267,7 +263,7 @@ def test_a_damaged_shard_is_found_named_and_mended_by_the_same_build(capsys, arg
         (["--max-rejected", "2"], 2, "--max-rejected 2.0: expected a share from 0 to 1"),
         (["--validation-fraction", "1"], 2, "found --validation-fraction 1.0"),
         (["--task", "binary:Hernai"], 2, "did you mean Hernia?"),
-        (["--task", "regression"], 2, "found --task 'regression'; expected one of the forms"),
+        (["--task", "regression"], 2, "found --task regression; expected one of the forms"),
         (["--with-no-finding"], 2, "--with-no-finding"),
         (["--copies-of", "Pnuemonia"], 2, "did you mean Pneumonia?"),
         (["--copies-target", "1"], 2, "--copies-target"),
@@ -442,6 +438,24 @@ def test_demo_ends_with_where_to_look(capsys, tmp_path):
     assert out.index("Where to look:") < out.index("contact_sheet.png")
     (report,) = (tmp_path / "demo").glob("run-*/report.html")
     assert out.index("\nmacro ") < out.index("Where to look:") < out.rindex(str(report.parent))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("`copies_max=0`: expected 1", "--copies-max 0: expected 1"),
+        ("name another with `store`", "name another with --store"),
+        ("for no copies give `copies='none'`", "for no copies give --copies none"),
+        ("found `with_no_finding=True` with `task=binary:No Finding`",
+         "found --with-no-finding with --task binary:No Finding"),
+        ("`out=` is empty", "--out  is empty"),
+        ("`dataset=x` is another command's", "`dataset=x` is another command's"),
+        ("`no such` `thing", "`no such` `thing"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_library_are_options_on_the_command_line(text, words):
+    assert cli.in_options(text, cli.cli.get_command(None, "build")) == words
+    assert cli.in_options(text, None) == text
 
 
 def test_the_readme_names_every_command():

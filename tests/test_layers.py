@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "__init__", "errors", "findings", "seeding", "progress", "quiet", "layout", "storage", "tfrecord",
     "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest", "dataset",
-    "cache", "tfio", "reader", "augment", "archives", "sources", "store", "planning", "shards", "tfds",
-    "finish", "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
+    "cache", "tfio", "reader",
+    "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
+    "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
     "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
 WRITING = {"archives", "augment", "finish", "planning", "shards", "sources", "store"}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import manifest_json, write_manifest
+from conftest import files_of, manifest_json, write_manifest
 from PIL import Image
 
 from cxr_records import storage
@@ -36,11 +36,6 @@ CHANGES = [
     {"shard_mb": 32},
     {"validation_fraction": 0.3},
 ]
-
-
-def files_of(dataset: Path) -> dict[str, bytes]:
-    """All that belongs to the dataset; .build is what made it."""
-    return {path.name: path.read_bytes() for path in dataset.iterdir() if path.is_file()}
 
 
 def times_of(folder: Path) -> dict[str, int]:

@@ -358,7 +358,7 @@ def test_a_workbook_without_openpyxl_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
 
     assert refusal("t.xlsx", "anything") == (
-        ': reading .xlsx needs openpyxl; run: pip install "cxr_records[excel]", or save it as .csv'
+        ": reading .xlsx needs openpyxl; pip install '.[excel]' in a clone, or save it as .csv"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import s3fs
-from conftest import CREDENTIALS, free_port
+from conftest import CREDENTIALS, files_of, free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,18 +17,12 @@ from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError
 from cxr_records.manifest import read_manifest
 from cxr_records.pipelines import engines
-from cxr_records.pipelines.engines import Engine
+from cxr_records.pipelines.engines import engine_named
 from cxr_records.reader import load_split
 from cxr_records.splits import SplitOptions
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.predict import predict_run
 from cxr_records.trainers.train import train
-
-
-def files_of(folder: str) -> dict[str, bytes]:
-    names = [name for name in storage.list_names(folder) if name != ".build"]
-    return {name: storage.read_bytes(storage.join(folder, name)) for name in names}
-
 
 # Building
 
@@ -61,10 +55,11 @@ def test_a_build_in_a_bucket_has_the_bytes_of_a_local_one(remote_build, bucket, 
     assert run_command(["verify", f"{bucket}/cxr14", "--deep"]) == 0
 
 
+@pytest.mark.slow
 def test_worker_processes_write_to_a_bucket_too(remote_build, bucket, dataset, monkeypatch):
     monkeypatch.setattr(engines, "SECONDS_WORTH_PROCESSES", 0)
 
-    remote_build(f"{bucket}/cxr14", engine=Engine(workers=2))
+    remote_build(f"{bucket}/cxr14", engine=engine_named(workers=2))
 
     assert files_of(f"{bucket}/cxr14") == files_of(str(dataset))
 

@@ -378,7 +378,7 @@ def test_without_tensorflow_io_a_direct_read_says_what_to_install(remote):
         load_split(remote, "test", 4, direct=True)
     assert str(error.value) == (
         "reading without a local cache needs tensorflow-io (No module named 'tensorflow_io'); "
-        "pip install 'cxr_records[tfio]', or leave out direct=True"
+        "pip install '.[tfio]' in a clone, or leave out direct=True"
     )
 
 

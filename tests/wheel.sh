@@ -18,7 +18,7 @@ venv/bin/cxr-records demo --out demo --num-images 60 --workers 1 >log 2>&1 || { 
 tail -n 4 log
 venv/bin/python -c 'import pathlib, cxr_records.trainers as t; assert (pathlib.Path(t.__path__[0]) / "report.css").exists()'
 said=$(venv/bin/cxr-records train demo/cxr14 --run run 2>&1) && exit 1
-test "$said" = "Error: tensorflow is not installed; pip install 'cxr_records[train]'" || { echo "$said"; exit 1; }
+test "$said" = "Error: tensorflow is not installed; pip install '.[train]' in a clone" || { echo "$said"; exit 1; }
 # Worker processes import the installed package, and nothing of the same name in the user's folder.
 venv/bin/python - <<'PYTHON'
 from cxr_records.cli import main

@@ -1,0 +1,73 @@
+"""What a build would write, how large and how long, without writing anything."""
+
+import dataclasses
+
+import pandas as pd
+
+from cxr_records.metadata import Metadata, read_metadata
+from cxr_records.pipelines.decode import ImagesAtHand, find_images, seconds_per_decode
+from cxr_records.pipelines.request import BuildRequest
+from cxr_records.planning import SECONDS_PER_DECODE, Plan, estimate, make_plan
+from cxr_records.splits import Splits, make_splits
+from cxr_records.store import OK, locate, open_store
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanResult:
+    """What a build would write.
+
+    Attributes:
+        request: what was asked for.
+        plan: every record in its place, with splits, classes and what is left out.
+        at_hand: what the sources hold; None where no sources were given.
+        to_decode: images that are not in the store yet.
+        size: `dataset_bytes`, `store_bytes`, `decode_seconds` and `write_seconds`, estimated.
+    """
+
+    request: BuildRequest
+    plan: Plan
+    at_hand: ImagesAtHand | None
+    to_decode: int
+    size: dict[str, float]
+
+
+def plan_dataset(request: BuildRequest) -> PlanResult:
+    """Plans what `build_dataset` would write; without sources, as if every image of the table were there.
+
+    Raises:
+        CxrError: with one line for the user; its exit_code says of which kind.
+    """
+    metadata, splits = read_table(request)
+    if request.images:
+        at_hand, images, to_decode, per_decode = _look(request, metadata)
+    else:
+        at_hand, images, to_decode, per_decode = None, None, len(metadata), SECONDS_PER_DECODE
+    plan = make_plan(metadata, splits, request.config, images)
+    size = estimate(plan, to_decode, request.engine.workers, per_decode)
+    return PlanResult(request, plan, at_hand, to_decode, size)
+
+
+def read_table(request: BuildRequest) -> tuple[Metadata, Splits]:
+    """Reads the table and splits it: all that can be wrong with them is found before any work.
+
+    Raises:
+        CxrError: the table or a list is wrong.
+    """
+    metadata = read_metadata(request.metadata)
+    return metadata, make_splits(metadata, request.split_options)
+
+
+def _look(request: BuildRequest, metadata: Metadata) -> tuple[ImagesAtHand, pd.DataFrame, int, float]:
+    """What the sources hold, the images as they will be once decoded, how many wait, seconds for each."""
+    path, image_format = request.store_path, request.config.image_format
+    at_hand = find_images(request.images, metadata, path, request.allow_missing, keep_index=False)
+    store = open_store(path, image_format, create=False)
+    if store is None:
+        pending, known = at_hand.entries, None
+    else:
+        index = store.read_index()
+        pending, known = at_hand.pending(index), locate(index, at_hand.signatures())
+    hoped = pd.DataFrame({"status": OK, "reason": ""}, index=sorted(pending))
+    images = hoped if known is None else pd.concat([known, hoped]).sort_index()
+    seconds = seconds_per_decode(at_hand, image_format, path) if pending else SECONDS_PER_DECODE
+    return at_hand, images, len(pending), seconds

@@ -1,0 +1,81 @@
+"""The local engine: every spec is done, and what goes wrong in a worker is one line."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cxr_records.errors import CxrError
+from cxr_records.pipelines import beam_job
+from cxr_records.pipelines.engines import engine_named
+from cxr_records.pipelines.running import Job, run
+
+
+def touch(path: str) -> None:
+    """A unit of work that leaves a file; some names misbehave."""
+    name = os.path.basename(path)
+    if name == "full":
+        raise OSError(28, "No space left on device", path)
+    if name == "broken":
+        raise CxrError(f"{path} is broken; mend it")
+    if name == "fault":
+        raise ZeroDivisionError("surprise")
+    if name == "kill" and not Path(f"{path}.once").exists():
+        Path(f"{path}.once").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path(path).touch()
+
+
+def job(paths: list[str], seconds: float) -> Job:
+    return Job("test", "files", touch, paths, os.path.exists, lambda path: 1, seconds)
+
+
+@pytest.fixture(params=[0.0, pytest.param(1e9, marks=pytest.mark.slow)], ids=["in process", "two processes"])
+def seconds(request, monkeypatch) -> float:
+    """An estimate that makes the engine stay in this process, or start others."""
+    # Worker processes import the function from here.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    return request.param
+
+
+def test_every_spec_is_run(tmp_path, seconds, capsys):
+    paths = [str(tmp_path / f"{number:02d}") for number in range(20)]
+    run(job(paths, seconds), engine_named(workers=2))
+    assert sorted(map(str, tmp_path.iterdir())) == paths
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("full", "{path}: No space left on device"), ("broken", "{path} is broken; mend it")],
+)
+def test_what_a_worker_says_reaches_the_user_as_it_is(tmp_path, seconds, capsys, name, text):
+    paths = [str(tmp_path / name), str(tmp_path / "good")]
+    with pytest.raises(CxrError) as caught:
+        run(job(paths, seconds), engine_named(workers=2))
+    assert str(caught.value) == text.format(path=paths[0])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_fault_of_ours_in_a_worker_is_one_line(tmp_path, seconds, capsys):
+    with pytest.raises(
+        CxrError, match=r"surprise.*run the same again to go on, `debug=True` shows all"
+    ) as caught:
+        run(job([str(tmp_path / "fault"), str(tmp_path / "good")], seconds), engine_named(workers=2))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_only_its_own_spec(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    paths = [str(tmp_path / f"{number:02d}") for number in range(20)] + [str(tmp_path / "kill")]
+    run(job(paths, 1e9), engine_named(workers=2))
+    assert all(map(os.path.exists, paths))
+    assert "a worker process died" in capsys.readouterr().err
+
+
+def test_an_engine_that_leaves_specs_undone_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(beam_job, "run_pipeline", lambda *job: None)
+    with pytest.raises(CxrError, match="ended without error but left 1 of 1 parts undone"):
+        run(job([str(tmp_path / "a")], 0), engine_named(workers=1))
