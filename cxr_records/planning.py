@@ -119,9 +119,9 @@ class Plan:
 
     @property
     def stored_images(self) -> pd.DataFrame:
-        """`images` of a plan that is to be written, which has them."""
+        """`stored` of a plan that is to be written, which has it."""
         if self.stored is None:
-            raise ValueError("this plan was made without images: nothing of it can be written")
+            raise ValueError("this plan was made as if every image were there: nothing of it can be written")
         return self.stored
 
     @property
