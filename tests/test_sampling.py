@@ -124,7 +124,7 @@ def test_a_mean_imbalance_of_three_halves_is_not_imbalanced_and_more_is():
 
 def test_as_many_ids_as_images_are_needed():
     classes, ids = rows(2, 1)
-    with pytest.raises(ValueError, match="^2 image ids for 3 rows of classes$"):
+    with pytest.raises(ValueError, match=r"^2 image ids for 3 rows of classes$"):
         records_per_image(classes, "ab", CopyRule(), ids[:2], seed=0)
 
 
