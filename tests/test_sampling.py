@@ -258,6 +258,12 @@ def test_a_class_without_images_is_told_and_divides_nothing():
     assert sampling.empty_classes_warning(()) == ""
 
 
+@pytest.mark.parametrize("name", sampling.RULES)
+def test_a_class_without_images_asks_for_nothing(name):
+    factors = sampling.class_factors(rows(20, 0, 1)[0], "abc", CopyRule(name, of=("b",)))
+    assert factors.tolist() == [1, 1, 1]
+
+
 def test_no_images_at_all_give_no_ratios():
     classes, ids = rows(0, 0)
     each = records_per_image(classes, "ab", CopyRule(), ids, seed=0)
