@@ -57,6 +57,8 @@ def train(
       cxr-records train cxr14 --run runs/ptx --task binary:Pneumothorax
       KERAS_BACKEND=jax cxr-records train cxr14 --run runs/jax --devices gpu:4
     """
+    from cxr_records.dataset import open_dataset
+    from cxr_records.tasks import parse_task
     from cxr_records.trainers import config
 
     settings = config.change(
@@ -65,16 +67,17 @@ def train(
     if show:
         click.echo(json.dumps(settings.to_json(), indent=1))
         return
+    opened = open_dataset(dataset)
+    if task or with_no_finding:
+        opened = opened.as_task(parse_task(task or opened.task.name, with_no_finding, opened.findings))
     load_tensorflow()
     from cxr_records.trainers import predict
     from cxr_records.trainers.train import train as run_training
 
-    _, progress = run_training(
-        dataset, run, settings, task=task, with_no_finding=with_no_finding, devices=devices
-    )
+    _, progress = run_training(opened, run, settings, devices=devices)
     if not storage.exists(storage.join(run, "model.keras")):
         return  # another machine of this run writes it
-    predict.predict_run(run, dataset=dataset)
+    predict.predict_run(run, dataset=opened)
     held = _evaluate_into(run)
     _print(held, run, as_json, {"run": run, "epochs": len(progress.history)})
 
