@@ -39,14 +39,14 @@ def measure(dataset: Path, run: Path, seed: int, seen: int) -> dict[str, np.ndar
     from cxr_records.trainers.config import TrainConfig
     from cxr_records.trainers.predict import predict_run
     from cxr_records.trainers.predictions import read_run_predictions
-    from cxr_records.trainers.runs import read_run, task_of
+    from cxr_records.trainers.runs import open_run
     from cxr_records.trainers.train import train
 
     records = read_manifest(str(dataset))["splits"]["train"]["records"]
     config = dataclasses.replace(TrainConfig(), epochs=max(1, round(seen / records)), seed=seed)
     train(str(dataset), str(run), config)
     predict_run(str(run))
-    scored = read_run_predictions(str(run), "test", task_of(read_run(str(run))))
+    scored = read_run_predictions(str(run), "test", open_run(str(run)).task)
     pairs = list(zip(scored.labels.T, scored.scores.T, strict=True))
     return {
         "auroc": np.array([metrics.auroc(*pair) for pair in pairs]),

@@ -3,21 +3,32 @@
 import numpy as np
 import pytest
 
+from cxr_records.images import ImageFormat
+from cxr_records.tasks import parse_task
 from cxr_records.trainers import calibration
+from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.runs import ClassCount, Run
 
 RNG = np.random.default_rng(0)
 
 
-def described(records: dict, images: dict, totals: tuple[int, int], loss: str = "bce") -> dict:
-    return {
-        "classes": {name: {"records": records[name], "images": images[name]} for name in records},
-        "train": {"records": totals[0], "images": totals[1]},
-        "config": {"loss": loss},
-    }
+def run_of(records: dict, images: dict, totals: tuple[int, int], loss: str = "bce") -> Run:
+    return Run(
+        path="run",
+        dataset="dataset",
+        dataset_id="id",
+        task=parse_task("multilabel"),
+        image_format=ImageFormat(),
+        config=TrainConfig(loss=loss),
+        classes={name: ClassCount(records[name], images[name]) for name in records},
+        train_records=totals[0],
+        train_images=totals[1],
+        versions={},
+    )
 
 
 def test_a_model_that_knows_only_the_frequency_after_copies_is_brought_to_that_before():
-    run = described({"Hernia": 300}, {"Hernia": 30}, (1300, 1000))
+    run = run_of({"Hernia": 300}, {"Hernia": 30}, (1300, 1000))
 
     undone = calibration.undo_shift(np.full((5, 1), 300 / 1300), "multilabel", run)
 
@@ -25,7 +36,7 @@ def test_a_model_that_knows_only_the_frequency_after_copies_is_brought_to_that_b
 
 
 def test_without_copies_nothing_is_shifted():
-    run = described({"A": 30, "B": 500}, {"A": 30, "B": 500}, (1000, 1000))
+    run = run_of({"A": 30, "B": 500}, {"A": 30, "B": 500}, (1000, 1000))
     scores = RNG.random((20, 2))
 
     np.testing.assert_allclose(calibration.undo_shift(scores, "multilabel", run), scores)
@@ -33,7 +44,7 @@ def test_without_copies_nothing_is_shifted():
 
 @pytest.mark.parametrize(("loss", "seen"), [("ce", [0.25, 0.75]), ("logit_adjusted", [0.5, 0.5])])
 def test_multiclass_shares_are_brought_to_those_of_the_images(loss, seen):
-    run = described({"A": 100, "B": 300}, {"A": 10, "B": 300}, (400, 310), loss)
+    run = run_of({"A": 100, "B": 300}, {"A": 10, "B": 300}, (400, 310), loss)
 
     undone = calibration.undo_shift(np.array([seen]), "multiclass", run)
 

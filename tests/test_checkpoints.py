@@ -6,6 +6,7 @@ import pytest
 
 from cxr_records.errors import CxrError
 from cxr_records.trainers import checkpoints
+from cxr_records.trainers.checkpoints import TrainingProgress
 
 
 def make_model(units: int = 3) -> "keras.Model":
@@ -30,13 +31,14 @@ def test_weights_optimizer_seeds_and_running_loss_come_back_bit_for_bit(tmp_path
     path = str(tmp_path / "last.npz")
     trained, fresh = make_model(), make_model()
     trained.fit(X[0], Y, epochs=1, verbose=0)
-    checkpoints.save(path, trained, {"epoch": 1, "history": [{"loss": 0.5}]})
+    progress = TrainingProgress(epoch=1, best=0.75, best_epoch=1, history=[{"loss": 0.5}])
+    checkpoints.save(path, trained, progress)
 
-    arrays, progress = checkpoints.load(path)
+    saved = checkpoints.load(path)
     assert any((a != b).any() for a, b in zip(state(trained), state(fresh), strict=True))
-    checkpoints.restore(fresh, arrays, ("model", "seeds", "optimizer", "metrics"))
+    checkpoints.restore(fresh, saved.arrays, ("model", "seeds", "optimizer", "metrics"))
 
-    assert progress == {"epoch": 1, "history": [{"loss": 0.5}]}
+    assert saved.progress == progress
     for a, b in zip(state(trained), state(fresh), strict=True):
         np.testing.assert_array_equal(a, b)
     # Dropout's seed came back too: the next epoch is the same.
@@ -50,9 +52,9 @@ def test_only_what_is_asked_for_is_put_back(tmp_path):
     path = str(tmp_path / "last.npz")
     trained, fresh = make_model(), make_model()
     trained.fit(X[0], Y, epochs=1, verbose=0)
-    checkpoints.save(path, trained, {})
+    checkpoints.save(path, trained, TrainingProgress())
 
-    checkpoints.restore(fresh, checkpoints.load(path)[0], ("model",))
+    checkpoints.restore(fresh, checkpoints.load(path).arrays, ("model",))
 
     assert int(fresh.optimizer.iterations.value) == 0
     np.testing.assert_array_equal(
@@ -67,7 +69,7 @@ def test_there_may_be_no_checkpoint(tmp_path):
 @pytest.mark.parametrize("cut", [0, 10, 500])
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, cut):
     path = tmp_path / "last.npz"
-    checkpoints.save(str(path), make_model(), {})
+    checkpoints.save(str(path), make_model(), TrainingProgress())
     path.write_bytes(path.read_bytes()[:cut])
 
     with pytest.raises(CxrError) as error:
@@ -78,16 +80,16 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, cut):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = str(tmp_path / "last.npz")
-    checkpoints.save(path, make_model(units=4), {})
+    checkpoints.save(path, make_model(units=4), TrainingProgress())
 
     with pytest.raises(CxrError) as error:
-        checkpoints.restore(make_model(), checkpoints.load(path)[0], ("model",))
+        checkpoints.restore(make_model(), checkpoints.load(path).arrays, ("model",))
     assert str(error.value) == "the checkpoint is of another model: a shape differs"
 
 
 def test_a_writer_that_dies_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     path = tmp_path / "last.npz"
-    checkpoints.save(str(path), make_model(), {"epoch": 1})
+    checkpoints.save(str(path), make_model(), TrainingProgress(epoch=1))
     before = path.read_bytes()
 
     def die(file, **arrays):
@@ -96,7 +98,7 @@ def test_a_writer_that_dies_leaves_the_checkpoint_before_it(tmp_path, monkeypatc
 
     monkeypatch.setattr(np, "savez", die)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(str(path), make_model(), {"epoch": 2})
+        checkpoints.save(str(path), make_model(), TrainingProgress(epoch=2))
 
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.npz"]

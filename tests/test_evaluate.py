@@ -17,6 +17,7 @@ from cxr_records.manifest import read_manifest
 from cxr_records.reader import split_records
 from cxr_records.splits import list_digest
 from cxr_records.trainers import claims, runs
+from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluate import compare_runs, evaluate_run, evaluate_table
 from cxr_records.trainers.predictions import write_predictions
 
@@ -45,10 +46,9 @@ def scored_run(dataset, tmp_path) -> Callable[..., Path]:
         run = tmp_path / name
         run.mkdir()
         manifest = read_manifest(str(dataset))
-        settings = {"model": "small_cnn", "loss": "bce", **config}
+        settings = TrainConfig(**{"loss": "bce", **config})
         train = split_records(str(dataset), "train")
-        described = runs.describe(str(dataset), manifest, train, settings, {"keras": "3"})
-        (run / "config.json").write_text(json.dumps(described))
+        runs.begin(runs.describe(str(run), str(dataset), manifest, train, settings, {"keras": "3"}))
         random, tables = np.random.default_rng(seed), []
         for split in ("validation", "test"):
             held = split_records(str(dataset), split)

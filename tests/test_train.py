@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -21,13 +23,14 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers import callbacks, checkpoints
 from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.runs import open_run
 from cxr_records.trainers.train import train
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60)
 
 
 def arrays_of(run: Path, file: str = "last.npz") -> dict[str, np.ndarray]:
-    return checkpoints.load(str(run / "checkpoints" / file))[0]
+    return checkpoints.load(str(run / "checkpoints" / file)).arrays
 
 
 def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -109,11 +112,11 @@ def test_training_again_on_a_finished_run_changes_nothing(dataset, undisturbed, 
 
     before = times()
 
-    again = train(str(dataset), str(undisturbed), CONFIG)
+    _, again = train(str(dataset), str(undisturbed), CONFIG)
 
     assert times() == before
     assert f"{undisturbed}: already trained, 2 epochs" in capfd.readouterr().err
-    assert len(again["history"]) == 2
+    assert len(again.history) == 2
 
 
 # The same bits
@@ -154,13 +157,13 @@ def test_a_run_that_was_broken_off_ends_with_the_bits_of_an_undisturbed_one(
     with pytest.raises(Killed):
         train(str(dataset), str(tmp_path / "run"), config)
     monkeypatch.setattr(checkpoints, "save", save)
-    trained = train(str(dataset), str(tmp_path / "run"), config)
+    _, trained = train(str(dataset), str(tmp_path / "run"), config)
 
     for file in ("last.npz", "best.npz"):
         assert_same_bits(arrays_of(tmp_path / "run", file), arrays_of(undisturbed, file))
     with open(undisturbed / "history.csv") as file:
         expected = [(row["loss"], row["val_loss"], row["val_macro_auroc"]) for row in csv.DictReader(file)]
-    found = [(row["loss"], row["val_loss"], row["val_macro_auroc"]) for row in trained["history"]]
+    found = [(row["loss"], row["val_loss"], row["val_macro_auroc"]) for row in trained.history]
     assert [tuple(f"{value:.6g}" for value in row) for row in found] == expected
 
 
@@ -180,13 +183,13 @@ def test_a_process_that_is_killed_with_kill_9_goes_on_to_the_same_bits(dataset, 
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    _, progress = checkpoints.load(str(run / "checkpoints" / "last.npz"))
-    assert (progress["epoch"], progress["batch"]) != (2, 0)
+    progress = checkpoints.load(str(run / "checkpoints" / "last.npz")).progress
+    assert (progress.epoch, progress.batch) != (2, 0)
 
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
 
     assert done.returncode == 0, done.stderr
-    assert f"going on at epoch {progress['epoch'] + 1}, step {progress['batch']}" in done.stderr
+    assert f"going on at epoch {progress.epoch + 1}, step {progress.batch}" in done.stderr
     assert_same_bits(arrays_of(run), arrays_of(undisturbed))
     assert (run / "predictions.parquet").exists()
     assert (run / "metrics.json").exists()
@@ -211,10 +214,11 @@ def wait_until(true, process: subprocess.Popen) -> None:
 def test_another_task_is_derived_from_a_multilabel_dataset(dataset, tmp_path, task, loss, outputs):
     config = TrainConfig(epochs=1, batch_size=8, loss=loss, patience=0)
 
-    trained = train(str(dataset), str(tmp_path / "run"), config, task=task)
+    run, trained = train(str(dataset), str(tmp_path / "run"), config, task=task)
 
-    assert (trained["task"], len(trained["classes"])) == (task, outputs)
-    assert math.isfinite(trained["history"][0]["val_loss"])
+    assert (run.task.name, len(run.classes)) == (task, outputs)
+    assert run == open_run(str(tmp_path / "run"))
+    assert math.isfinite(trained.history[0]["val_loss"])
     model = keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False)
     assert model.output_shape == (None, outputs)
 
@@ -222,10 +226,10 @@ def test_another_task_is_derived_from_a_multilabel_dataset(dataset, tmp_path, ta
 def test_without_validation_the_last_epoch_is_kept_and_that_is_said(build, tmp_path, capfd):
     build(tmp_path / "data", validation_fraction=0)
 
-    trained = train(str(tmp_path / "data"), str(tmp_path / "run"), CONFIG)
+    _, trained = train(str(tmp_path / "data"), str(tmp_path / "run"), CONFIG)
 
     assert "no validation split: no early stopping" in capfd.readouterr().err
-    assert "val_loss" not in trained["history"][0]
+    assert "val_loss" not in trained.history[0]
     assert_same_bits(arrays_of(tmp_path / "run", "best.npz"), arrays_of(tmp_path / "run"))
 
 
@@ -238,11 +242,11 @@ def test_training_stops_when_validation_no_longer_gets_better(dataset, tmp_path,
     )
     config = TrainConfig(epochs=9, batch_size=32, patience=2)
 
-    trained = train(str(dataset), str(tmp_path / "run"), config)
+    _, trained = train(str(dataset), str(tmp_path / "run"), config)
 
-    assert [row["val_macro_auroc"] for row in trained["history"]] == [0.6, 0.8, 0.7, 0.75]
-    assert trained["best_epoch"] == 2
-    assert checkpoints.load(str(tmp_path / "run/checkpoints/best.npz"))[1]["epoch"] == 2
+    assert [row["val_macro_auroc"] for row in trained.history] == [0.6, 0.8, 0.7, 0.75]
+    assert trained.best_epoch == 2
+    assert checkpoints.load(str(tmp_path / "run/checkpoints/best.npz")).progress.epoch == 2
 
 
 # Devices
@@ -254,8 +258,8 @@ from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.train import train
 # A small rate: Adam makes much of differences in the last bits of small gradients.
 config = TrainConfig(epochs=2, batch_size=16, patience=0, seed=3, learning_rate=2e-4)
-trained = train(sys.argv[1], sys.argv[2], config, devices=sys.argv[3])
-print(json.dumps([[row["loss"], row["val_loss"]] for row in trained["history"]]))
+_, trained = train(sys.argv[1], sys.argv[2], config, devices=sys.argv[3])
+print(json.dumps([[row["loss"], row["val_loss"]] for row in trained.history]))
 """
 
 
@@ -307,6 +311,55 @@ def test_two_machines_learn_together_with_jax(dataset, tmp_path):
     assert (tmp_path / "run" / "model.keras").exists()
 
 
+# A run without its best weights
+
+
+@pytest.fixture
+def finished_without(undisturbed, tmp_path) -> Callable[..., Path]:
+    """Makes a copy of the run that lacks files, as if its best epoch had been another."""
+
+    def finished_without(*files: str, best_epoch: int) -> Path:
+        run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+        last = dict(np.load(run / "checkpoints/last.npz"))
+        progress = json.loads(last["progress"].tobytes()) | {"best_epoch": best_epoch}
+        last["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
+        np.savez(run / "checkpoints/last.npz", **last)
+        for file in files:
+            (run / file).unlink()
+        return run
+
+    return finished_without
+
+
+def test_best_weights_that_are_gone_are_said_to_be_with_what_to_do(dataset, finished_without):
+    run = finished_without("model.keras", "checkpoints/best.npz", best_epoch=1)
+
+    with pytest.raises(CxrError) as error:
+        train(str(dataset), str(run), CONFIG)
+    assert str(error.value) == (
+        f"{run}/checkpoints/best.npz is missing: model.keras is made from it, the weights of epoch 1; "
+        f"put it back, or remove {run}/checkpoints/last.npz to begin the run anew"
+    )
+    assert not (run / "model.keras").exists()
+
+
+def test_best_weights_that_are_gone_are_taken_from_the_last_epoch_where_that_was_the_best(
+    dataset, finished_without
+):
+    run = finished_without("model.keras", "checkpoints/best.npz", best_epoch=2)
+
+    train(str(dataset), str(run), CONFIG)
+
+    last, best = arrays_of(run), arrays_of(run, "best.npz")
+    assert_same_bits(
+        best,
+        {name: last[name] for name in best if not name.startswith("metrics")}
+        | {name: best[name] for name in best if name.startswith("metrics")},
+    )
+    model = keras.saving.load_model(run / "model.keras", compile=False)
+    np.testing.assert_array_equal(model.get_layer("head").get_weights()[0], last["model/head/kernel"])
+
+
 # Bad use
 
 
@@ -340,7 +393,7 @@ def test_a_run_with_other_settings_is_not_gone_on_with(dataset, undisturbed):
     with pytest.raises(UsageError) as error:
         train(str(dataset), str(undisturbed), TrainConfig(**{**CONFIG.to_json(), "epochs": 5}))
     assert str(error.value) == (
-        f"--run {undisturbed} holds a run with epochs 2, this command says 5; "
+        f"`run={undisturbed}` holds a run with epochs 2, this command says 5; "
         "give the same options to go on with it, or name another folder"
     )
 
@@ -351,7 +404,7 @@ def test_a_folder_that_holds_something_else_is_not_touched(dataset, tmp_path):
     with pytest.raises(UsageError) as error:
         train(str(dataset), str(tmp_path), CONFIG)
     assert str(error.value) == (
-        f"--run {tmp_path} is not empty and no run of ours (it holds thesis.tex); name another"
+        f"`run={tmp_path}` is not empty and no run of ours (it holds thesis.tex); name another"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from cxr_records.trainers.bootstrap import rounded
 from cxr_records.trainers.predictions import Predictions
+from cxr_records.trainers.runs import Run
 
 BINS = 15
 _TINY = 1e-12
@@ -13,7 +14,7 @@ _TINY = 1e-12
 _WEIGHTED_LOSSES = ("weighted_bce", "weighted_ce", "focal", "asymmetric")
 
 
-def undo_shift(scores: np.ndarray, kind: str, described: dict[str, Any]) -> np.ndarray:
+def undo_shift(scores: np.ndarray, kind: str, run: Run) -> np.ndarray:
     """Returns the probabilities that a model would give, had it been trained without copies.
 
     Binary and multilabel: each class's odds are multiplied by (odds of its frequency in the training images)
@@ -24,23 +25,22 @@ def undo_shift(scores: np.ndarray, kind: str, described: dict[str, Any]) -> np.n
     Args:
         scores: float64 [n, k], probabilities.
         kind: "binary", "multiclass" or "multilabel".
-        described: the run's config.json.
+        run: how often it saw each class, and its loss.
     """
-    classes = described["classes"].values()
-    records = np.array([held["records"] for held in classes], float)
-    images = np.array([held["images"] for held in classes], float)
+    records = np.array([count.records for count in run.classes.values()], float)
+    images = np.array([count.images for count in run.classes.values()], float)
     if kind == "multiclass":
-        seen = np.ones(len(images)) if described["config"]["loss"] == "logit_adjusted" else records
+        seen = np.ones(len(images)) if run.config.loss == "logit_adjusted" else records
         ratio = np.maximum(images, 0.5) / np.maximum(seen, 0.5)
         shifted = scores * ratio
         return shifted / np.maximum(shifted.sum(axis=1, keepdims=True), _TINY)
-    shift = _logit(images / described["train"]["images"]) - _logit(records / described["train"]["records"])
+    shift = _logit(images / run.train_images) - _logit(records / run.train_records)
     return _sigmoid(_logit(scores) + shift)
 
 
-def warning_of_loss(described: dict[str, Any]) -> str | None:
+def warning_of_loss(run: Run) -> str | None:
     """Returns what is to be said where the loss itself moves the probabilities."""
-    loss = described["config"]["loss"]
+    loss = run.config.loss
     if loss in _WEIGHTED_LOSSES:
         return f"trained with loss {loss}, which moves probabilities by itself: calibration shows that too"
     return None
@@ -108,20 +108,18 @@ def expected_error(bins: list[dict[str, float]]) -> float:
     return sum(abs(held["mean_score"] - held["positive_share"]) * held["count"] for held in bins) / count
 
 
-def calibrate(
-    scored: Predictions, validation: Predictions | None, described: dict[str, Any] | None
-) -> dict[str, Any]:
+def calibrate(scored: Predictions, validation: Predictions | None, run: Run | None) -> dict[str, Any]:
     """Measures calibration as metrics.json has it.
 
     Args:
         scored: probabilities that are measured.
         validation: of the same model; the temperature is fitted on it.
-        described: the run's config.json, whose counts tell what copies did to frequencies; None for tables
-            from elsewhere, which are measured as they are.
+        run: its counts tell what copies did to frequencies; None for tables from elsewhere, which are
+            measured as they are.
     """
 
     def undone(predictions: Predictions) -> np.ndarray:
-        return undo_shift(predictions.scores, scored.kind, described) if described else predictions.scores
+        return undo_shift(predictions.scores, scored.kind, run) if run else predictions.scores
 
     scores, labels = undone(scored), scored.labels
     temperature = fit_temperature(validation.labels, undone(validation), scored.kind) if validation else None
@@ -138,7 +136,7 @@ def calibrate(
             "bins": [{key: round(value, 6) for key, value in held.items()} for held in bins],
         }
     return {
-        "prior_shift_undone": described is not None,
+        "prior_shift_undone": run is not None,
         "temperature": temperature and rounded(temperature),
         "temperature_fitted_on": validation.split if temperature else None,
         "macro_ece": rounded(np.mean([held["ece"] for held in classes.values()])),

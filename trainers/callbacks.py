@@ -61,7 +61,7 @@ class RunKeeper(keras.callbacks.Callback):
 
     Args:
         run: the run directory.
-        progress: `new_progress()`, or that of the last checkpoint; changed in place.
+        progress: where it begins; changed in place.
         metrics_state: arrays of the last checkpoint, when it was made in the middle of an epoch.
         validation: None without a validation split; the last weights then count as the best.
         patience: epochs without a better macro AUROC after which training stops; 0 for never.
@@ -73,7 +73,7 @@ class RunKeeper(keras.callbacks.Callback):
     def __init__(
         self,
         run: str,
-        progress: dict[str, Any],
+        progress: checkpoints.TrainingProgress,
         metrics_state: dict[str, np.ndarray] | None,
         validation: Validation | None,
         patience: int,
@@ -91,7 +91,7 @@ class RunKeeper(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Puts back the running loss of an epoch that was broken off."""
-        self._first_batch = self.progress["batch"]
+        self._first_batch = self.progress.batch
         if self._metrics_state and self._first_batch:
             checkpoints.restore(self.model, self._metrics_state, ("metrics",))
         self._metrics_state = None
@@ -105,7 +105,7 @@ class RunKeeper(keras.callbacks.Callback):
         done = self._first_batch + batch + 1
         if done < self._steps and time.monotonic() - self._saved >= self._seconds_between:
             self._check(logs["loss"])
-            self.progress["batch"] = done
+            self.progress.batch = done
             self._save(runs.LAST_FILE)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
@@ -115,31 +115,31 @@ class RunKeeper(keras.callbacks.Callback):
             CxrError: the loss is no longer a number.
         """
         self._check(logs["loss"])
-        row = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
+        row: dict[str, float] = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
         row |= self._validation(self.model) if self._validation else {}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row |= {key: logs[key] for key in ("images_per_second", "input_wait_share", "seconds")}
         progress = self.progress
         score = row.get("val_macro_auroc", math.nan)
-        better = progress["best"] is None or score > progress["best"]
+        better = progress.best is None or score > progress.best
         if better:
-            progress["best"] = None if math.isnan(score) else score
-            progress["best_epoch"] = epoch + 1
-        progress |= {"epoch": epoch + 1, "batch": 0}
-        progress["history"].append(row)
-        if self._patience and epoch + 1 - progress["best_epoch"] >= self._patience:
-            progress["stopped"] = self.model.stop_training = True
+            progress.best = None if math.isnan(score) else score
+            progress.best_epoch = epoch + 1
+        progress.epoch, progress.batch = epoch + 1, 0
+        progress.history.append(row)
+        if self._patience and epoch + 1 - progress.best_epoch >= self._patience:
+            progress.stopped = self.model.stop_training = True
         if better:
             self._save(runs.BEST_FILE)
         self._save(runs.LAST_FILE)
         if self._writes:
-            storage.write_bytes(storage.join(self._run, runs.HISTORY_FILE), history_csv(progress["history"]))
+            storage.write_bytes(storage.join(self._run, runs.HISTORY_FILE), history_csv(progress.history))
         logs |= row
 
     def _check(self, loss: Any) -> None:
         if not math.isfinite(float(loss)):
             raise CxrError(
-                f"{self._run}: the loss became {float(loss)} in epoch {self.progress['epoch'] + 1}; the last "
+                f"{self._run}: the loss became {float(loss)} in epoch {self.progress.epoch + 1}; the last "
                 "good checkpoint is kept; try a smaller learning_rate or clip_norm in a new run"
             )
 
@@ -149,12 +149,7 @@ class RunKeeper(keras.callbacks.Callback):
         self._saved = time.monotonic()
 
 
-def new_progress() -> dict[str, Any]:
-    """Returns the progress of a run that has not begun."""
-    return {"epoch": 0, "batch": 0, "best": None, "best_epoch": 0, "stopped": False, "history": []}
-
-
-def history_csv(history: list[dict[str, Any]]) -> bytes:
+def history_csv(history: list[dict[str, float]]) -> bytes:
     """Returns the history as a table, one row per epoch."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(history[0]), lineterminator="\n")
@@ -217,7 +212,7 @@ class Display(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Opens the bar."""
-        self._first = self._keeper.progress["batch"]
+        self._first = self._keeper.progress.batch
         self._note = ""
         self._progress = Progress(
             f"epoch {epoch + 1}/{self._epochs}", "images", self._steps * self._batch_size
@@ -235,7 +230,7 @@ class Display(keras.callbacks.Callback):
         self._progress.close()
         parts = [f"epoch {epoch + 1}/{self._epochs}: loss {logs['loss']:.4f}"]
         if "val_macro_auroc" in logs:
-            best = " (best so far)" if self._keeper.progress["best_epoch"] == epoch + 1 else ""
+            best = " (best so far)" if self._keeper.progress.best_epoch == epoch + 1 else ""
             parts.append(f"validation macro AUROC {logs['val_macro_auroc']:.4f}{best}")
         if self._speed._batches:
             parts.append(f"{logs['images_per_second']:,.0f} images/s")
@@ -259,7 +254,7 @@ class Summaries(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remembers the first step."""
-        self._step = epoch * self._steps + self._keeper.progress["batch"]
+        self._step = epoch * self._steps + self._keeper.progress.batch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """Writes the running loss every so many steps."""

@@ -1,9 +1,9 @@
 """Whole states of training on disk: weights, optimizer, random seeds, running loss, place in the data."""
 
+import dataclasses
 import io
 import json
 import zipfile
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,27 +14,61 @@ from cxr_records.errors import CxrError
 _PROGRESS = "progress"
 
 
-def save(path: str, model: keras.Model, progress: dict[str, Any]) -> None:
+@dataclasses.dataclass
+class TrainingProgress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs that are done.
+        batch: batches of the next epoch that are done.
+        best: the largest macro AUROC on the validation split; None where there is none yet.
+        best_epoch: the epoch of it, counted from 1; without a validation split the last one. 0 before any.
+        stopped: whether it no longer got better, and training ended early.
+        history: for each epoch that is done its row of history.csv.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    stopped: bool = False
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        arrays: by names of variables, as `save` gives them.
+        progress: how far the run had come.
+    """
+
+    arrays: dict[str, np.ndarray]
+    progress: TrainingProgress
+
+
+def save(path: str, model: keras.Model, progress: TrainingProgress) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Args:
         path: an .npz: arrays named after the variables, `model/...`, `seeds/...`,
             `optimizer/...`, `metrics/...`.
         model: compiled; its random seeds are among its variables.
-        progress: plain values to be had back from `load`.
+        progress: how far the run has come.
     """
     arrays = {
         # By way of a tensor: a variable that lives on several devices is no array.
         name: keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))
         for name, variable in _variables(model).items()
     }
-    arrays[_PROGRESS] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
+    arrays[_PROGRESS] = np.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), np.uint8)
     with storage.atomic_file(path) as file:
         np.savez(file, **arrays)
 
 
-def load(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Returns the arrays of a checkpoint and its progress; None where there is none.
+def load(path: str) -> Checkpoint | None:
+    """Reads a checkpoint; None where there is no such file.
 
     Raises:
         CxrError: the file is no checkpoint of ours, or damaged.
@@ -42,13 +76,14 @@ def load(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     if not storage.exists(path):
         return None
     try:
-        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
-        return arrays, json.loads(arrays.pop(_PROGRESS).tobytes())
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        progress = TrainingProgress(**json.loads(arrays.pop(_PROGRESS).tobytes()))
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise CxrError(
             f"{path}: found a damaged checkpoint ({error}); remove it to begin the run anew"
         ) from error
+    return Checkpoint(arrays, progress)
 
 
 def restore(model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str, ...]) -> None:
@@ -56,19 +91,19 @@ def restore(model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str,
 
     Args:
         model: as when the checkpoint was made.
-        arrays: of `load`.
+        arrays: of its `Checkpoint`.
         kinds: which of "model", "seeds", "optimizer", "metrics".
 
     Raises:
         CxrError: the checkpoint is of another model.
     """
     variables = {n: v for n, v in _variables(model).items() if n.startswith(kinds)}
-    held = {name: array for name, array in arrays.items() if name.startswith(kinds)}
-    if {n: tuple(v.shape) for n, v in variables.items()} != {n: a.shape for n, a in held.items()}:
-        odd = sorted(set(variables) ^ set(held)) or ["a shape"]
+    saved = {name: array for name, array in arrays.items() if name.startswith(kinds)}
+    if {n: tuple(v.shape) for n, v in variables.items()} != {n: a.shape for n, a in saved.items()}:
+        odd = sorted(set(variables) ^ set(saved)) or ["a shape"]
         raise CxrError(f"the checkpoint is of another model: {odd[0]} differs")
     for name, variable in variables.items():
-        variable.assign(held[name])
+        variable.assign(saved[name])
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -80,7 +115,7 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
         "optimizer": model.optimizer.variables,
         "metrics": model.metrics_variables,
     }
-    found = {f"model/{variable.path}": variable for variable in model.weights}
+    named = {f"model/{variable.path}": variable for variable in model.weights}
     for kind, variables in others.items():
-        found |= {f"{kind}/{place:04d}": variable for place, variable in enumerate(variables)}
-    return found
+        named |= {f"{kind}/{place:04d}": variable for place, variable in enumerate(variables)}
+    return named

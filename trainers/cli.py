@@ -69,14 +69,14 @@ def train(
     from cxr_records.trainers import predict
     from cxr_records.trainers.train import train as run_training
 
-    trained = run_training(
+    _, progress = run_training(
         dataset, run, settings, task=task, with_no_finding=with_no_finding, devices=devices
     )
     if not storage.exists(storage.join(run, "model.keras")):
         return  # another machine of this run writes it
     predict.predict_run(run, dataset=dataset)
     held = _evaluate_into(run)
-    _print(held, run, as_json, {"run": run, "epochs": len(trained["history"])})
+    _print(held, run, as_json, {"run": run, "epochs": len(progress.history)})
 
 
 @click.command()

@@ -31,7 +31,7 @@ _MISTAKES = 12  # of each kind, shared out among the classes, and at least one f
 def evaluate(
     scored: Predictions,
     validation: Predictions | None = None,
-    described: dict[str, Any] | None = None,
+    run: runs.Run | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def evaluate(
         scored: what is measured.
         validation: of the same model, for choosing operating points; None where there is none, and then they
             are chosen on `scored` itself, which is said.
-        described: the config.json of the run that scored, for calibration; None for other tables.
+        run: the one that scored, for calibration; None for other tables.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
 
@@ -105,8 +105,8 @@ def evaluate(
             "warnings": said,
         }
     if scored.are_probabilities:
-        held["calibration"] = calibration.calibrate(scored, validation, described)
-        if described and (said := calibration.warning_of_loss(described)):
+        held["calibration"] = calibration.calibrate(scored, validation, run)
+        if run and (said := calibration.warning_of_loss(run)):
             warnings.append(said)
     else:
         warnings.append("scores outside 0 to 1 are no probabilities: ranked, but calibration is not measured")
@@ -210,33 +210,33 @@ def evaluate_run(run: str, split: str = TEST, draws: int = DRAWS, seed: int = 0)
     Raises:
         UsageError: the folder holds no run, the run is not finished, or the split has no scores.
     """
-    described = runs.read_run(run)
-    scored, validation = _scores_of(run, described, split)
+    trained = runs.open_run(run)
+    scored, validation = _scores_of(trained, split)
     identity = {
         "name": run.rstrip("/").rsplit("/", 1)[-1],
         "run": run,
-        "dataset": described["dataset"],
-        "dataset_id": described["dataset_id"],
-        "model": described["config"]["model"],
-        "task": described["task"],
+        "dataset": trained.dataset,
+        "dataset_id": trained.dataset_id,
+        "model": trained.config.model,
+        "task": trained.task.name,
         "predictions_sha256": _digest(storage.join(run, runs.PREDICTIONS_FILE)),
-        "versions": described["versions"],
+        "versions": trained.versions,
     }
     warnings: list[str] = []
     try:
-        manifest = read_manifest(described["dataset"])
-        if manifest["id"] != described["dataset_id"]:
-            raise UsageError(f"{described['dataset']} is another dataset now")
+        manifest = read_manifest(trained.dataset)
+        if manifest["id"] != trained.dataset_id:
+            raise UsageError(f"{trained.dataset} is another dataset now")
         identity["table"] = {"dialect": manifest["table"]["dialect"], "sha256": manifest["table"]["sha256"]}
-        claim = claims.claim_of_run(described["dataset"], manifest, split)
-        leaks = claims.find_leaks(described["dataset"], scored)
+        claim = claims.claim_of_run(trained.dataset, manifest, split)
+        leaks = claims.find_leaks(trained.dataset, scored)
     except (CxrError, OSError) as error:
         identity["table"] = None
         claim = {"official": False, "text": f"unknown which split: {error}", "list_sha256": None}
         leaks = []
         warnings.append("the run's dataset is not at hand: leaks were not looked for")
-    held = evaluate(scored, validation, described, draws, seed)
-    return _complete(identity, scored, claim, leaks, held, warnings, described["task"], draws, seed)
+    held = evaluate(scored, validation, trained, draws, seed)
+    return _complete(identity, scored, claim, leaks, held, warnings, trained.task.name, draws, seed)
 
 
 def evaluate_table(
@@ -298,7 +298,7 @@ def compare_runs(
     Raises:
         UsageError: runs of different classes, or without a common image.
     """
-    scored = {run: _scores_of(run, runs.read_run(run), split)[0] for run in chosen}
+    scored = {run: _scores_of(runs.open_run(run), split)[0] for run in chosen}
     return [_difference(scored, a, b, draws, seed) for a, b in itertools.combinations(chosen, 2)]
 
 
@@ -334,19 +334,18 @@ def _difference(scored: dict[str, Predictions], a: str, b: str, draws: int, seed
     }
 
 
-def _scores_of(run: str, described: dict[str, Any], split: str) -> tuple[Predictions, Predictions | None]:
+def _scores_of(run: runs.Run, split: str) -> tuple[Predictions, Predictions | None]:
     """What a run predicted for a split, and for validation; scores it first where that has not been done."""
-    if not storage.exists(storage.join(run, runs.PREDICTIONS_FILE)):
+    if not storage.exists(run.file(runs.PREDICTIONS_FILE)):
         load_tensorflow()
         from cxr_records.trainers.predict import predict_run
 
-        predict_run(run)
-    task = runs.task_of(described)
-    scored = read_run_predictions(run, split, task)
+        predict_run(run.path)
+    scored = read_run_predictions(run.path, split, run.task)
     if split == VALIDATION:
         return scored, None
     try:
-        return scored, read_run_predictions(run, VALIDATION, task)
+        return scored, read_run_predictions(run.path, VALIDATION, run.task)
     except UsageError:  # the dataset has no validation split
         return scored, None
 

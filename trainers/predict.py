@@ -9,7 +9,7 @@ import pandas as pd
 
 from cxr_records import reader, storage
 from cxr_records.errors import UsageError
-from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
+from cxr_records.images import ImageDecodeError, decode_image
 from cxr_records.manifest import read_manifest
 from cxr_records.splits import TEST, VALIDATION
 from cxr_records.trainers import models, runs, scoring
@@ -48,32 +48,32 @@ def predict_run(
     Raises:
         UsageError: the run is not finished, the dataset is another than the run's, or has none of the splits.
     """
-    described = runs.read_run(run)
-    dataset = dataset or described["dataset"]
+    trained = runs.open_run(run)
+    dataset = dataset or trained.dataset
     manifest = read_manifest(dataset)
-    if manifest["id"] != described["dataset_id"]:
+    if manifest["id"] != trained.dataset_id:
         raise UsageError(
             f"{dataset} is not the dataset that {run} was trained on: "
-            f"found id {manifest['id']}, expected {described['dataset_id']}"
+            f"found id {manifest['id']}, expected {trained.dataset_id}"
         )
-    task, model = runs.task_of(described), load_model(run)
+    task, model = trained.task, load_model(run)
     tables = []
     for split in splits:
         if not manifest["splits"].get(split, {}).get("records"):
             continue
-        held = reader.split_records(dataset, split, task.name, task.with_no_finding)
+        records = reader.split_records(dataset, split, task.name, task.with_no_finding)
         batches = reader.load_split(
             dataset,
             split,
-            min(BATCH_SIZE, len(held.labels)),
+            min(BATCH_SIZE, len(records)),
             task=task.name,
             with_no_finding=task.with_no_finding,
             shuffle=False,
             last_batch="pad",
         )
         with reader.shard_errors():
-            scores = scoring.score(model, batches, len(held.labels))
-        tables.append(_table(split, held, scores))
+            scores = scoring.score(model, batches, len(records))
+        tables.append(_table(split, records, scores))
     if not tables:
         raise UsageError(f"{dataset} has none of the splits {', '.join(splits)}")
     table = pd.concat(tables, ignore_index=True)
@@ -81,17 +81,17 @@ def predict_run(
     return table
 
 
-def _table(split: str, held: reader.SplitRecords, scores: np.ndarray) -> pd.DataFrame:
+def _table(split: str, records: reader.SplitRecords, scores: np.ndarray) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "split": split,
-        "image_id": held.image_ids,
-        "patient_id": held.patient_ids,
-        "view": held.views,
-        "sex": held.sexes,
-        "age_years": held.ages_years,
+        "image_id": records.image_ids,
+        "patient_id": records.patient_ids,
+        "view": records.views,
+        "sex": records.sexes,
+        "age_years": records.ages_years,
     }
-    rows = runs.class_rows(held.task, held.labels).astype(np.int8)
-    for place, name in enumerate(runs.score_names(held.task)):
+    rows = runs.class_rows(records.task, records.labels).astype(np.int8)
+    for place, name in enumerate(runs.score_names(records.task)):
         columns[f"prob_{name}"] = scores[:, place]
         columns[f"label_{name}"] = rows[:, place]
     return pd.DataFrame(columns)
@@ -117,22 +117,21 @@ def predict_files(run: str, paths: Sequence[str]) -> list[FileScore]:
     Raises:
         UsageError: the run is not finished.
     """
-    described = runs.read_run(run)
-    model, names = load_model(run), runs.score_names(runs.task_of(described))
-    image_format = ImageFormat(**described["image_format"])
-    found, images = {}, {}
+    trained = runs.open_run(run)
+    model, names, image_format = load_model(run), trained.score_names, trained.image_format
+    scored, images = {}, {}
     for path in paths:
         try:
             pixels = decode_image(storage.read_bytes(path), image_format).pixels
             # A JPEG dataset's images have been through its encoder; so must these.
             images[path] = image_format.decode(image_format.encode(pixels))
         except ImageDecodeError as error:
-            found[path] = FileScore(path, {}, str(error))
+            scored[path] = FileScore(path, {}, str(error))
         except OSError as error:
-            found[path] = FileScore(path, {}, error.strerror or str(error))
+            scored[path] = FileScore(path, {}, error.strerror or str(error))
     if images:
         stacked = np.stack(list(images.values()))[..., np.newaxis]
         scores = model.predict(stacked, batch_size=BATCH_SIZE, verbose=0)
         for path, row in zip(images, np.asarray(scores, np.float64), strict=True):
-            found[path] = FileScore(path, dict(zip(names, row.tolist(), strict=True)), "")
-    return [found[path] for path in paths]
+            scored[path] = FileScore(path, dict(zip(names, row.tolist(), strict=True)), "")
+    return [scored[path] for path in paths]

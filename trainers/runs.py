@@ -1,5 +1,6 @@
 """The run directory: what it says of itself, and the names of the files in it."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,9 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
+from cxr_records.images import ImageFormat
 from cxr_records.tasks import Task, parse_task
+from cxr_records.trainers.config import TrainConfig
 
 if TYPE_CHECKING:  # importing it brings TensorFlow, which evaluation does without
     from cxr_records.reader import SplitRecords
@@ -23,9 +26,78 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 _FORMAT = "cxr_records run"
 _VERSION = 1
-# What must be the same when a run goes on: the rest may differ from machine to machine.
-_FIXED = ("dataset_id", "task", "with_no_finding")  # and all settings but
-_FREE = ("checkpoint_minutes",)  # which changes nothing of what comes out
+# What may differ when a run goes on, for it changes nothing of what comes out.
+_FREE = ("checkpoint_minutes",)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCount:
+    """How often a class was seen in training.
+
+    Attributes:
+        records: that hold it, copies included.
+        images: that hold it.
+    """
+
+    records: int
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What config.json says of a run.
+
+    Attributes:
+        path: the run directory.
+        dataset: where the dataset was when training began.
+        dataset_id: its id.
+        task: what the model was trained for.
+        image_format: of the dataset, and so of what the model takes.
+        config: the settings, with the loss that "auto" stood for.
+        classes: by name of a score, in the order of the scores.
+        train_records: of the training split, copies included.
+        train_images: of the training split.
+        versions: of the libraries, and the backend.
+    """
+
+    path: str
+    dataset: str
+    dataset_id: str
+    task: Task
+    image_format: ImageFormat
+    config: TrainConfig
+    classes: dict[str, ClassCount]
+    train_records: int
+    train_images: int
+    versions: dict[str, str]
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What the model gives scores for."""
+        return score_names(self.task)
+
+    def file(self, name: str) -> str:
+        """Returns the path of a file of the run."""
+        return storage.join(self.path, name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what config.json holds."""
+        image_format = self.image_format
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "dataset": self.dataset,
+            "dataset_id": self.dataset_id,
+            "task": self.task.name,
+            "with_no_finding": self.task.with_no_finding,
+            "image_format": {
+                "size": image_format.size, "codec": image_format.codec, "resample": image_format.resample
+            },
+            "config": self.config.to_json(),
+            "classes": {name: dataclasses.asdict(count) for name, count in self.classes.items()},
+            "train": {"records": self.train_records, "images": self.train_images},
+            "versions": self.versions,
+        }  # fmt: skip
 
 
 def score_names(task: Task) -> tuple[str, ...]:
@@ -40,87 +112,101 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
 
 
 def describe(
+    path: str,
     dataset: str,
     manifest: dict[str, Any],
     records: "SplitRecords",
-    config: dict[str, Any],
+    config: TrainConfig,
     versions: dict[str, str],
-) -> dict[str, Any]:
-    """Returns what config.json holds.
+) -> Run:
+    """Returns what a run is to say of itself.
 
     Args:
+        path: the run directory.
         dataset: where it is.
         manifest: its manifest.
         records: of its training split, for the run's task.
-        config: `TrainConfig.to_json`.
+        config: the settings.
         versions: of the libraries.
     """
-    rows = class_rows(records.task, records.labels)
-    original = records.copies == 0
+    rows, original = class_rows(records.task, records.labels), records.copies == 0
     counts = zip(score_names(records.task), rows.sum(axis=0), rows[original].sum(axis=0), strict=True)
-    return {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "dataset": dataset,
-        "dataset_id": manifest["id"],
-        "task": records.task.name,
-        "with_no_finding": records.task.with_no_finding,
-        "image_format": {key: manifest["config"][key] for key in ("size", "codec", "resample")},
-        "config": config,
-        "classes": {name: {"records": int(n), "images": int(images)} for name, n, images in counts},
-        "train": {"records": len(rows), "images": int(original.sum())},
-        "versions": versions,
-    }
+    return Run(
+        path=path,
+        dataset=dataset,
+        dataset_id=manifest["id"],
+        task=records.task,
+        image_format=ImageFormat(**{key: manifest["config"][key] for key in ("size", "codec", "resample")}),
+        config=config,
+        classes={name: ClassCount(int(n), int(images)) for name, n, images in counts},
+        train_records=len(rows),
+        train_images=int(original.sum()),
+        versions=versions,
+    )
 
 
-def begin(run: str, described: dict[str, Any]) -> None:
+def begin(run: Run) -> None:
     """Writes config.json into a new or empty folder, or checks that the run in it is the same.
 
     Raises:
         UsageError: the folder holds something else, or a run with other settings; says which.
     """
-    names = storage.list_names(run)
+    names = storage.list_names(run.path)
     if CONFIG_FILE not in names and any(not name.startswith(".") for name in names):
-        raise UsageError(f"--run {run} is not empty and no run of ours (it holds {names[0]}); name another")
+        raise UsageError(
+            f"`run={run.path}` is not empty and no run of ours (it holds {names[0]}); name another"
+        )
     if CONFIG_FILE not in names:
-        storage.make_folder(run)
-        storage.write_bytes(storage.join(run, CONFIG_FILE), (json.dumps(described, indent=1) + "\n").encode())
+        storage.make_folder(run.path)
+        storage.write_bytes(run.file(CONFIG_FILE), (json.dumps(run.to_json(), indent=1) + "\n").encode())
         return
-    held = read_run(run)
-    for key, found, wanted in _compared(held, described):
-        if found != wanted:
+    for key, before, now in _compared(open_run(run.path), run):
+        if before != now:
             raise UsageError(
-                f"--run {run} holds a run with {key} {found}, this command says {wanted}; "
+                f"`run={run.path}` holds a run with {key} {before}, this command says {now}; "
                 "give the same options to go on with it, or name another folder"
             )
 
 
-def _compared(held: dict[str, Any], described: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for key in _FIXED:
-        yield key, held[key], described[key]
-    for key, wanted in described["config"].items():
-        if key not in _FREE:
-            yield key, held["config"].get(key), wanted
+def _compared(before: Run, now: Run) -> Iterator[tuple[str, Any, Any]]:
+    yield "dataset_id", before.dataset_id, now.dataset_id
+    yield "task", before.task.name, now.task.name
+    yield "with_no_finding", before.task.with_no_finding, now.task.with_no_finding
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in _FREE:
+            yield field.name, getattr(before.config, field.name), getattr(now.config, field.name)
 
 
-def read_run(run: str) -> dict[str, Any]:
+def open_run(path: str) -> Run:
     """Reads what a run says of itself.
 
     Raises:
-        UsageError: the folder holds no run.
+        UsageError: the folder holds no run, or one of another version.
     """
-    path = storage.join(run, CONFIG_FILE)
-    if not storage.exists(path):
-        raise UsageError(f"{run} is no run: found no {CONFIG_FILE} in it; cxr-records train makes one")
+    file = storage.join(path, CONFIG_FILE)
+    if not storage.exists(file):
+        raise UsageError(f"{path} is no run: found no {CONFIG_FILE} in it; cxr-records train makes one")
     try:
-        held = json.loads(storage.read_bytes(path))
+        values = json.loads(storage.read_bytes(file))
     except ValueError as error:
-        raise UsageError(f"{path}: no JSON ({error})") from error
-    if not isinstance(held, dict) or held.get("format") != _FORMAT or held.get("version") != _VERSION:
-        raise UsageError(f"{path}: found no {_FORMAT!r} of version {_VERSION}")
-    return held
-
-
-def task_of(described: dict[str, Any]) -> Task:
-    """Returns the task of a run."""
-    return parse_task(described["task"], described["with_no_finding"])
+        raise UsageError(f"{file}: no JSON ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != _FORMAT or values.get("version") != _VERSION:
+        raise UsageError(f"{file}: found no {_FORMAT!r} of version {_VERSION}")
+    try:
+        return Run(
+            path=path,
+            dataset=values["dataset"],
+            dataset_id=values["dataset_id"],
+            task=parse_task(values["task"], values["with_no_finding"]),
+            image_format=ImageFormat(**values["image_format"]),
+            config=TrainConfig(**values["config"]),
+            classes={name: ClassCount(**counts) for name, counts in values["classes"].items()},
+            train_records=values["train"]["records"],
+            train_images=values["train"]["images"],
+            versions=values["versions"],
+        )
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        raise UsageError(
+            f"{file}: not as cxr-records train writes it ({type(error).__name__}: {error}); "
+            "restore it, or train into another folder"
+        ) from error

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_records import reader, storage
-from cxr_records.errors import UsageError
+from cxr_records.errors import CxrError, UsageError
 from cxr_records.manifest import read_manifest
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
@@ -33,15 +33,18 @@ class _Job:
     """What stays the same through a run."""
 
     dataset: str
-    run: str
-    config: TrainConfig
+    run: runs.Run
     records: reader.SplitRecords
     devices: Devices
     steps: int
 
     @property
+    def config(self) -> TrainConfig:
+        return self.run.config
+
+    @property
     def task(self) -> Task:
-        return self.records.task
+        return self.run.task
 
     def load(self, split: str, batch_size: int, **options: Any) -> tf.data.Dataset:
         return reader.load_split(
@@ -63,7 +66,7 @@ def train(
     task: str | None = None,
     with_no_finding: bool = False,
     devices: str = "auto",
-) -> dict[str, Any]:
+) -> tuple[runs.Run, checkpoints.TrainingProgress]:
     """Trains a model, or goes on with a run that was broken off.
 
     The same settings and dataset give the same weights, bit for bit on one CPU with the TensorFlow backend,
@@ -78,7 +81,7 @@ def train(
         devices: as for `choose_devices`.
 
     Returns:
-        What config.json holds, with `history` (one dict per epoch) and `best_epoch`.
+        The run, and how far it has come: to its end.
 
     Raises:
         UsageError: settings do not fit each other, the dataset, or the run that is in the directory.
@@ -100,51 +103,66 @@ def train(
         with_no_finding=with_no_finding,
         num_hosts=chosen.num_hosts,
     )
-    described = runs.describe(dataset, manifest, records, config.to_json(), _versions())
-    job = _Job(dataset, run, config, records, chosen, steps)
+    described = runs.describe(run, dataset, manifest, records, config, _versions())
+    job = _Job(dataset, described, records, chosen, steps)
     writes = chosen.host == 0
     if writes:
-        runs.begin(run, described)
+        runs.begin(described)
         storage.make_folder(storage.join(run, "checkpoints"))
     exact = config.deterministic == "yes" or (config.deterministic == "auto" and chosen.kind == "cpu")
     with contextlib.ExitStack() as stack:
         if exact:
             stack.enter_context(deterministic_kernels())
         if writes:
-            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"--run {run}"))
+            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"`run={run}`"))
         stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
         keras.config.set_dtype_policy(config.precision)
         with reader.shard_errors():
-            progress = _train(job, manifest, described["classes"], writes)
+            progress = _train(job, manifest, writes)
     chosen.part()
-    return described | {"history": progress["history"], "best_epoch": progress["best_epoch"]}
+    return described, progress
 
 
-def _train(job: _Job, manifest: dict[str, Any], classes: dict[str, Any], writes: bool) -> dict[str, Any]:
-    counts = np.array([held["records"] for held in classes.values()])
+def _train(job: _Job, manifest: dict[str, Any], writes: bool) -> checkpoints.TrainingProgress:
+    counts = np.array([count.records for count in job.run.classes.values()])
     loss = losses.make_loss(
         job.config.loss, job.task.kind, counts, len(job.records.labels), **job.config.loss_options
     )
     with job.devices.scope():
         model = _compiled(job, manifest["pixels"], counts, loss)
-    last = checkpoints.load(storage.join(job.run, runs.LAST_FILE))
-    arrays, progress = last or (None, callbacks.new_progress())
-    if arrays:
-        checkpoints.restore(model, arrays, ("model", "seeds", "optimizer"))
-    model_path = storage.join(job.run, runs.MODEL_FILE)
+    last = checkpoints.load(job.run.file(runs.LAST_FILE))
+    progress = last.progress if last else checkpoints.TrainingProgress()
+    if last:
+        checkpoints.restore(model, last.arrays, ("model", "seeds", "optimizer"))
+    model_path = job.run.file(runs.MODEL_FILE)
     if storage.exists(model_path):
-        say(f"{job.run}: already trained, {len(progress['history'])} epochs")
+        say(f"{job.run.path}: already trained, {len(progress.history)} epochs")
         return progress
+    best_path = job.run.file(runs.BEST_FILE)
+    if progress.best_epoch and not storage.exists(best_path):
+        if (progress.epoch, progress.batch) != (progress.best_epoch, 0):
+            raise _no_best(job.run, progress)
+        if writes:  # the last weights are the best ones
+            checkpoints.save(best_path, model, progress)
     say(_greeting(job, model, progress))
-    _fit(job, model, loss, progress, arrays, writes)
+    _fit(job, model, loss, progress, last.arrays if last else None, writes)
     job.devices.work_alone()
     if writes:
         if job.devices.num_hosts > 1:
             model = _compiled(job, manifest["pixels"], counts, loss)  # whose weights are this machine's alone
-        best, _ = checkpoints.load(storage.join(job.run, runs.BEST_FILE))
-        checkpoints.restore(model, best, ("model",))
+        best = checkpoints.load(best_path)
+        if best is None:
+            raise _no_best(job.run, progress)
+        checkpoints.restore(model, best.arrays, ("model",))
         _save_model(models.with_probabilities(model, job.task.kind), model_path)
     return progress
+
+
+def _no_best(run: runs.Run, progress: checkpoints.TrainingProgress) -> CxrError:
+    return CxrError(
+        f"{run.file(runs.BEST_FILE)} is missing: {runs.MODEL_FILE} is made from it, the weights of epoch "
+        f"{progress.best_epoch}; put it back, or remove {run.file(runs.LAST_FILE)} to begin the run anew"
+    )
 
 
 def _compiled(
@@ -191,13 +209,13 @@ def _fit(
     job: _Job,
     model: keras.Model,
     loss: keras.losses.Loss,
-    progress: dict[str, Any],
+    progress: checkpoints.TrainingProgress,
     arrays: dict[str, np.ndarray] | None,
     writes: bool,
 ) -> None:
     config, meter = job.config, WaitMeter()
     keeper = callbacks.RunKeeper(
-        job.run,
+        job.run.path,
         progress,
         arrays,
         _validation(job, loss),
@@ -210,12 +228,12 @@ def _fit(
     followers = [speed, keeper]
     if writes:
         followers.append(callbacks.Display(config.epochs, config.batch_size, job.steps, speed, keeper))
-    if writes and not storage.is_url(job.run):
-        folder = str(storage.local_path(storage.join(job.run, runs.TENSORBOARD_FOLDER)))
+    if writes and not storage.is_url(job.run.path):
+        folder = str(storage.local_path(job.run.file(runs.TENSORBOARD_FOLDER)))
         followers.append(callbacks.Summaries(folder, job.steps, keeper))
     # An epoch that was broken off is finished by itself: Keras counts an epoch's steps from its beginning.
-    while progress["epoch"] < config.epochs and not progress["stopped"]:
-        epoch, batch = progress["epoch"], progress["batch"]
+    while progress.epoch < config.epochs and not progress.stopped:
+        epoch, batch = progress.epoch, progress.batch
         model.fit(
             _training_batches(job, meter, epoch, batch),
             initial_epoch=epoch,
@@ -237,24 +255,24 @@ def _training_batches(job: _Job, meter: WaitMeter, epoch: int, batch: int) -> tf
 
 def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | None:
     try:
-        held = reader.split_records(job.dataset, VALIDATION, job.task.name, job.task.with_no_finding)
+        records = reader.split_records(job.dataset, VALIDATION, job.task.name, job.task.with_no_finding)
     except UsageError:  # the dataset was built without one
-        held = None
-    if held is None or not len(held.labels):
+        records = None
+    if records is None or not len(records.labels):
         say("no validation split: no early stopping, and the last epoch's weights are kept")
         return None
 
     def batches() -> tf.data.Dataset:
         return job.load(VALIDATION, job.config.batch_size, last_batch="pad")
 
-    rows = runs.class_rows(job.task, held.labels)
-    return callbacks.Validation(batches, held.labels, rows, runs.score_names(job.task), loss)
+    rows = runs.class_rows(job.task, records.labels)
+    return callbacks.Validation(batches, records.labels, rows, runs.score_names(job.task), loss)
 
 
-def _greeting(job: _Job, model: keras.Model, progress: dict[str, Any]) -> str:
+def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgress) -> str:
     going_on = ""
-    if progress["epoch"] or progress["batch"]:
-        going_on = f"; going on at epoch {progress['epoch'] + 1}, step {progress['batch']}"
+    if progress.epoch or progress.batch:
+        going_on = f"; going on at epoch {progress.epoch + 1}, step {progress.batch}"
     return (
         f"{job.task.name}: {job.config.model} with {model.count_params():,} weights, loss {job.config.loss}, "
         f"{len(job.records.labels):,} records in {job.steps:,} steps of {job.config.batch_size} an epoch, "
