@@ -35,10 +35,10 @@ def measure(dataset: Path, run: Path, seed: int, seen: int) -> dict[str, np.ndar
 
     load_tensorflow()
     from cxr_records.manifest import read_manifest
-    from cxr_records.trainers import metrics
     from cxr_records.trainers.config import TrainConfig
+    from cxr_records.trainers.evaluation import metrics
+    from cxr_records.trainers.evaluation.predictions import read_run_predictions
     from cxr_records.trainers.predict import predict_run
-    from cxr_records.trainers.predictions import read_run_predictions
     from cxr_records.trainers.runs import open_run
     from cxr_records.trainers.train import train
 
