@@ -28,7 +28,7 @@ def plan_of(build, tmp_path_factory):
     for codec in ("raw", "png", "jpeg"):
         out = tmp_path_factory.mktemp("shards") / codec
         result = build(out, codec=codec, flip=True)
-        plans[codec] = result.plan, result.decoded.store.path, out
+        plans[codec] = result.plan, result.decoded.store, out
     return plans
 
 

@@ -13,7 +13,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageDecodeError, decode_image
 from cxr_records.splits import TEST, VALIDATION
 from cxr_records.trainers import models, named, runs, scoring
-from cxr_records.trainers.predictions import write_predictions
+from cxr_records.trainers.evaluation.predictions import write_predictions
 
 BATCH_SIZE = 64
 
