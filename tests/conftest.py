@@ -170,6 +170,20 @@ def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPath
     return out
 
 
+@pytest.fixture(scope="session")
+def trained_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs on that dataset that nothing broke off. Leave it as it is."""
+    from cxr_records.trainers.config import TrainConfig
+    from cxr_records.trainers.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "run"
+    config = TrainConfig(
+        epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60
+    )
+    train(str(dataset), str(run), config)
+    return run
+
+
 @pytest.fixture
 def copied_dataset(dataset: Path, tmp_path: Path) -> Path:
     """A copy of that dataset."""
