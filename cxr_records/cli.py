@@ -21,7 +21,10 @@ COMMANDS = {
     "verify": ("cli:verify", "Check a dataset against its manifest, byte by byte."),
     "bench": ("bench:bench", "How fast a dataset's records are read into a trainer."),
     "train": ("trainers.cli:train", "Train a model on a dataset, and evaluate it."),
-    "evaluate": ("trainers.cli:evaluate", "Score runs or any table of predictions; write a report."),
+    "evaluate": (
+        "trainers.evaluation.cli:evaluate",
+        "Score runs or a table of predictions; write a report.",
+    ),
     "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
     "demo": ("demo:demo", "Make a small look-alike set and run the main job on it."),
 }

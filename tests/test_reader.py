@@ -49,8 +49,7 @@ def many_shards(dataset, tmp_path_factory) -> Path:
     import hashlib
 
     import pyarrow.parquet as pq
-
-    from cxr_records.tfrecord import frame
+    from conftest import frame
 
     out = tmp_path_factory.mktemp("many") / "cxr14"
     shutil.copytree(dataset, out)

@@ -14,7 +14,8 @@ import tensorflow as tf
 from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.progress import Progress, say
-from cxr_records.trainers import checkpoints, metrics, runs, scoring
+from cxr_records.trainers import checkpoints, runs, scoring
+from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.inputs import WaitMeter
 
 BATCHES_BETWEEN_SUMMARIES = 100

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from cxr_records import reader, storage
+from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import UsageError
 from cxr_records.images import ImageDecodeError, decode_image
-from cxr_records.manifest import read_manifest
 from cxr_records.splits import TEST, VALIDATION
 from cxr_records.trainers import models, runs, scoring
-from cxr_records.trainers.predictions import write_predictions
+from cxr_records.trainers.evaluation.predictions import write_predictions
 
 BATCH_SIZE = 64
 
@@ -32,14 +32,14 @@ def load_model(run: str) -> keras.Model:
 
 
 def predict_run(
-    run: str, splits: Sequence[str] = (VALIDATION, TEST), dataset: str | None = None
+    run: str, splits: Sequence[str] = (VALIDATION, TEST), dataset: Dataset | str | None = None
 ) -> pd.DataFrame:
     """Scores splits of the run's dataset and writes predictions.parquet into the run.
 
     Args:
         run: the run directory.
         splits: which; those that the dataset does not have are left out.
-        dataset: where it is now, if it has moved since training.
+        dataset: open, or where it is now, if it has moved since training.
 
     Returns:
         The table: one row per image, in manifest order; columns split, image_id, patient_id, view, sex,
@@ -49,39 +49,30 @@ def predict_run(
         UsageError: the run is not finished, the dataset is another than the run's, or has none of the splits.
     """
     trained = runs.open_run(run)
-    dataset = dataset or trained.dataset
-    manifest = read_manifest(dataset)
-    if manifest["id"] != trained.dataset_id:
+    dataset = open_dataset(dataset or trained.dataset)
+    if dataset.id != trained.dataset_id:
         raise UsageError(
-            f"{dataset} is not the dataset that {run} was trained on: "
-            f"found id {manifest['id']}, expected {trained.dataset_id}"
+            f"{dataset.path} is not the dataset that {run} was trained on: "
+            f"found id {dataset.id}, expected {trained.dataset_id}"
         )
-    task, model = trained.task, load_model(run)
+    dataset, model = dataset.as_task(trained.task), load_model(run)
     tables = []
     for split in splits:
-        if not manifest["splits"].get(split, {}).get("records"):
+        if split not in dataset.splits or not dataset.splits[split].records:
             continue
-        records = reader.split_records(dataset, split, task.name, task.with_no_finding)
-        batches = reader.load_split(
-            dataset,
-            split,
-            min(BATCH_SIZE, len(records)),
-            task=task.name,
-            with_no_finding=task.with_no_finding,
-            shuffle=False,
-            last_batch="pad",
-        )
+        records = dataset.split(split)
+        batches = dataset.load(split, min(BATCH_SIZE, len(records)), shuffle=False, last_batch="pad")
         with reader.shard_errors():
             scores = scoring.score(model, batches, len(records))
         tables.append(_table(split, records, scores))
     if not tables:
-        raise UsageError(f"{dataset} has none of the splits {', '.join(splits)}")
+        raise UsageError(f"{dataset.path} has none of the splits {', '.join(splits)}")
     table = pd.concat(tables, ignore_index=True)
     write_predictions(storage.join(run, runs.PREDICTIONS_FILE), table)
     return table
 
 
-def _table(split: str, records: reader.SplitRecords, scores: np.ndarray) -> pd.DataFrame:
+def _table(split: str, records: SplitRecords, scores: np.ndarray) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "split": split,
         "image_id": records.image_ids,

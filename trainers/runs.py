@@ -3,18 +3,17 @@
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cxr_records import storage
+from cxr_records.dataset import Dataset
 from cxr_records.errors import UsageError
 from cxr_records.images import ImageFormat
+from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task, parse_task
 from cxr_records.trainers.config import TrainConfig
-
-if TYPE_CHECKING:  # importing it brings TensorFlow, which evaluation does without
-    from cxr_records.reader import SplitRecords
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.csv"
@@ -111,32 +110,27 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
     return rows[:, 1:] if task.kind == "binary" else rows
 
 
-def describe(
-    path: str,
-    dataset: str,
-    manifest: dict[str, Any],
-    records: "SplitRecords",
-    config: TrainConfig,
-    versions: dict[str, str],
-) -> Run:
+def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[str, str]) -> Run:
     """Returns what a run is to say of itself.
 
     Args:
         path: the run directory.
-        dataset: where it is.
-        manifest: its manifest.
-        records: of its training split, for the run's task.
+        dataset: for the run's task.
         config: the settings.
         versions: of the libraries.
+
+    Raises:
+        UsageError: the dataset has no training split.
     """
+    records = dataset.split(TRAIN)
     rows, original = class_rows(records.task, records.labels), records.copies == 0
     counts = zip(score_names(records.task), rows.sum(axis=0), rows[original].sum(axis=0), strict=True)
     return Run(
         path=path,
-        dataset=dataset,
-        dataset_id=manifest["id"],
-        task=records.task,
-        image_format=ImageFormat(**{key: manifest["config"][key] for key in ("size", "codec", "resample")}),
+        dataset=dataset.path,
+        dataset_id=dataset.id,
+        task=dataset.task,
+        image_format=dataset.image_format,
         config=config,
         classes={name: ClassCount(int(n), int(images)) for name, n, images in counts},
         train_records=len(rows),

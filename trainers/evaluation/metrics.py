@@ -1,7 +1,7 @@
 """Measures of scores against labels, in numpy: ranking, precision, sensitivity, accuracy.
 
 Weights are whole numbers [n, draws]: how often a row is counted. A bootstrap over patients is a choice of
-weights, so one sorted order serves all its draws (see `cxr_records.trainers.bootstrap`).
+weights, so one sorted order serves all its draws (see `cxr_records.trainers.evaluation.bootstrap`).
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.metadata import Metadata
 from cxr_records.tasks import ANY_FINDING, Task
 from cxr_records.trainers import runs
-from cxr_records.trainers.predictions import Predictions
+from cxr_records.trainers.evaluation.predictions import Predictions
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 # What heads the column of image names, without case and signs.

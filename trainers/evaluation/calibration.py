@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from cxr_records.trainers.bootstrap import rounded
-from cxr_records.trainers.predictions import Predictions
+from cxr_records.trainers.evaluation.bootstrap import rounded
+from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.runs import Run
 
 BINS = 15

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from cxr_records.trainers import metrics
-from cxr_records.trainers.bootstrap import rounded
-from cxr_records.trainers.predictions import Predictions
+from cxr_records.trainers.evaluation import metrics
+from cxr_records.trainers.evaluation.bootstrap import rounded
+from cxr_records.trainers.evaluation.predictions import Predictions
 
 AGE_BANDS = ((0, 17), (18, 39), (40, 59), (60, 79), (80, 200))  # years, both ends included
 FEW_PATIENTS = 30  # positive patients below which a class is not to be ranked

@@ -15,11 +15,12 @@ from cxr_records.metadata import read_metadata
 from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import parse_task
-from cxr_records.trainers import calibration, claims, metrics, published, runs
-from cxr_records.trainers.bootstrap import DRAWS, intervals, rounded
-from cxr_records.trainers.predictions import Predictions, read_run_predictions
-from cxr_records.trainers.subgroups import FEW_PATIENTS, subgroups
-from cxr_records.trainers.tables import match, read_score_table
+from cxr_records.trainers import runs
+from cxr_records.trainers.evaluation import calibration, claims, metrics, published
+from cxr_records.trainers.evaluation.bootstrap import DRAWS, intervals, rounded
+from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
+from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS, subgroups
+from cxr_records.trainers.evaluation.tables import match, read_score_table
 
 METRICS_FILE = "metrics.json"
 FORMAT = "cxr_records evaluation"
@@ -48,7 +49,7 @@ def evaluate(
     Returns:
         `auroc` and `auprc` per class, `macro_auroc`, `macro_auprc`, `classes`, `multiclass`, `calibration`,
         `subgroups`, `mistakes`, `curves` and `warnings`; numbers with intervals as
-        `cxr_records.trainers.bootstrap.intervals` gives them, None where something is undefined.
+        `cxr_records.trainers.evaluation.bootstrap.intervals` gives them, None where something is undefined.
     """
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
@@ -251,9 +252,9 @@ def evaluate_table(
     """Evaluates scores from anywhere against NIH's labels.
 
     Args:
-        predictions: a table as `cxr_records.trainers.tables.read_score_table` takes it.
+        predictions: a table as `cxr_records.trainers.evaluation.tables.read_score_table` takes it.
         metadata: NIH's table of images.
-        task: multilabel, or one that `cxr_records.trainers.tables.match` can derive.
+        task: multilabel, or one that `cxr_records.trainers.evaluation.tables.match` can derive.
         test_list: list of the images to evaluate; all that were scored otherwise.
         trained_on: dataset that the model was trained on, in which to look for leaks.
         draws: of the bootstrap; 0 for none.

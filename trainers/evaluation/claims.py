@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from cxr_records import storage
 from cxr_records.manifest import REJECTED_FILE, read_records_table
 from cxr_records.splits import OFFICIAL_TEST, TEST, TRAIN, list_digest
-from cxr_records.trainers.predictions import Predictions
-from cxr_records.trainers.published import RANDOM_SPLIT_SIZES
+from cxr_records.trainers.evaluation.predictions import Predictions
+from cxr_records.trainers.evaluation.published import RANDOM_SPLIT_SIZES
 
 OFFICIAL_TEST_IMAGES = 25_596
 

@@ -20,9 +20,10 @@ from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.images import ImageFormat
 from cxr_records.manifest import read_examples, read_manifest, read_records_table
-from cxr_records.trainers import plots, runs
-from cxr_records.trainers.subgroups import FEW_PATIENTS
-from cxr_records.trainers.summary import interval, number
+from cxr_records.trainers import runs
+from cxr_records.trainers.evaluation import plots
+from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
+from cxr_records.trainers.evaluation.summary import interval, number
 
 REPORT_FILE = "report.html"
 THUMBNAIL = 160  # pixels
