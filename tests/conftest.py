@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 
 from cxr_records import progress, storage
 from cxr_records.config import DatasetConfig
+from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.images import ImageFormat
 from cxr_records.layout import BUILD_FOLDER
 from cxr_records.lookalike import LookalikePaths, make_lookalike
@@ -29,6 +31,7 @@ from cxr_records.pipelines.request import BuildRequest
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
+from cxr_records.tfrecord import frame_parts
 
 # Tests depend neither on the machine's speed nor on chance: the same examples each time.
 hypothesis.settings.register_profile(
@@ -58,6 +61,17 @@ def write_manifest(dataset: Path, content: dict[str, Any]) -> None:
     content = {**content, "id": checksum(identity)[:32]}
     content.pop("checksum", None)
     (dataset / "manifest.json").write_bytes(manifest_bytes({**content, "checksum": checksum(content)}))
+
+
+def frame(data: bytes) -> bytes:
+    """One whole record of a TFRecord file."""
+    return b"".join(frame_parts((data,)))
+
+
+def count_findings(findings: np.ndarray) -> dict[str, int]:
+    """Images of each finding, and of No Finding, in uint8 [num_images, 14]."""
+    counts = {name: int(count) for name, count in zip(FINDINGS, findings.sum(axis=0), strict=True)}
+    return {**counts, NO_FINDING: int((~findings.any(axis=1)).sum())}
 
 
 def free_port() -> int:
@@ -154,6 +168,20 @@ def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("dataset") / "cxr14"
     build(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def trained_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs on that dataset that nothing broke off. Leave it as it is."""
+    from cxr_records.trainers.config import TrainConfig
+    from cxr_records.trainers.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "run"
+    config = TrainConfig(
+        epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60
+    )
+    train(str(dataset), str(run), config)
+    return run
 
 
 @pytest.fixture

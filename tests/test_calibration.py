@@ -5,8 +5,8 @@ import pytest
 
 from cxr_records.images import ImageFormat
 from cxr_records.tasks import parse_task
-from cxr_records.trainers import calibration
 from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.evaluation import calibration
 from cxr_records.trainers.runs import ClassCount, Run
 
 RNG = np.random.default_rng(0)

@@ -16,10 +16,11 @@ from cxr_records.findings import FINDINGS
 from cxr_records.manifest import read_manifest
 from cxr_records.reader import split_records
 from cxr_records.splits import list_digest
-from cxr_records.trainers import claims, runs
+from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
-from cxr_records.trainers.evaluate import compare_runs, evaluate_run, evaluate_table
-from cxr_records.trainers.predictions import write_predictions
+from cxr_records.trainers.evaluation import claims
+from cxr_records.trainers.evaluation.evaluate import compare_runs, evaluate_run, evaluate_table
+from cxr_records.trainers.evaluation.predictions import write_predictions
 
 # Of a DenseNet-121 on CheXNet's kind of split, as its authors and we have reproduced them (jrzech, 2022).
 REAL_AUROC = {

@@ -119,7 +119,8 @@ def logistic_regression(data: str, task: str) -> float:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from cxr_records.trainers import metrics, runs
+    from cxr_records.trainers import runs
+    from cxr_records.trainers.evaluation import metrics
 
     def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
         batches = load_split(data, split, 64, shuffle=False, last_batch="smaller")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, roc_auc_score
 
-from cxr_records.trainers import metrics
-from cxr_records.trainers.bootstrap import draws_of, intervals
+from cxr_records.trainers.evaluation import metrics
+from cxr_records.trainers.evaluation.bootstrap import draws_of, intervals
 
 
 @st.composite

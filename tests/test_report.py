@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cxr_records.findings import FINDINGS
-from cxr_records.trainers.evaluate import evaluate
-from cxr_records.trainers.predictions import Predictions
-from cxr_records.trainers.published import RESULTS, comparison
-from cxr_records.trainers.report import write_comparison, write_report
-from cxr_records.trainers.summary import interval, number
+from cxr_records.trainers.evaluation.evaluate import evaluate
+from cxr_records.trainers.evaluation.predictions import Predictions
+from cxr_records.trainers.evaluation.published import RESULTS, comparison
+from cxr_records.trainers.evaluation.report import write_comparison, write_report
+from cxr_records.trainers.evaluation.summary import interval, number
 
 HISTORY = [
     {"epoch": e + 1.0, "loss": 0.5 / (e + 1), "val_loss": 0.4, "val_macro_auroc": 0.7, "learning_rate": 1e-3}

@@ -403,6 +403,7 @@ def lookalike(tmp_path_factory):
     return make_lookalike(tmp_path_factory.mktemp("lookalike"), 100, image_size=32).images
 
 
+@pytest.mark.slow
 def test_whatever_was_finished_before_a_kill_is_not_decoded_again(lookalike, tmp_path, decoded):
     whole = Place(tmp_path / "whole")
     whole.decode(str(lookalike))

@@ -10,7 +10,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.tasks import parse_task
-from cxr_records.trainers.tables import match, read_score_table
+from cxr_records.trainers.evaluation.tables import match, read_score_table
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import manifest_json, write_manifest
+from conftest import frame, manifest_json, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from cxr_records.augment import augmentation_for
 from cxr_records.examples import decode_example, encode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.manifest import ManifestError, read_manifest
-from cxr_records.tfrecord import frame, read_records
+from cxr_records.tfrecord import read_records
 from cxr_records.verification import Problem, check_dataset
 
 TRAIN, TEST = "cxr14-train.tfrecord-00000-of-00003", "cxr14-test.tfrecord-00000-of-00001"

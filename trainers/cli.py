@@ -1,6 +1,7 @@
-"""The commands train, evaluate and predict. Keras is imported when one runs, not for its --help."""
+"""The commands train and predict. Keras is imported when one runs, not for its --help."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -9,13 +10,24 @@ from typing import Any
 import click
 
 from cxr_records import storage
-from cxr_records.errors import CxrError, FoundProblems, UsageError
+from cxr_records.errors import CxrError, FoundProblems
 from cxr_records.quiet import load_tensorflow
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 _JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."
 )
+
+
+class _Settings(click.Option):
+    """An option that changes settings, in whose words messages of the library on them are told."""
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings."""
+        from cxr_records.trainers.config import TrainConfig
+
+        return [field.name for field in dataclasses.fields(TrainConfig)]
 
 
 @click.command()
@@ -25,8 +37,20 @@ _JSON = click.option(
 )
 @click.option("--task", help="Another task than the dataset's; can be derived from a multilabel dataset.")
 @click.option("--with-no-finding", is_flag=True, help="multiclass: No Finding as the 15th class.")
-@click.option("--preset", default="small_cnn", show_default=True, help="Settings to begin with.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; several times.")
+@click.option(
+    "--preset",
+    default="small_cnn",
+    show_default=True,
+    help="Settings to begin with: a name, or a .py file.",
+)
+@click.option(
+    "--set",
+    "changes",
+    cls=_Settings,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting; several times.",
+)
 @click.option("--weights", help="Short for --set weights=...: none, imagenet, or a file.")
 @click.option("--devices", default="auto", show_default=True, help="auto, cpu, gpu, tpu, or such as gpu:2.")
 @click.option("--show", is_flag=True, help="Print the settings and train nothing.")
@@ -55,8 +79,11 @@ def train(
     Example:
       cxr-records train cxr14 --run runs/first --preset densenet121 --set epochs=10
       cxr-records train cxr14 --run runs/ptx --task binary:Pneumothorax
+      cxr-records train cxr14 --run runs/mine --preset mine.py --set model=nets.py:make
       KERAS_BACKEND=jax cxr-records train cxr14 --run runs/jax --devices gpu:4
     """
+    from cxr_records.dataset import open_dataset
+    from cxr_records.tasks import parse_task
     from cxr_records.trainers import config
 
     settings = config.change(
@@ -65,176 +92,21 @@ def train(
     if show:
         click.echo(json.dumps(settings.to_json(), indent=1))
         return
+    opened = open_dataset(dataset)
+    if task or with_no_finding:
+        opened = opened.as_task(parse_task(task or opened.task.name, with_no_finding, opened.findings))
     load_tensorflow()
     from cxr_records.trainers import predict
     from cxr_records.trainers.train import train as run_training
 
-    _, progress = run_training(
-        dataset, run, settings, task=task, with_no_finding=with_no_finding, devices=devices
-    )
+    _, progress = run_training(opened, run, settings, devices=devices)
     if not storage.exists(storage.join(run, "model.keras")):
         return  # another machine of this run writes it
-    predict.predict_run(run, dataset=dataset)
-    held = _evaluate_into(run)
-    _print(held, run, as_json, {"run": run, "epochs": len(progress.history)})
+    predict.predict_run(run, dataset=opened)
+    from cxr_records.trainers.evaluation import cli as evaluation
 
-
-@click.command()
-@click.argument("runs", nargs=-1, metavar="[RUN]...")
-@click.option("--split", default="test", show_default=True, help="Of a run's dataset: which split.")
-@click.option("--predictions", metavar="TABLE", help="Scores from anywhere: .csv, .csv.gz, .parquet.")
-@click.option("--metadata", metavar="TABLE", help="NIH's table of images, whose labels count.")
-@click.option("--test-list", metavar="FILE", help="Evaluate the images of this list alone.")
-@click.option("--task", default="multilabel", show_default=True, help="For --predictions: may be derived.")
-@click.option(
-    "--trained-on", metavar="DATASET", help="For --predictions: look for leaks from its train split."
-)
-@click.option("--out", metavar="DIR", help="Where metrics.json and report.html go; default: into each run.")
-@click.option("--draws", default=1000, show_default=True, help="Of the bootstrap; 0 for no intervals.")
-@click.option("--seed", default=0, show_default=True, help="Of the draws.")
-@_JSON
-@_DEBUG
-def evaluate(
-    runs: Sequence[str],
-    split: str,
-    predictions: str | None,
-    metadata: str | None,
-    test_list: str | None,
-    task: str,
-    trained_on: str | None,
-    out: str | None,
-    draws: int,
-    seed: int,
-    as_json: bool,
-    debug: bool,
-) -> None:
-    """Score trained runs, or any table of predictions, and write metrics.json and report.html.
-
-    For each class AUROC and AUPRC with 95% intervals by bootstrap over patients, operating points,
-    calibration, subgroups, and what the result may be compared with. Several runs are also compared with each
-    other. Images or patients that were trained on are a problem: exit code 3.
-
-    \b
-    Example:
-      cxr-records evaluate runs/first
-      cxr-records evaluate runs/first runs/second --out comparison
-      cxr-records evaluate --predictions scores.csv --metadata Data_Entry_2017_v2020.csv \\
-          --test-list test_list.txt --out evaluation
-    """
-    if bool(runs) == bool(predictions):
-        raise UsageError("give runs to evaluate, or --predictions TABLE --metadata TABLE --out DIR")
-    if draws < 0:
-        raise UsageError(f"found --draws {draws}; expected 0 or more")
-    if predictions:
-        if not metadata or not out:
-            raise UsageError("--predictions needs --metadata TABLE (labels and patients) and --out DIR")
-        from cxr_records.trainers.evaluate import evaluate_table
-
-        held = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed)
-        _write(held, out, None)
-        _print(held, out, as_json, {})
-        _fail_on_leaks([held])
-        return
-    if metadata or test_list or trained_on or task != "multilabel":
-        raise UsageError(
-            "--metadata, --test-list, --task and --trained-on go with --predictions, not with runs"
-        )
-    if out and len(runs) == 1:
-        raise UsageError("--out goes with --predictions, or with several runs to compare")
-    evaluated = [_evaluate_into(run, split, draws, seed) for run in runs]
-    if len(runs) == 1:
-        _print(evaluated[0], runs[0], as_json, {"run": runs[0]})
-    else:
-        _compare(runs, evaluated, split, draws, seed, out, as_json)
-    _fail_on_leaks(evaluated)
-
-
-def _evaluate_into(run: str, split: str = "test", draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Evaluates a run and writes what came out into it."""
-    from cxr_records.trainers.evaluate import evaluate_run
-
-    held = evaluate_run(run, split, draws, seed)
-    _write(held, run, run)
-    return held
-
-
-def _write(held: dict[str, Any], folder: str, run: str | None) -> None:
-    """Writes metrics.json and report.html, with training curves and thumbnails where there is a run."""
-    from cxr_records.trainers import evaluate, report
-
-    path = storage.join(folder, evaluate.METRICS_FILE)
-    _check_ours(path, evaluate.FORMAT)
-    storage.make_folder(folder)
-    storage.write_bytes(path, evaluate.to_json(held))
-    history = report.read_history(run) if run else None
-    thumbnails = report.read_thumbnails(held) if run else None
-    report.write_report(held, storage.join(folder, report.REPORT_FILE), history, thumbnails)
-
-
-def _check_ours(path: str, expected: str) -> None:
-    """Refuses to replace a file that we have not written."""
-    if not storage.exists(path):
-        return
-    try:
-        held = json.loads(storage.read_bytes(path))
-        ours = held["format"] == expected
-    except (ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise UsageError(f"{path} is there and was not written by this command; name another folder")
-
-
-def _print(held: dict[str, Any], folder: str, as_json: bool, extra: dict[str, Any]) -> None:
-    from cxr_records.trainers import evaluate, report, summary
-
-    if as_json:
-        click.echo(json.dumps(summary.brief(held) | extra))
-        return
-    click.echo("\n".join(summary.table_lines(held)))
-    click.echo(f"report: {storage.join(folder, report.REPORT_FILE)}")
-    click.echo(f"all numbers: {storage.join(folder, evaluate.METRICS_FILE)}")
-
-
-def _compare(
-    runs: Sequence[str],
-    evaluated: list[dict[str, Any]],
-    split: str,
-    draws: int,
-    seed: int,
-    out: str | None,
-    as_json: bool,
-) -> None:
-    """Sets runs side by side."""
-    from cxr_records.trainers import evaluate, report, summary
-
-    differences = evaluate.compare_runs(runs, split, draws, seed)
-    compared = {
-        "format": evaluate.COMPARISON_FORMAT,
-        "version": evaluate.VERSION,
-        "runs": evaluated,
-        "differences": differences,
-    }
-    if out:
-        path = storage.join(out, "comparison.json")
-        _check_ours(path, evaluate.COMPARISON_FORMAT)
-        storage.make_folder(out)
-        storage.write_bytes(path, evaluate.to_json(compared))
-        histories = {run: report.read_history(run) for run in runs}
-        report.write_comparison(compared, storage.join(out, report.REPORT_FILE), histories)
-    if as_json:
-        briefs = [summary.brief(held) | {"run": run} for run, held in zip(runs, evaluated, strict=True)]
-        click.echo(json.dumps({"runs": briefs, "differences": differences}))
-        return
-    for held in evaluated:
-        click.echo("\n".join(summary.table_lines(held)))
-    click.echo("\n".join(summary.difference_lines(differences)))
-    if out:
-        click.echo(f"report: {storage.join(out, report.REPORT_FILE)}")
-
-
-def _fail_on_leaks(evaluated: Sequence[dict[str, Any]]) -> None:
-    if leaks := [leak for held in evaluated for leak in held["leaks"]]:
-        raise FoundProblems("; ".join(leaks))
+    measured = evaluation.evaluate_into(run, dataset=opened)
+    evaluation.show(measured, run, as_json, {"run": run, "epochs": len(progress.history)})
 
 
 @click.command()

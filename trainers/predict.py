@@ -8,38 +8,47 @@ import numpy as np
 import pandas as pd
 
 from cxr_records import reader, storage
-from cxr_records.errors import UsageError
+from cxr_records.dataset import Dataset, SplitRecords, open_dataset
+from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageDecodeError, decode_image
-from cxr_records.manifest import read_manifest
 from cxr_records.splits import TEST, VALIDATION
-from cxr_records.trainers import models, runs, scoring
-from cxr_records.trainers.predictions import write_predictions
+from cxr_records.trainers import models, named, runs, scoring
+from cxr_records.trainers.evaluation.predictions import write_predictions
 
 BATCH_SIZE = 64
 
 
-def load_model(run: str) -> keras.Model:
+def load_model(run: runs.Run) -> keras.Model:
     """Loads a run's trained model: uint8 [batch, size, size, 1] -> probabilities [batch, scores].
 
     Raises:
-        UsageError: the run has none yet.
+        UsageError: the run has none yet, or the user's code that it is made of is gone or has changed.
+        CxrError: it cannot be loaded.
     """
-    path = storage.join(run, runs.MODEL_FILE)
+    path, settings = run.file(runs.MODEL_FILE), run.config.to_json()
     if not storage.exists(path):
-        raise UsageError(f"{run}: found no {runs.MODEL_FILE}; run its train command again until it ends")
+        raise UsageError(f"{run.path}: found no {runs.MODEL_FILE}; run its train command again until it ends")
     with models.local_copy(path) as local:
-        return keras.saving.load_model(local, compile=False)
+        try:
+            return keras.saving.load_model(local, compile=False)
+        except Exception as error:  # as many kinds as there are ways for a file to be damaged
+            custom = named.objects(settings, run.code)
+            try:
+                return keras.saving.load_model(local, compile=False, custom_objects=custom)
+            except Exception:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise CxrError(f"{path} cannot be loaded: {reason}") from error
 
 
 def predict_run(
-    run: str, splits: Sequence[str] = (VALIDATION, TEST), dataset: str | None = None
+    run: str, splits: Sequence[str] = (VALIDATION, TEST), dataset: Dataset | str | None = None
 ) -> pd.DataFrame:
     """Scores splits of the run's dataset and writes predictions.parquet into the run.
 
     Args:
         run: the run directory.
         splits: which; those that the dataset does not have are left out.
-        dataset: where it is now, if it has moved since training.
+        dataset: open, or where it is now, if it has moved since training.
 
     Returns:
         The table: one row per image, in manifest order; columns split, image_id, patient_id, view, sex,
@@ -49,39 +58,30 @@ def predict_run(
         UsageError: the run is not finished, the dataset is another than the run's, or has none of the splits.
     """
     trained = runs.open_run(run)
-    dataset = dataset or trained.dataset
-    manifest = read_manifest(dataset)
-    if manifest["id"] != trained.dataset_id:
+    dataset = open_dataset(dataset or trained.dataset)
+    if dataset.id != trained.dataset_id:
         raise UsageError(
-            f"{dataset} is not the dataset that {run} was trained on: "
-            f"found id {manifest['id']}, expected {trained.dataset_id}"
+            f"{dataset.path} is not the dataset that {run} was trained on: "
+            f"found id {dataset.id}, expected {trained.dataset_id}"
         )
-    task, model = trained.task, load_model(run)
+    dataset, model = dataset.as_task(trained.task), load_model(trained)
     tables = []
     for split in splits:
-        if not manifest["splits"].get(split, {}).get("records"):
+        if split not in dataset.splits or not dataset.splits[split].records:
             continue
-        records = reader.split_records(dataset, split, task.name, task.with_no_finding)
-        batches = reader.load_split(
-            dataset,
-            split,
-            min(BATCH_SIZE, len(records)),
-            task=task.name,
-            with_no_finding=task.with_no_finding,
-            shuffle=False,
-            last_batch="pad",
-        )
+        records = dataset.split(split)
+        batches = dataset.load(split, min(BATCH_SIZE, len(records)), shuffle=False, last_batch="pad")
         with reader.shard_errors():
             scores = scoring.score(model, batches, len(records))
         tables.append(_table(split, records, scores))
     if not tables:
-        raise UsageError(f"{dataset} has none of the splits {', '.join(splits)}")
+        raise UsageError(f"{dataset.path} has none of the splits {', '.join(splits)}")
     table = pd.concat(tables, ignore_index=True)
     write_predictions(storage.join(run, runs.PREDICTIONS_FILE), table)
     return table
 
 
-def _table(split: str, records: reader.SplitRecords, scores: np.ndarray) -> pd.DataFrame:
+def _table(split: str, records: SplitRecords, scores: np.ndarray) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "split": split,
         "image_id": records.image_ids,
@@ -118,7 +118,7 @@ def predict_files(run: str, paths: Sequence[str]) -> list[FileScore]:
         UsageError: the run is not finished.
     """
     trained = runs.open_run(run)
-    model, names, image_format = load_model(run), trained.score_names, trained.image_format
+    model, names, image_format = load_model(trained), trained.score_names, trained.image_format
     scored, images = {}, {}
     for path in paths:
         try:

@@ -3,18 +3,19 @@
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cxr_records import storage
+from cxr_records.dataset import Dataset
 from cxr_records.errors import UsageError
 from cxr_records.images import ImageFormat
+from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task, parse_task
+from cxr_records.trainers import named
 from cxr_records.trainers.config import TrainConfig
-
-if TYPE_CHECKING:  # importing it brings TensorFlow, which evaluation does without
-    from cxr_records.reader import SplitRecords
+from cxr_records.trainers.named import NamedFile
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.csv"
@@ -58,6 +59,7 @@ class Run:
         train_records: of the training split, copies included.
         train_images: of the training split.
         versions: of the libraries, and the backend.
+        code: files of the user's that the settings name, by setting.
     """
 
     path: str
@@ -70,6 +72,7 @@ class Run:
     train_records: int
     train_images: int
     versions: dict[str, str]
+    code: dict[str, NamedFile] = dataclasses.field(default_factory=dict)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -83,6 +86,7 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         """Returns what config.json holds."""
         image_format = self.image_format
+        code = {setting: dataclasses.asdict(file) for setting, file in self.code.items()}
         return {
             "format": _FORMAT,
             "version": _VERSION,
@@ -97,6 +101,7 @@ class Run:
             "classes": {name: dataclasses.asdict(count) for name, count in self.classes.items()},
             "train": {"records": self.train_records, "images": self.train_images},
             "versions": self.versions,
+            **({"code": code} if code else {}),
         }  # fmt: skip
 
 
@@ -111,42 +116,50 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
     return rows[:, 1:] if task.kind == "binary" else rows
 
 
-def describe(
-    path: str,
-    dataset: str,
-    manifest: dict[str, Any],
-    records: "SplitRecords",
-    config: TrainConfig,
-    versions: dict[str, str],
-) -> Run:
+def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[str, str]) -> Run:
     """Returns what a run is to say of itself.
 
     Args:
         path: the run directory.
-        dataset: where it is.
-        manifest: its manifest.
-        records: of its training split, for the run's task.
+        dataset: for the run's task.
         config: the settings.
         versions: of the libraries.
+
+    Raises:
+        UsageError: the dataset has no training split.
     """
+    records = dataset.split(TRAIN)
     rows, original = class_rows(records.task, records.labels), records.copies == 0
     counts = zip(score_names(records.task), rows.sum(axis=0), rows[original].sum(axis=0), strict=True)
     return Run(
         path=path,
-        dataset=dataset,
-        dataset_id=manifest["id"],
-        task=records.task,
-        image_format=ImageFormat(**{key: manifest["config"][key] for key in ("size", "codec", "resample")}),
+        dataset=dataset.path,
+        dataset_id=dataset.id,
+        task=dataset.task,
+        image_format=dataset.image_format,
         config=config,
         classes={name: ClassCount(int(n), int(images)) for name, n, images in counts},
         train_records=len(rows),
         train_images=int(original.sum()),
         versions=versions,
+        code=named.files_of(config.to_json()),
     )
 
 
 def begin(run: Run) -> None:
     """Writes config.json into a new or empty folder, or checks that the run in it is the same.
+
+    Raises:
+        UsageError: as `check` says.
+    """
+    check(run)
+    if not storage.exists(run.file(CONFIG_FILE)):
+        storage.make_folder(run.path)
+        storage.write_bytes(run.file(CONFIG_FILE), (json.dumps(run.to_json(), indent=1) + "\n").encode())
+
+
+def check(run: Run) -> None:
+    """Makes sure that a run can begin or go on in its folder.
 
     Raises:
         UsageError: the folder holds something else, or a run with other settings; says which.
@@ -157,15 +170,19 @@ def begin(run: Run) -> None:
             f"`run={run.path}` is not empty and no run of ours (it holds {names[0]}); name another"
         )
     if CONFIG_FILE not in names:
-        storage.make_folder(run.path)
-        storage.write_bytes(run.file(CONFIG_FILE), (json.dumps(run.to_json(), indent=1) + "\n").encode())
         return
-    for key, before, now in _compared(open_run(run.path), run):
+    begun = open_run(run.path)
+    for key, before, now in _compared(begun, run):
         if before != now:
             raise UsageError(
                 f"`run={run.path}` holds a run with {key} {before}, this command says {now}; "
                 "give the same options to go on with it, or name another folder"
             )
+    for setting, file in run.code.items():
+        before, now = begun.code[setting].sha256, file.sha256
+        if before != now:
+            value = getattr(run.config, setting)
+            raise UsageError(f"`{setting}={value}`: {named.changed(file.file, now, before)}")
 
 
 def _compared(before: Run, now: Run) -> Iterator[tuple[str, Any, Any]]:
@@ -204,6 +221,7 @@ def open_run(path: str) -> Run:
             train_records=values["train"]["records"],
             train_images=values["train"]["images"],
             versions=values["versions"],
+            code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
         )
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(

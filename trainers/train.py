@@ -5,19 +5,18 @@ import dataclasses
 import importlib.metadata
 import os
 import tempfile
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from cxr_records import reader, storage
+from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.manifest import read_manifest
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from cxr_records.trainers import callbacks, checkpoints, losses, models, runs
+from cxr_records.trainers import callbacks, checkpoints, losses, models, named, runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
 from cxr_records.trainers.inputs import WaitMeter
@@ -32,9 +31,8 @@ _PRIOR_KEEPING = ("bce", "ce", "focal", "asymmetric")
 class _Job:
     """What stays the same through a run."""
 
-    dataset: str
+    dataset: Dataset
     run: runs.Run
-    records: reader.SplitRecords
     devices: Devices
     steps: int
 
@@ -46,25 +44,18 @@ class _Job:
     def task(self) -> Task:
         return self.run.task
 
-    def load(self, split: str, batch_size: int, **options: Any) -> tf.data.Dataset:
-        return reader.load_split(
-            self.dataset,
-            split,
-            batch_size,
-            task=self.task.name,
-            with_no_finding=self.task.with_no_finding,
-            seed=self.config.seed,
-            **options,
-        )
+    @property
+    def counts(self) -> np.ndarray:
+        """Training records that hold each class, copies included: int64 [number of scores]."""
+        return np.array([count.records for count in self.run.classes.values()])
 
 
 def train(
-    dataset: str,
+    dataset: Dataset | str,
     run: str,
     config: TrainConfig,
     *,
-    task: str | None = None,
-    with_no_finding: bool = False,
+    task: Task | str | None = None,
     devices: str = "auto",
 ) -> tuple[runs.Run, checkpoints.TrainingProgress]:
     """Trains a model, or goes on with a run that was broken off.
@@ -73,11 +64,10 @@ def train(
     however often the run was killed.
 
     Args:
-        dataset: folder or URL of a finished dataset.
+        dataset: an open dataset, or the folder or URL of a finished one.
         run: the run directory: new, empty, or of a run with the same settings.
         config: the settings.
-        task: the dataset's own by default; another one can be derived from a multilabel dataset.
-        with_no_finding: adds "No Finding" to multiclass.
+        task: another than the dataset's; see `Dataset.as_task`.
         devices: as for `choose_devices`.
 
     Returns:
@@ -87,49 +77,43 @@ def train(
         UsageError: settings do not fit each other, the dataset, or the run that is in the directory.
         CxrError: the dataset is damaged, or the devices are not there.
     """
-    dataset, run = storage.absolute(dataset), storage.absolute(run)
-    manifest = read_manifest(dataset)
-    records = reader.split_records(dataset, TRAIN, task, with_no_finding)
-    kind = records.task.kind
+    dataset, run = open_dataset(dataset), storage.absolute(run)
+    dataset = dataset.as_task(task) if task is not None else dataset
     if config.loss == "auto":
-        config = dataclasses.replace(config, loss=AUTO_LOSS[kind])
+        config = dataclasses.replace(config, loss=AUTO_LOSS[dataset.task.kind])
     chosen = choose_devices(devices)
     chosen.check_batch(config.batch_size)
-    steps = reader.steps_per_epoch(
-        dataset,
-        TRAIN,
-        config.batch_size // chosen.num_hosts,
-        task=records.task.name,
-        with_no_finding=with_no_finding,
-        num_hosts=chosen.num_hosts,
-    )
-    described = runs.describe(run, dataset, manifest, records, config, _versions())
-    job = _Job(dataset, described, records, chosen, steps)
+    share = config.batch_size // chosen.num_hosts
+    steps = dataset.steps_per_epoch(TRAIN, share, num_hosts=chosen.num_hosts)
+    described = runs.describe(run, dataset, config, _versions())
+    job = _Job(dataset, described, chosen, steps)
     writes = chosen.host == 0
     if writes:
-        runs.begin(described)
-        storage.make_folder(storage.join(run, "checkpoints"))
+        runs.check(described)
     exact = config.deterministic == "yes" or (config.deterministic == "auto" and chosen.kind == "cpu")
     with contextlib.ExitStack() as stack:
         if exact:
             stack.enter_context(deterministic_kernels())
-        if writes:
-            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"`run={run}`"))
         stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
         keras.config.set_dtype_policy(config.precision)
+        loss = losses.make_loss(
+            config.loss, job.task.kind, job.counts, described.train_records, **config.loss_options
+        )
+        with chosen.scope():
+            model = _compiled(job, loss)
+        if writes:  # settings that give no model leave no run behind
+            runs.begin(described)
+            storage.make_folder(storage.join(run, "checkpoints"))
+            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"`run={run}`"))
         with reader.shard_errors():
-            progress = _train(job, manifest, writes)
+            progress = _train(job, model, loss, writes)
     chosen.part()
     return described, progress
 
 
-def _train(job: _Job, manifest: dict[str, Any], writes: bool) -> checkpoints.TrainingProgress:
-    counts = np.array([count.records for count in job.run.classes.values()])
-    loss = losses.make_loss(
-        job.config.loss, job.task.kind, counts, len(job.records.labels), **job.config.loss_options
-    )
-    with job.devices.scope():
-        model = _compiled(job, manifest["pixels"], counts, loss)
+def _train(
+    job: _Job, model: keras.Model, loss: keras.losses.Loss, writes: bool
+) -> checkpoints.TrainingProgress:
     last = checkpoints.load(job.run.file(runs.LAST_FILE))
     progress = last.progress if last else checkpoints.TrainingProgress()
     if last:
@@ -149,7 +133,7 @@ def _train(job: _Job, manifest: dict[str, Any], writes: bool) -> checkpoints.Tra
     job.devices.work_alone()
     if writes:
         if job.devices.num_hosts > 1:
-            model = _compiled(job, manifest["pixels"], counts, loss)  # whose weights are this machine's alone
+            model = _compiled(job, loss)  # whose weights are this machine's alone
         best = checkpoints.load(best_path)
         if best is None:
             raise _no_best(job.run, progress)
@@ -165,20 +149,20 @@ def _no_best(run: runs.Run, progress: checkpoints.TrainingProgress) -> CxrError:
     )
 
 
-def _compiled(
-    job: _Job, pixels: dict[str, float], counts: np.ndarray, loss: keras.losses.Loss
-) -> keras.Model:
-    config = job.config
+def _compiled(job: _Job, loss: keras.losses.Loss) -> keras.Model:
+    config, pixels, counts = job.config, job.dataset.manifest.pixels, job.counts
+    assert pixels.mean is not None
+    assert pixels.std is not None, "a dataset with a training split has both"
     bias = None
-    if config.prior_bias and config.loss in _PRIOR_KEEPING:
-        share = np.clip(counts / len(job.records.labels), 1e-4, 1 - 1e-4)
+    if config.prior_bias and (config.loss in _PRIOR_KEEPING or named.is_outside(config.loss)):
+        share = np.clip(counts / job.run.train_records, 1e-4, 1 - 1e-4)
         bias = np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share))
     model = models.make_model(
         config.model,
         len(counts),
-        job.records.size,
-        pixels["mean"],
-        pixels["std"],
+        job.run.image_format.size,
+        pixels.mean,
+        pixels.std,
         weights=config.weights,
         augment=config.augment,
         dropout=config.dropout,
@@ -249,21 +233,23 @@ def _training_batches(job: _Job, meter: WaitMeter, epoch: int, batch: int) -> tf
     """This machine's part of the endless batches, from a place on; waiting for them is measured."""
     devices = job.devices
     hosts = {"host": devices.host, "num_hosts": devices.num_hosts}
-    share = job.config.batch_size // devices.num_hosts
-    return meter.measure(job.load(TRAIN, share, start_epoch=epoch, start_batch=batch, **hosts))
+    share, seed = job.config.batch_size // devices.num_hosts, job.config.seed
+    return meter.measure(
+        job.dataset.load(TRAIN, share, seed=seed, start_epoch=epoch, start_batch=batch, **hosts)
+    )
 
 
 def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | None:
     try:
-        records = reader.split_records(job.dataset, VALIDATION, job.task.name, job.task.with_no_finding)
-    except UsageError:  # the dataset was built without one
+        records = job.dataset.split(VALIDATION)
+    except UsageError:  # the dataset was built without one, or no image of it takes part in the task
         records = None
-    if records is None or not len(records.labels):
+    if records is None or not len(records):
         say("no validation split: no early stopping, and the last epoch's weights are kept")
         return None
 
     def batches() -> tf.data.Dataset:
-        return job.load(VALIDATION, job.config.batch_size, last_batch="pad")
+        return job.dataset.load(VALIDATION, job.config.batch_size, last_batch="pad")
 
     rows = runs.class_rows(job.task, records.labels)
     return callbacks.Validation(batches, records.labels, rows, runs.score_names(job.task), loss)
@@ -275,7 +261,7 @@ def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgr
         going_on = f"; going on at epoch {progress.epoch + 1}, step {progress.batch}"
     return (
         f"{job.task.name}: {job.config.model} with {model.count_params():,} weights, loss {job.config.loss}, "
-        f"{len(job.records.labels):,} records in {job.steps:,} steps of {job.config.batch_size} an epoch, "
+        f"{job.run.train_records:,} records in {job.steps:,} steps of {job.config.batch_size} an epoch, "
         f"{job.devices.text}, Keras on {keras.backend.backend()}{going_on}"
     )
 
