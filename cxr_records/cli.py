@@ -172,12 +172,18 @@ def in_options(text: str, command: click.Command | None) -> str:
     """Returns a message of the library in the command line's words.
 
     The library names an argument in backquotes, as `copies_max=0` or `store`. Where the command has an option
-    or argument of that name, it is what the user typed: --copies-max 0, --store.
+    or argument of that name, it is what the user typed: --copies-max 0, --store. Where it has an option that
+    changes settings, `epochs=0` is --set epochs=0.
     """
-    names = {param.name: param for param in command.params} if command else {}
+    params = command.params if command else []
+    names = {param.name: param for param in params}
+    # An option has `settings`, the names of those that it changes.
+    settings = {name: param.opts[0] for param in params for name in getattr(param, "settings", ())}
 
     def option(argument: re.Match[str]) -> str:
         param = names.get(argument["name"])
+        if param is None and (change := settings.get(argument["name"].partition(".")[0])):
+            return f"{change} {argument[0][1:-1]}"
         if param is None:
             return argument[0]
         name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
@@ -186,7 +192,7 @@ def in_options(text: str, command: click.Command | None) -> str:
             return name
         return f"{name} {value[1:-1] if value[:1] == value[-1:] == chr(39) else value}"
 
-    return re.sub(r"`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`", option, text)
+    return re.sub(r"`(?P<name>[a-z_]+(?:\.[a-z_]+)?)(?:=(?P<value>[^`]*))?`", option, text)
 
 
 def _command_of(arguments: list[str]) -> click.Command | None:

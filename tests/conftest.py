@@ -1,6 +1,8 @@
 """What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
 import json
+import math
+import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from cxr_records import storage
+from cxr_records import progress, storage
 from cxr_records.config import DatasetConfig
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.images import ImageFormat
@@ -77,6 +79,18 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch) -> None:
+    """In a log, progress is told by the clock: a slow machine would print lines that a fast one does not."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", math.inf)
+
+
+def without_progress(said: str) -> str:
+    """What a command in a process of its own said on stderr but for such lines."""
+    lines = said.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"(decode|write): .* of .* left$", line))
 
 
 def files_of(dataset: Path | str) -> dict[str, bytes]:
@@ -154,6 +168,20 @@ def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("dataset") / "cxr14"
     build(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def trained_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs on that dataset that nothing broke off. Leave it as it is."""
+    from cxr_records.trainers.config import TrainConfig
+    from cxr_records.trainers.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "run"
+    config = TrainConfig(
+        epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60
+    )
+    train(str(dataset), str(run), config)
+    return run
 
 
 @pytest.fixture

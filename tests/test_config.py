@@ -28,8 +28,9 @@ def test_a_preset_that_is_not_there_is_answered_with_the_nearest():
     with pytest.raises(UsageError) as error:
         read_preset("densenet")
     assert str(error.value) == (
-        "--preset densenet: no such preset (did you mean densenet121?); expected one of "
-        "convnext_tiny, densenet121, efficientnetv2b0, resnet50, small_cnn"
+        "`preset=densenet`: no such preset (did you mean densenet121?); expected one of "
+        "convnext_tiny, densenet121, efficientnetv2b0, resnet50, small_cnn, "
+        "or a file that defines CONFIG, such as mine.py"
     )
 
 
@@ -71,22 +72,22 @@ def test_every_setting_is_explained():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs", "--set epochs: expected key=value, such as epochs=5"),
-        ("epochs=few", "--set epochs=few: expected a whole number"),
-        ("learning_rate=x", "--set learning_rate=x: expected a number"),
-        ("prior_bias=maybe", "--set prior_bias=maybe: expected true or false"),
-        ("epochs=0", "--set epochs=0: expected at least 1"),
-        ("dropout=nan", "--set dropout=nan: expected at least 0"),
-        ("dropout=1", "--set dropout=1.0: expected a share below 1"),
-        ("learning_rate=0", "--set learning_rate=0.0: expected a number above 0"),
+        ("epochs", "`changes=epochs`: expected key=value, such as epochs=5"),
+        ("epochs=few", "`epochs=few`: expected a whole number"),
+        ("learning_rate=x", "`learning_rate=x`: expected a number"),
+        ("prior_bias=maybe", "`prior_bias=maybe`: expected true or false"),
+        ("epochs=0", "`epochs=0`: expected at least 1"),
+        ("dropout=nan", "`dropout=nan`: expected at least 0"),
+        ("dropout=1", "`dropout=1.0`: expected a share below 1"),
+        ("learning_rate=0", "`learning_rate=0.0`: expected a number above 0"),
         (
             "precision=mixed_float",
-            "--set precision=mixed_float: unknown (did you mean mixed_float16?); "
+            "`precision=mixed_float`: unknown (did you mean mixed_float16?); "
             "expected one of float32, mixed_bfloat16, mixed_float16",
         ),
         (
             "loss_options=3",
-            "--set loss_options=3: expected loss_options.NAME=VALUE, such as loss_options.gamma=2",
+            "`changes=loss_options=3`: expected loss_options.NAME=VALUE, such as loss_options.gamma=2",
         ),
     ],
 )
@@ -100,5 +101,5 @@ def test_a_mistyped_key_is_answered_with_the_nearest():
     with pytest.raises(UsageError) as error:
         change(TrainConfig(), ["learning_rte=1"])
     assert str(error.value).startswith(
-        "--set learning_rte: no such setting (did you mean learning_rate?); known: model, weights, loss, "
+        "`changes=learning_rte`: no such setting (did you mean learning_rate?); known: model, weights, loss, "
     )

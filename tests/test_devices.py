@@ -11,7 +11,7 @@ def test_another_form_is_refused(text):
     with pytest.raises(UsageError) as error:
         choose_devices(text)
     assert str(error.value) == (
-        f"found --devices {text}; expected auto, cpu, gpu, tpu, or a kind with a number such as gpu:2"
+        f"found `devices={text}`; expected auto, cpu, gpu, tpu, or a kind with a number such as gpu:2"
     )
 
 
@@ -28,7 +28,7 @@ def test_gpus_that_are_not_there_are_an_error_with_counts():
     count = len(tf.config.list_physical_devices("GPU"))
     with pytest.raises(CxrError) as error:
         choose_devices(f"gpu:{count + 1}")
-    assert str(error.value) == (f"found {count} GPUs that TensorFlow can use, --devices asks for {count + 1}")
+    assert str(error.value) == (f"found {count} GPUs that TensorFlow can use, `devices` asks for {count + 1}")
 
 
 def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can():
@@ -39,8 +39,7 @@ def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can():
     with pytest.raises(UsageError) as error:
         devices.check_batch(30)
     assert str(error.value) == (
-        "--set batch_size=30: cannot be split evenly over 4 GPUs on 2 machines; "
-        "take a multiple of 4, such as 28"
+        "`batch_size=30`: cannot be split evenly over 4 GPUs on 2 machines; take a multiple of 4, such as 28"
     )
 
 

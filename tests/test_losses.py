@@ -286,43 +286,46 @@ def test_each_task_has_the_losses_that_are_made_for_it():
     [
         (
             "multilabel", "assymetric", {},
-            "--set loss=assymetric: no loss for multilabel (did you mean asymmetric?); "
-            "expected one of bce, weighted_bce, focal, asymmetric",
+            "`loss=assymetric`: no loss for multilabel (did you mean asymmetric?); "
+            "expected one of bce, weighted_bce, focal, asymmetric, "
+            "or your own as module:function or file.py:function",
         ),
         (
             "binary", "asymmetric", {},
-            "--set loss=asymmetric: no loss for binary (it is for multilabel); "
-            "expected one of bce, weighted_bce, focal",
+            "`loss=asymmetric`: no loss for binary (it is for multilabel); "
+            "expected one of bce, weighted_bce, focal, "
+            "or your own as module:function or file.py:function",
         ),
         (
             "multiclass", "bce", {},
-            "--set loss=bce: no loss for multiclass (it is for binary and multilabel); "
-            "expected one of ce, weighted_ce, logit_adjusted",
+            "`loss=bce`: no loss for multiclass (it is for binary and multilabel); "
+            "expected one of ce, weighted_ce, logit_adjusted, "
+            "or your own as module:function or file.py:function",
         ),
         (
             "binary", "focal", {"gama": 1.0},
-            "--set loss_options.gama: the loss focal has no such option (did you mean gamma?); "
+            "`loss_options.gama`: the loss focal has no such option (did you mean gamma?); "
             "expected one of gamma, alpha",
         ),
         (
             "multiclass", "ce", {"tau": 1.0},
-            "--set loss_options.tau: the loss ce has no such option; it has none",
+            "`loss_options.tau`: the loss ce has no such option; it has none",
         ),
         (
             "binary", "focal", {"gamma": -1.0},
-            "--set loss_options.gamma=-1.0: expected a number of at least 0",
+            "`loss_options.gamma=-1.0`: expected a number of at least 0",
         ),
         (
             "binary", "focal", {"alpha": 1.0},
-            "--set loss_options.alpha=1.0: expected a number of at least 0 and below 1",
+            "`loss_options.alpha=1.0`: expected a number of at least 0 and below 1",
         ),
         (
             "multilabel", "asymmetric", {"clip": float("nan")},
-            "--set loss_options.clip=nan: expected a number of at least 0 and below 1",
+            "`loss_options.clip=nan`: expected a number of at least 0 and below 1",
         ),
         (
             "multiclass", "logit_adjusted", {"tau": -0.5},
-            "--set loss_options.tau=-0.5: expected a number of at least 0",
+            "`loss_options.tau=-0.5`: expected a number of at least 0",
         ),
     ],
 )  # fmt: skip

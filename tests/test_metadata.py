@@ -12,6 +12,7 @@ from conftest import count_findings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import NO_FINDING, format_findings
 from cxr_records.metadata import read_metadata
@@ -474,3 +475,20 @@ def test_the_real_kaggle_sample_as_a_workbook_is_the_same(nih):
 def test_another_real_nih_file_given_as_the_table_is_refused(nih, name):
     with pytest.raises(CxrError, match=re.escape(name)):
         read_metadata(str(nih / name))
+
+
+def test_a_table_below_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.csv").write_text(V2020)
+
+    assert len(read_metadata("~/t.csv")) == len(read_metadata(write("t.csv", V2020)))
+
+
+def test_what_a_storage_has_said_clearly_is_said_once(monkeypatch):
+    def refuse(path):
+        raise CxrError(f"{path}: found no credentials for this storage")
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+
+    with pytest.raises(CxrError, match=r"^s3://bucket/t\.csv: found no credentials for this storage$"):
+        read_metadata("s3://bucket/t.csv")

@@ -303,7 +303,7 @@ def test_weights_are_taken_from_a_checkpoint(tmp_path):
     model.compile(optimizer="adamw", loss="mse")
     model.optimizer.build(model.trainable_variables)
     path = str(tmp_path / "best.npz")
-    checkpoints.save(path, model, {})
+    checkpoints.save(path, model, checkpoints.TrainingProgress())
     assert_same(weights_of(small(weights=path)), weights_of(model))
 
 
@@ -330,7 +330,7 @@ def test_weights_of_another_network_are_refused_with_counts(keras_file):
     with pytest.raises(CxrError) as raised:
         small(name="efficientnetv2b0", weights=path)
     assert str(raised.value) == (
-        f"--weights {path}: of another network: 359 of the 361 weights of efficientnetv2b0 are not in it, "
+        f"`weights={path}`: of another network: 359 of the 361 weights of efficientnetv2b0 are not in it, "
         "such as stem_conv/kernel"
     )
 
@@ -360,7 +360,7 @@ def test_a_file_of_another_application_is_refused(tmp_path):
     with pytest.raises(CxrError) as raised:
         small(name="efficientnetv2b0", weights=path)
     assert str(raised.value).startswith(
-        f"--weights {path}: not the weights of efficientnetv2b0 without its top, or damaged ("
+        f"`weights={path}`: not the weights of efficientnetv2b0 without its top, or damaged ("
     )
     assert "\n" not in str(raised.value)
 
@@ -373,8 +373,8 @@ def test_imagenet_without_a_network_is_one_line(monkeypatch):
     with pytest.raises(CxrError) as raised:
         small(name="efficientnetv2b0", weights="imagenet")
     assert str(raised.value) == (
-        "--weights imagenet: the weights of efficientnetv2b0 cannot be fetched "
-        "(<urlopen error Name or service not known>); where there is no network give --weights none, or a "
+        "`weights=imagenet`: the weights of efficientnetv2b0 cannot be fetched "
+        "(<urlopen error Name or service not known>); where there is no network give `weights=none`, or a "
         "file of weights"
     )
 
@@ -385,7 +385,7 @@ def test_a_damaged_file_is_one_line(tmp_path, weights):
     path.write_bytes(b"no weights\nat all")
     with pytest.raises(CxrError) as raised:
         small(weights=str(path))
-    assert str(raised.value).startswith(f"--weights {path}: cannot be read: ")
+    assert str(raised.value).startswith(f"`weights={path}`: cannot be read: ")
     assert "\n" not in str(raised.value)
 
 
@@ -394,24 +394,25 @@ def test_a_damaged_file_is_one_line(tmp_path, weights):
     [
         (
             {"name": "densnet121"},
-            "--set model=densnet121: no such model (did you mean densenet121?); expected one of small_cnn, "
-            "densenet121, resnet50, efficientnetv2b0, convnext_tiny",
+            "`model=densnet121`: no such model (did you mean densenet121?); expected one of small_cnn, "
+            "densenet121, resnet50, efficientnetv2b0, convnext_tiny, or your own as module:function or "
+            "file.py:function",
         ),
-        ({"weights": "nowhere.keras"}, "--weights nowhere.keras: no such file"),
-        ({"weights": "nowhere.h5", "name": "resnet50"}, "--weights nowhere.h5: no such file"),
+        ({"weights": "nowhere.keras"}, "`weights=nowhere.keras`: no such file"),
+        ({"weights": "nowhere.h5", "name": "resnet50"}, "`weights=nowhere.h5`: no such file"),
         (
             {"weights": "model.pt"},
-            "--weights model.pt: expected none, imagenet, a run's model.keras or .npz checkpoint, or an .h5 "
+            "`weights=model.pt`: expected none, imagenet, a run's model.keras or .npz checkpoint, or an .h5 "
             "of keras.applications without its top",
         ),
         (
             {"weights": "imagenet"},
-            "--weights imagenet: small_cnn has none such; expected none, or a run's model.keras or .npz "
+            "`weights=imagenet`: small_cnn has none such; expected none, or a run's model.keras or .npz "
             "checkpoint",
         ),
         (
             {"name": "resnet50", "size": 28},
-            "--set model=resnet50: takes images of 32 pixels or more, the dataset's have 28",
+            "`model=resnet50`: takes images of 32 pixels or more, the dataset's have 28",
         ),
     ],
 )

@@ -21,6 +21,10 @@ from cxr_records.trainers.inputs import WaitMeter
 BATCHES_BETWEEN_SUMMARIES = 100
 
 
+class _Callback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+    """What every callback of ours is to a type checker."""
+
+
 class Validation:
     """Loss and AUROC of a model on the validation split.
 
@@ -50,14 +54,14 @@ class Validation:
         softmax = self._labels.ndim == 1 and len(self._names) > 1
         scores = scoring.probabilities(logits, "multiclass") if softmax else logits
         each = metrics.auroc_per_class(self._rows, scores)
-        found = {
+        measured = {
             "val_loss": float(self._loss(self._labels.astype(np.int32), logits)),
             "val_macro_auroc": float(np.nanmean(each)) if np.isfinite(each).any() else math.nan,
         }
-        return found | {f"val_auroc_{name}": float(v) for name, v in zip(self._names, each, strict=True)}
+        return measured | {f"val_auroc_{name}": float(v) for name, v in zip(self._names, each, strict=True)}
 
 
-class RunKeeper(keras.callbacks.Callback):
+class RunKeeper(_Callback):
     """Keeps a run on disk, so that it can be killed anywhere and goes on with the same bits.
 
     Args:
@@ -160,7 +164,7 @@ def history_csv(history: list[dict[str, float]]) -> bytes:
     return out.getvalue().encode()
 
 
-class Speed(keras.callbacks.Callback):
+class Speed(_Callback):
     """Measures images per second and the share of the time in which the trainer waited for input.
 
     Comes first among the callbacks: it adds images_per_second, input_wait_share and seconds to an epoch's
@@ -202,7 +206,7 @@ class Speed(keras.callbacks.Callback):
         self._started, self._waited = time.monotonic(), self._meter.seconds
 
 
-class Display(keras.callbacks.Callback):
+class Display(_Callback):
     """Shows an epoch as it runs, and a line for each that is done. Comes last among the callbacks."""
 
     def __init__(self, epochs: int, batch_size: int, steps: int, speed: Speed, keeper: RunKeeper):
@@ -239,7 +243,7 @@ class Display(keras.callbacks.Callback):
         say(", ".join(parts))
 
 
-class Summaries(keras.callbacks.Callback):
+class Summaries(_Callback):
     """Writes scalars for TensorBoard, by epoch, and the running loss by step.
 
     Args:

@@ -1,6 +1,7 @@
 """The commands train and predict. Keras is imported when one runs, not for its --help."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -18,6 +19,17 @@ _JSON = click.option(
 )
 
 
+class _Settings(click.Option):
+    """An option that changes settings, in whose words messages of the library on them are told."""
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings."""
+        from cxr_records.trainers.config import TrainConfig
+
+        return [field.name for field in dataclasses.fields(TrainConfig)]
+
+
 @click.command()
 @click.argument("dataset")
 @click.option(
@@ -25,8 +37,20 @@ _JSON = click.option(
 )
 @click.option("--task", help="Another task than the dataset's; can be derived from a multilabel dataset.")
 @click.option("--with-no-finding", is_flag=True, help="multiclass: No Finding as the 15th class.")
-@click.option("--preset", default="small_cnn", show_default=True, help="Settings to begin with.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; several times.")
+@click.option(
+    "--preset",
+    default="small_cnn",
+    show_default=True,
+    help="Settings to begin with: a name, or a .py file.",
+)
+@click.option(
+    "--set",
+    "changes",
+    cls=_Settings,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting; several times.",
+)
 @click.option("--weights", help="Short for --set weights=...: none, imagenet, or a file.")
 @click.option("--devices", default="auto", show_default=True, help="auto, cpu, gpu, tpu, or such as gpu:2.")
 @click.option("--show", is_flag=True, help="Print the settings and train nothing.")
@@ -55,6 +79,7 @@ def train(
     Example:
       cxr-records train cxr14 --run runs/first --preset densenet121 --set epochs=10
       cxr-records train cxr14 --run runs/ptx --task binary:Pneumothorax
+      cxr-records train cxr14 --run runs/mine --preset mine.py --set model=nets.py:make
       KERAS_BACKEND=jax cxr-records train cxr14 --run runs/jax --devices gpu:4
     """
     from cxr_records.dataset import open_dataset
@@ -80,7 +105,7 @@ def train(
     predict.predict_run(run, dataset=opened)
     from cxr_records.trainers.evaluation import cli as evaluation
 
-    measured = evaluation.evaluate_into(run)
+    measured = evaluation.evaluate_into(run, dataset=opened)
     evaluation.show(measured, run, as_json, {"run": run, "epochs": len(progress.history)})
 
 

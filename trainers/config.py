@@ -4,14 +4,14 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, get_type_hints
 
 from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
-from cxr_records.trainers import presets
+from cxr_records.trainers import named, presets
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-AUGMENTATIONS = ("none", "light")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,11 @@ class TrainConfig:
     """The settings of a run. Its own (dataset, task, devices) are options of the command.
 
     Attributes:
-        model: a name of `cxr_records.trainers.models.MODELS`.
+        model: a name of `cxr_records.trainers.models.MODELS`, or a `ModelMaker` of one's own as
+            "module:function" or "file.py:function".
         weights: "none", "imagenet", or a file: a run's model.keras or checkpoint, or a .weights.h5.
         loss: a name of `cxr_records.trainers.losses.LOSSES`, or "auto": bce for binary and multilabel,
-            logit_adjusted for multiclass.
+            logit_adjusted for multiclass; or a `LossMaker` of one's own, named as a model is.
         loss_options: options of that loss, such as {"gamma": 2.0}.
         epochs: passes over the training records; at least 1.
         batch_size: records of a step, over all devices together.
@@ -31,7 +32,8 @@ class TrainConfig:
         weight_decay: of AdamW (Loshchilov and Hutter 2019); biases and normalisation are exempt.
         clip_norm: largest norm of all gradients together; 0 for no clipping.
         dropout: before the last layer.
-        augment: "none", or "light": small random shifts, turns, zooms and contrasts on the device.
+        augment: "none", or "light": small random shifts, turns, zooms and contrasts on the device; or an
+            `Augmenter` of one's own, named as a model is.
         prior_bias: start the last layer at the classes' frequencies (Lin et al. 2017, section 4.1).
         patience: stop after so many epochs without a better validation macro AUROC; 0 for never.
         precision: "float32", "mixed_bfloat16" (TPUs, newer GPUs) or "mixed_float16" (older GPUs).
@@ -67,7 +69,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choices = {
             "precision": PRECISIONS,
-            "augment": AUGMENTATIONS,
             "xla": ("auto", "yes", "no"),
             "deterministic": ("auto", "yes", "no"),
         }
@@ -75,18 +76,18 @@ class TrainConfig:
             value = getattr(self, key)
             if value not in known:
                 guess = nearest(value, known)
-                raise UsageError(f"--set {key}={value}: unknown{guess}; expected one of {', '.join(known)}")
+                raise UsageError(f"`{key}={value}`: unknown{guess}; expected one of {', '.join(known)}")
         limits = {
             "epochs": 1, "batch_size": 1, "warmup_epochs": 0, "weight_decay": 0,
             "clip_norm": 0, "patience": 0, "checkpoint_minutes": 0, "dropout": 0, "seed": 0,
         }  # fmt: skip
         for key, lowest in limits.items():
             if not getattr(self, key) >= lowest:  # also refuses NaN
-                raise UsageError(f"--set {key}={getattr(self, key)}: expected at least {lowest}")
+                raise UsageError(f"`{key}={getattr(self, key)}`: expected at least {lowest}")
         if not self.learning_rate > 0:
-            raise UsageError(f"--set learning_rate={self.learning_rate}: expected a number above 0")
+            raise UsageError(f"`learning_rate={self.learning_rate}`: expected a number above 0")
         if self.dropout >= 1:
-            raise UsageError(f"--set dropout={self.dropout}: expected a share below 1")
+            raise UsageError(f"`dropout={self.dropout}`: expected a share below 1")
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values; `TrainConfig(**config.to_json())` is the same config again."""
@@ -99,17 +100,32 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> TrainConfig:
-    """Returns the settings of a preset: `CONFIG` of the module trainers/presets/NAME.py.
+    """Returns the settings of a preset: `CONFIG` of trainers/presets/NAME.py, or of a file of the user's.
+
+    Args:
+        name: of a preset, or the path of a .py file.
 
     Raises:
-        UsageError: no preset has the name; the message suggests the nearest one.
+        UsageError: no preset has the name (the nearest one is suggested), or the file is not there, fails, or
+            does not define CONFIG as a `TrainConfig`.
     """
+    if name.endswith(".py"):
+        return _preset_of(named.load(f"`preset={name}`", name), name)
     known = preset_names()
     if name not in known:
         raise UsageError(
-            f"--preset {name}: no such preset{nearest(name, known)}; expected one of {', '.join(known)}"
+            f"`preset={name}`: no such preset{nearest(name, known)}; expected one of {', '.join(known)}, "
+            "or a file that defines CONFIG, such as mine.py"
         )
-    return importlib.import_module(f"cxr_records.trainers.presets.{name}").CONFIG
+    return _preset_of(importlib.import_module(f"cxr_records.trainers.presets.{name}"), name)
+
+
+def _preset_of(module: ModuleType, name: str) -> TrainConfig:
+    config = getattr(module, "CONFIG", None)
+    if not isinstance(config, TrainConfig):
+        found = "no CONFIG" if config is None else f"CONFIG of type {type(config).__name__}"
+        raise UsageError(f"`preset={name}`: found {found}; expected CONFIG = TrainConfig(...)")
+    return config
 
 
 def change(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
@@ -120,37 +136,39 @@ def change(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
             the key's kind.
     """
     values: dict[str, Any] = config.to_json()
-    kinds = {field.name: field.type for field in dataclasses.fields(config)}
+    kinds = get_type_hints(TrainConfig)
     for text in changes:
         key, equals, value = text.partition("=")
         key, value = key.strip(), value.strip()
         if not equals or not key:
-            raise UsageError(f"--set {text}: expected key=value, such as epochs=5")
+            raise UsageError(f"`changes={text}`: expected key=value, such as epochs=5")
         name, dot, option = key.partition(".")
         if name == "loss_options" and option:
             values[name] = {**values[name], option: _parse(key, value, float)}
         elif name not in kinds or dot:
             known = [name for name in kinds if name != "loss_options"]
             raise UsageError(
-                f"--set {key}: no such setting{nearest(key, known)}; known: {', '.join(known)}, "
+                f"`changes={key}`: no such setting{nearest(key, known)}; known: {', '.join(known)}, "
                 "and loss_options.NAME"
             )
         elif name == "loss_options":
-            raise UsageError(f"--set {text}: expected loss_options.NAME=VALUE, such as loss_options.gamma=2")
+            raise UsageError(
+                f"`changes={text}`: expected loss_options.NAME=VALUE, such as loss_options.gamma=2"
+            )
         else:
             values[name] = _parse(key, value, kinds[name])
     return TrainConfig(**values)
 
 
-def _parse(key: str, value: str, kind: type) -> Any:
+def _parse(key: str, value: str, kind: Any) -> Any:
     if kind is bool:
         if value.lower() in ("true", "yes", "1"):
             return True
         if value.lower() in ("false", "no", "0"):
             return False
-        raise UsageError(f"--set {key}={value}: expected true or false")
+        raise UsageError(f"`{key}={value}`: expected true or false")
     try:
         return kind(value)
     except ValueError:
         expected = {int: "a whole number", float: "a number"}[kind]
-        raise UsageError(f"--set {key}={value}: expected {expected}") from None
+        raise UsageError(f"`{key}={value}`: expected {expected}") from None

@@ -41,7 +41,7 @@ class Devices:
         devices = f"{self.count} {self.kind.upper()}{'s' * (self.count > 1)}"
         return devices + (f" on {self.num_hosts} machines" if self.num_hosts > 1 else "")
 
-    def scope(self) -> contextlib.AbstractContextManager:
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model is made, so that its weights live on every device."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
@@ -68,7 +68,7 @@ class Devices:
         if batch_size % self.count:
             fitting = max(self.count, batch_size // self.count * self.count)
             raise UsageError(
-                f"--set batch_size={batch_size}: cannot be split evenly over {self.text}; "
+                f"`batch_size={batch_size}`: cannot be split evenly over {self.text}; "
                 f"take a multiple of {self.count}, such as {fitting}"
             )
 
@@ -89,7 +89,7 @@ def choose_devices(text: str = "auto") -> Devices:
     """
     match = re.fullmatch(rf"(auto|{'|'.join(KINDS)})(?::([1-9]\d*))?", text)
     if not match or (match[1] == "auto" and match[2]):
-        raise UsageError(f"found --devices {text}; expected {FORMS}")
+        raise UsageError(f"found `devices={text}`; expected {FORMS}")
     kind, wanted = match[1], int(match[2]) if match[2] else None
     import keras
 
@@ -144,7 +144,7 @@ def _tensorflow_devices(kind: str, wanted: int | None) -> Devices:
                 )
             )
     elif (wanted or 1) > len(gpus):
-        raise CxrError(f"found {len(gpus)} GPUs that TensorFlow can use, --devices asks for {wanted or 1}")
+        raise CxrError(f"found {len(gpus)} GPUs that TensorFlow can use, `devices` asks for {wanted or 1}")
     count = wanted or (len(gpus) if kind == "gpu" else 1)
     if kind == "gpu":
         for gpu in gpus:
@@ -181,7 +181,7 @@ def _jax_devices(kind: str, wanted: int | None) -> Devices:
     try:
         devices = jax.devices(None if kind == "auto" else kind)
     except RuntimeError as error:
-        raise CxrError(f"--devices {kind}: JAX finds none: {error}") from error
+        raise CxrError(f"`devices={kind}`: JAX finds none: {error}") from error
     count = wanted or len(devices)
     if count > len(devices):
         raise CxrError(f"found {len(devices)} devices of kind {kind} that JAX can use, not {count}")

@@ -11,7 +11,7 @@ PREFETCHED_BATCHES = 4
 class WaitMeter:
     """Counts the seconds for which a batch that was asked for was not there yet."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="input_wait")
 
     @property

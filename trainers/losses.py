@@ -6,7 +6,8 @@ from the counts before would correct that part twice.
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -15,6 +16,23 @@ from keras import ops
 from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
 from cxr_records.sampling import class_weights
+from cxr_records.trainers import named
+
+
+class LossMaker(Protocol):
+    """Makes a loss, of ours or of a user's."""
+
+    def __call__(self, *counts: Any, **options: Any) -> keras.losses.Loss:
+        """Returns a loss of (labels, logits).
+
+        Labels are int32 [batch] for binary (logits float32 [batch, 1]) and multiclass (logits [batch, k]),
+        and int32 [batch, k] for multilabel. Its `call` gives float32 [batch]; Keras takes the mean.
+
+        Args:
+            counts: two. Float64 [k], training records that hold each class, copies included; for binary
+                [1], those of the second class. And the number of training records, copies included.
+            options: what the user set as loss_options.NAME, by NAME.
+        """
 
 
 def make_loss(
@@ -27,7 +45,7 @@ def make_loss(
     pad a batch, are as good as absent.
 
     Args:
-        name: one of `LOSSES[kind]`.
+        name: one of `LOSSES[kind]`, or a `LossMaker` of a user's, as `named.choose` takes it.
         kind: "binary", "multiclass" or "multilabel".
         class_records: int [k], training records that hold each class, copies included; for binary [1], those
             of the second class.
@@ -39,23 +57,38 @@ def make_loss(
             out of its range.
     """
     known = LOSSES[kind]
-    if name not in known:
-        elsewhere = [k for k, names in LOSSES.items() if name in names]
-        hint = f" (it is for {' and '.join(elsewhere)})" if elsewhere else nearest(name, list(known))
-        raise UsageError(f"--set loss={name}: no loss for {kind}{hint}; expected one of {', '.join(known)}")
-    make = known[name]
-    taken = [p for p in inspect.signature(make).parameters if p not in ("class_records", "num_records")]
+    elsewhere = [k for k, names in LOSSES.items() if name in names]
+    hint = f" (it is for {' and '.join(elsewhere)})" if elsewhere else nearest(name, list(known))
+    make = named.choose("loss", name, known, f"no loss for {kind}{hint}")
+    parameters = list(inspect.signature(make).parameters.values())[2:]  # behind the counts
+    taken = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     for option in options:
-        if option not in taken:
+        if option not in taken and len(taken) == len(parameters):
             expected = f"expected one of {', '.join(taken)}" if taken else "it has none"
             raise UsageError(
-                f"--set loss_options.{option}: the loss {name} has no such option{nearest(option, taken)}; "
+                f"`loss_options.{option}`: the loss {name} has no such option{nearest(option, taken)}; "
                 f"{expected}"
             )
-    return make(np.asarray(class_records, np.float64), num_records, **options)
+    counts = np.asarray(class_records, np.float64)
+    if not named.is_outside(name):
+        return make(counts, num_records, **options)
+    with named.calling(f"`loss={name}`", name):
+        loss = make(counts, num_records, **options)
+        _check_loss(loss, kind, len(counts))
+    return loss
 
 
-class _FromLogits(keras.losses.Loss):
+def _check_loss(loss: Any, kind: str, num_outputs: int) -> None:
+    """Tries a loss of a user's on two images, before anything is trained with it."""
+    if not isinstance(loss, keras.losses.Loss):
+        raise UsageError(f"expected a keras.losses.Loss, found {type(loss).__name__}")
+    labels = np.zeros((2, num_outputs) if kind == "multilabel" else 2, np.int32)
+    shape = tuple(ops.shape(loss(labels, np.zeros((2, num_outputs), np.float32))))
+    if shape:
+        raise UsageError(f"expected one number for a batch, found shape {list(shape)}; keep Keras' reduction")
+
+
+class _FromLogits(keras.losses.Loss):  # type: ignore[misc]  # Keras has no types
     """A loss that is computed in float32, whatever the logits are."""
 
     def __init__(self, name: str):
@@ -186,7 +219,7 @@ def _check(below: float = math.inf, **options: float) -> None:
     for name, value in options.items():
         if not 0 <= value < below:  # also refuses NaN
             limit = f" and below {below}" if below < math.inf else ""
-            raise UsageError(f"--set loss_options.{name}={value}: expected a number of at least 0{limit}")
+            raise UsageError(f"`loss_options.{name}={value}`: expected a number of at least 0{limit}")
 
 
 def _bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
@@ -235,7 +268,7 @@ def _logit_adjusted(class_records: np.ndarray, num_records: int, tau: float = 1.
     return CrossEntropy(adjustment=tau * np.log(share))
 
 
-LOSSES = {
+LOSSES: Mapping[str, Mapping[str, LossMaker]] = {
     "binary": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal},
     "multiclass": {"ce": _ce, "weighted_ce": _weighted_ce, "logit_adjusted": _logit_adjusted},
     "multilabel": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal, "asymmetric": _asymmetric},

@@ -5,19 +5,22 @@ model takes what a record holds.
 """
 
 import contextlib
+import dataclasses
+import functools
 import io
 import os
 import random
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.findings import nearest
+from cxr_records.trainers import named
 
 _APPLICATIONS = {
     "densenet121": "DenseNet121",  # Huang et al. 2017; the field's baseline since CheXNet
@@ -25,13 +28,66 @@ _APPLICATIONS = {
     "efficientnetv2b0": "EfficientNetV2B0",  # Tan and Le 2021
     "convnext_tiny": "ConvNeXtTiny",  # Liu et al. 2022
 }
-MODELS = ("small_cnn", *_APPLICATIONS)
 # The deviation of the pixels that the weights of ImageNet expect, where it is not 1: those of ResNet-50 come
 # from Caffe, where grey levels were centred and not scaled.
 _SPREAD = {"resnet50": 58.0}
 _SECONDS_TO_ANSWER = 20  # of the server that has ImageNet's weights
 SMALL_CHANNELS = (32, 64, 96, 128)
 SMALL_BELOW = 160  # pixels; from there on small_cnn looks at a quarter of the height and width
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelSpec:
+    """What a model is to be like.
+
+    Attributes:
+        num_outputs: logits.
+        dropout: share of the features that is dropped before the last layer.
+        seed: of weights and dropout. Layers that are given none take theirs from it too.
+        bias: float [num_outputs], what the last layer starts with; None for zeros.
+        pretrained: for networks of keras.applications: None, "imagenet", or a file of such weights.
+        synchronized: whether batch statistics are to be those of all devices.
+    """
+
+    num_outputs: int
+    dropout: float = 0.0
+    seed: int = 0
+    bias: np.ndarray | None = None
+    pretrained: str | None = None
+    synchronized: bool = False
+
+    def head(self, features: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns logits, float32 [batch, num_outputs], from features [batch, n]: dropout, a last layer."""
+        if self.dropout:
+            with _seeded(self.seed, "dropout"):
+                features = keras.layers.Dropout(self.dropout, name="dropout")(features)
+        start = keras.initializers.Constant(0.0 if self.bias is None else np.asarray(self.bias, np.float32))
+        head = keras.layers.Dense(self.num_outputs, bias_initializer=start, name="head", dtype="float32")
+        return head(features)
+
+
+class ModelMaker(Protocol):
+    """Makes a network, of ours or of a user's, from Keras layers."""
+
+    def __call__(self, images: keras.KerasTensor, spec: ModelSpec, /) -> keras.KerasTensor:
+        """Returns logits, [batch, spec.num_outputs]; `spec.head(features)` makes them from features.
+
+        Args:
+            images: float32 [batch, size, size, 1], grey levels of mean 0 and deviation 1 over the training
+                images, augmented in training.
+            spec: what is asked for.
+        """
+
+
+class Augmenter(Protocol):
+    """Changes images at random in training alone, by Keras layers."""
+
+    def __call__(self, images: keras.KerasTensor, /) -> keras.KerasTensor:
+        """Returns images of the same shape.
+
+        Args:
+            images: float32 [batch, size, size, 1], grey levels 0 to 255.
+        """
 
 
 def make_model(
@@ -54,7 +110,7 @@ def make_model(
     Two processes with the same arguments make the same weights, bit for bit.
 
     Args:
-        name: one of `MODELS`.
+        name: one of `MODELS`, or a `ModelMaker` of a user's, as `named.choose` takes it.
         num_outputs: logits.
         size: side of the images in pixels; keras.applications take 32 or more.
         mean: of the training images' grey levels, 0 to 255.
@@ -63,7 +119,8 @@ def make_model(
             of its checkpoints, of which a last layer of another shape stays fresh; or an .h5 that holds the
             weights of a network of keras.applications without its top, as Keras itself fetches them.
         augment: "light" puts small random shifts (4%), turns (5°), zooms (6%), brightness (5%) and contrast
-            (10%) before the network; they act in training alone and are inert at inference.
+            (10%) before the network; they act in training alone and are inert at inference. Or an
+            `Augmenter` of a user's, as `named.choose` takes it.
         dropout: share of the pooled features that is dropped in training.
         seed: of weights, dropout and augmentation.
         bias: float [num_outputs], what the last layer starts with: log-odds or log-shares of the classes, so
@@ -72,13 +129,14 @@ def make_model(
         say: told what was taken from a weights file.
 
     Raises:
-        UsageError: no such model, or no such weights file.
+        UsageError: no such model, augmentation or weights file; or one of a user's fails, gives another
+            shape, or cannot be saved.
         CxrError: ImageNet's weights cannot be fetched, or the file is of another network.
     """
-    if name not in MODELS:
-        raise UsageError(
-            f"--set model={name}: no such model{nearest(name, MODELS)}; expected one of {', '.join(MODELS)}"
-        )
+    make, augmented = named.choose("model", name, MODELS), named.choose("augment", augment, AUGMENTATIONS)
+    outside = named.is_outside(name) or named.is_outside(augment)
+    if outside:
+        _forget_names()
     _check_weights(name, weights)
     # Keras puts these into the network alone; other files are of whole models.
     pretrained = weights if weights == "imagenet" or weights.endswith(".h5") else None
@@ -86,20 +144,18 @@ def make_model(
         inputs = keras.Input((size, size, 1), dtype="uint8", name="image")
         # In float32 whatever the precision of the run: half of it would round the grey levels.
         x = keras.layers.Rescaling(1.0, name="to_float", dtype="float32")(inputs)
-        if augment == "light":
-            with _seeded(seed, "augmentation"):
-                x = _light_augmentation(x)
+        with _seeded(seed, "augmentation"), _users("augment", augment):
+            x = _of_shape(augmented(x), x.shape, "images")
         scale = _SPREAD.get(name, 1.0) / std
         x = keras.layers.Rescaling(scale, offset=-mean * scale, name="normalise", dtype="float32")(x)
-        features = (
-            _small_cnn(x, synchronized) if name == "small_cnn" else _application(x, name, size, pretrained)
-        )
-        if dropout:
-            with _seeded(seed, "dropout"):
-                features = keras.layers.Dropout(dropout, name="dropout")(features)
-        start = keras.initializers.Constant(0.0 if bias is None else np.asarray(bias, np.float32))
-        head = keras.layers.Dense(num_outputs, bias_initializer=start, name="head", dtype="float32")
-        model = keras.Model(inputs, head(features), name=name)
+        with _users("model", name):
+            spec = ModelSpec(num_outputs, dropout, seed, bias, pretrained, synchronized)
+            logits = _of_shape(make(x, spec), (None, num_outputs), "logits")
+            if logits.dtype != "float32":
+                logits = keras.layers.Activation("linear", dtype="float32", name="to_logits")(logits)
+            model = keras.Model(inputs, logits, name=name.rpartition(":")[2])
+    if outside:
+        _check_kept(model, {"model": name, "augment": augment})
     if weights != "none" and not pretrained:
         _take_weights(model, weights, say)
     return model
@@ -115,6 +171,43 @@ def with_probabilities(model: keras.Model, kind: str) -> keras.Model:
     function = "softmax" if kind == "multiclass" else "sigmoid"
     last = keras.layers.Activation(function, dtype="float32", name="probabilities")
     return keras.Model(model.input, last(model.output), name=f"{model.name}_{function}")
+
+
+def _users(setting: str, name: str) -> contextlib.AbstractContextManager[None]:
+    """Says whose fault it is where code of a user's fails."""
+    return named.calling(f"`{setting}={name}`", name) if named.is_outside(name) else contextlib.nullcontext()
+
+
+def _forget_names() -> None:
+    """Numbers layers without a name anew, whatever was made before: checkpoints hold weights by path."""
+    from keras.src.utils import naming  # Keras shows it nowhere else
+
+    naming.reset_uids()
+
+
+def _of_shape(tensor: Any, shape: tuple[int | None, ...], what: str) -> keras.KerasTensor:
+    if not isinstance(tensor, keras.KerasTensor):
+        raise UsageError(f"expected {what}, a Keras tensor, found {type(tensor).__name__}")
+    if tuple(tensor.shape) != tuple(shape):
+        expected, found = [("batch", *s[1:]) for s in (shape, tensor.shape)]
+        text = [f"[{', '.join(map(str, s))}]" for s in (expected, found)]
+        raise UsageError(f"expected {what} of shape {text[0]}, found {text[1]}")
+    return tensor
+
+
+def _check_kept(model: keras.Model, settings: Mapping[str, str]) -> None:
+    """Makes sure that a user's model fits into checkpoints and model.keras, before hours of training."""
+    setting = next(setting for setting, name in settings.items() if named.is_outside(name))
+    what = f"`{setting}={settings[setting]}`"
+    paths = [weight.path for weight in model.weights]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UsageError(f"{what}: two weights are called {twice[0]}; give layers names of their own")
+    custom = named.objects(settings, {})
+    saving = named.calling(f"{what}: cannot be saved and loaded again", settings[setting])
+    with saving, tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        model.save(path)
+        keras.saving.load_model(path, compile=False, custom_objects=custom)
 
 
 @contextlib.contextmanager
@@ -135,18 +228,18 @@ def _check_weights(name: str, weights: str) -> None:
     applications_only = weights == "imagenet" or weights.endswith(".h5")
     # Of a .weights.h5, Keras passes over what does not fit without an error.
     unknown = not applications_only and not weights.endswith((".keras", ".npz"))
-    if applications_only and name == "small_cnn":
+    if applications_only and name not in _APPLICATIONS:
         raise UsageError(
-            f"--weights {weights}: small_cnn has none such; expected none, or a run's model.keras or .npz "
+            f"`weights={weights}`: {name} has none such; expected none, or a run's model.keras or .npz "
             "checkpoint"
         )
     if unknown or weights.endswith(".weights.h5"):
         raise UsageError(
-            f"--weights {weights}: expected none, imagenet, a run's model.keras or .npz checkpoint, or an "
+            f"`weights={weights}`: expected none, imagenet, a run's model.keras or .npz checkpoint, or an "
             ".h5 of keras.applications without its top"
         )
     if weights != "imagenet" and not storage.exists(weights):
-        raise UsageError(f"--weights {weights}: no such file")
+        raise UsageError(f"`weights={weights}`: no such file")
 
 
 @contextlib.contextmanager
@@ -176,6 +269,10 @@ def _seeded(seed: int, what: str) -> Iterator[None]:
         random.setstate(state)
 
 
+def _no_augmentation(images: keras.KerasTensor) -> keras.KerasTensor:
+    return images
+
+
 def _light_augmentation(x: keras.KerasTensor) -> keras.KerasTensor:
     layers = keras.layers
     for layer in (
@@ -189,7 +286,7 @@ def _light_augmentation(x: keras.KerasTensor) -> keras.KerasTensor:
     return x
 
 
-def _small_cnn(x: keras.KerasTensor, synchronized: bool) -> keras.KerasTensor:
+def _small_cnn(x: keras.KerasTensor, spec: ModelSpec) -> keras.KerasTensor:
     """Five convolutions. Maxima over places see a small shadow that a mean over all places would drown.
 
     The first one halves small images and quarters large ones, for a CPU's sake.
@@ -202,7 +299,7 @@ def _small_cnn(x: keras.KerasTensor, synchronized: bool) -> keras.KerasTensor:
             channels, kernel, strides, "same", use_bias=False, kernel_initializer="he_normal", name=name
         )
         normalised = keras.layers.BatchNormalization(
-            momentum=0.9, synchronized=synchronized, name=f"{name}_norm"
+            momentum=0.9, synchronized=spec.synchronized, name=f"{name}_norm"
         )(convolution(x))
         return keras.layers.ReLU(name=f"{name}_relu")(normalised)
 
@@ -214,15 +311,16 @@ def _small_cnn(x: keras.KerasTensor, synchronized: bool) -> keras.KerasTensor:
         x = convolve(x, channels, f"conv{place}")
     mean = keras.layers.GlobalAveragePooling2D(name="mean")(x)
     largest = keras.layers.GlobalMaxPooling2D(name="largest")(x)
-    return keras.layers.Concatenate(name="features")([mean, largest])
+    return spec.head(keras.layers.Concatenate(name="features")([mean, largest]))
 
 
-def _application(x: keras.KerasTensor, name: str, size: int, weights: str | None) -> keras.KerasTensor:
+def _application(name: str, x: keras.KerasTensor, spec: ModelSpec) -> keras.KerasTensor:
+    size, weights = x.shape[1], spec.pretrained
     make = getattr(keras.applications, _APPLICATIONS[name])
     # What these two would do to pixels themselves, the layers before have done.
     own = {"include_preprocessing": False} if name in ("efficientnetv2b0", "convnext_tiny") else {}
     if size < 32:
-        raise UsageError(f"--set model={name}: takes images of 32 pixels or more, the dataset's have {size}")
+        raise UsageError(f"`model={name}`: takes images of 32 pixels or more, the dataset's have {size}")
     file = local_copy(weights) if weights and weights != "imagenet" else contextlib.nullcontext(weights)
     try:
         with _impatient(), file as source:
@@ -237,26 +335,35 @@ def _application(x: keras.KerasTensor, name: str, size: int, weights: str | None
         reason = " ".join(str(error).split())
         if weights == "imagenet":
             raise CxrError(
-                f"--weights imagenet: the weights of {name} cannot be fetched ({reason}); where there is no "
-                "network give --weights none, or a file of weights"
+                f"`weights=imagenet`: the weights of {name} cannot be fetched ({reason}); where there is no "
+                "network give `weights=none`, or a file of weights"
             ) from error
         if weights:
             raise CxrError(
-                f"--weights {weights}: not the weights of {name} without its top, or damaged ({reason})"
+                f"`weights={weights}`: not the weights of {name} without its top, or damaged ({reason})"
             ) from error
         raise
-    return network(keras.layers.Concatenate(name="grey_to_rgb")([x, x, x]))
+    return spec.head(network(keras.layers.Concatenate(name="grey_to_rgb")([x, x, x])))
+
+
+MODELS: Mapping[str, ModelMaker] = {
+    "small_cnn": _small_cnn,
+    **{name: functools.partial(_application, name) for name in _APPLICATIONS},
+}
+AUGMENTATIONS: Mapping[str, Augmenter] = {"none": _no_augmentation, "light": _light_augmentation}
 
 
 def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> None:
-    held = _read_weights(path)
+    saved = _read_weights(path)
     fitting = {
-        w.path: held[w.path] for w in model.weights if w.path in held and held[w.path].shape == tuple(w.shape)
+        w.path: saved[w.path]
+        for w in model.weights
+        if w.path in saved and saved[w.path].shape == tuple(w.shape)
     }
     missing = [w.path for w in model.weights if w.path not in fitting and not w.path.startswith("head/")]
     if missing:
         raise CxrError(
-            f"--weights {path}: of another network: {len(missing)} of the {len(model.weights)} weights of "
+            f"`weights={path}`: of another network: {len(missing)} of the {len(model.weights)} weights of "
             f"{model.name} are not in it, such as {missing[0]}"
         )
     for weight in model.weights:
@@ -272,7 +379,7 @@ def _read_weights(path: str) -> dict[str, np.ndarray]:
             with local_copy(path) as file:
                 model = keras.saving.load_model(file, compile=False)
             return {weight.path: np.asarray(weight.value) for weight in model.weights}
-        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as held:
-            return {n.removeprefix("model/"): held[n] for n in held.files if n.startswith("model/")}
+        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+            return {n.removeprefix("model/"): file[n] for n in file.files if n.startswith("model/")}
     except Exception as error:  # a file of another kind fails in as many ways as there are kinds
-        raise CxrError(f"--weights {path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise CxrError(f"`weights={path}`: cannot be read: {' '.join(str(error).split())}") from error

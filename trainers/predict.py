@@ -9,26 +9,35 @@ import pandas as pd
 
 from cxr_records import reader, storage
 from cxr_records.dataset import Dataset, SplitRecords, open_dataset
-from cxr_records.errors import UsageError
+from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageDecodeError, decode_image
 from cxr_records.splits import TEST, VALIDATION
-from cxr_records.trainers import models, runs, scoring
+from cxr_records.trainers import models, named, runs, scoring
 from cxr_records.trainers.evaluation.predictions import write_predictions
 
 BATCH_SIZE = 64
 
 
-def load_model(run: str) -> keras.Model:
+def load_model(run: runs.Run) -> keras.Model:
     """Loads a run's trained model: uint8 [batch, size, size, 1] -> probabilities [batch, scores].
 
     Raises:
-        UsageError: the run has none yet.
+        UsageError: the run has none yet, or the user's code that it is made of is gone or has changed.
+        CxrError: it cannot be loaded.
     """
-    path = storage.join(run, runs.MODEL_FILE)
+    path, settings = run.file(runs.MODEL_FILE), run.config.to_json()
     if not storage.exists(path):
-        raise UsageError(f"{run}: found no {runs.MODEL_FILE}; run its train command again until it ends")
+        raise UsageError(f"{run.path}: found no {runs.MODEL_FILE}; run its train command again until it ends")
     with models.local_copy(path) as local:
-        return keras.saving.load_model(local, compile=False)
+        try:
+            return keras.saving.load_model(local, compile=False)
+        except Exception as error:  # as many kinds as there are ways for a file to be damaged
+            custom = named.objects(settings, run.code)
+            try:
+                return keras.saving.load_model(local, compile=False, custom_objects=custom)
+            except Exception:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise CxrError(f"{path} cannot be loaded: {reason}") from error
 
 
 def predict_run(
@@ -55,7 +64,7 @@ def predict_run(
             f"{dataset.path} is not the dataset that {run} was trained on: "
             f"found id {dataset.id}, expected {trained.dataset_id}"
         )
-    dataset, model = dataset.as_task(trained.task), load_model(run)
+    dataset, model = dataset.as_task(trained.task), load_model(trained)
     tables = []
     for split in splits:
         if split not in dataset.splits or not dataset.splits[split].records:
@@ -109,7 +118,7 @@ def predict_files(run: str, paths: Sequence[str]) -> list[FileScore]:
         UsageError: the run is not finished.
     """
     trained = runs.open_run(run)
-    model, names, image_format = load_model(run), trained.score_names, trained.image_format
+    model, names, image_format = load_model(trained), trained.score_names, trained.image_format
     scored, images = {}, {}
     for path in paths:
         try:

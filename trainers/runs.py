@@ -13,7 +13,9 @@ from cxr_records.errors import UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task, parse_task
+from cxr_records.trainers import named
 from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.named import NamedFile
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.csv"
@@ -57,6 +59,7 @@ class Run:
         train_records: of the training split, copies included.
         train_images: of the training split.
         versions: of the libraries, and the backend.
+        code: files of the user's that the settings name, by setting.
     """
 
     path: str
@@ -69,6 +72,7 @@ class Run:
     train_records: int
     train_images: int
     versions: dict[str, str]
+    code: dict[str, NamedFile] = dataclasses.field(default_factory=dict)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -82,6 +86,7 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         """Returns what config.json holds."""
         image_format = self.image_format
+        code = {setting: dataclasses.asdict(file) for setting, file in self.code.items()}
         return {
             "format": _FORMAT,
             "version": _VERSION,
@@ -96,6 +101,7 @@ class Run:
             "classes": {name: dataclasses.asdict(count) for name, count in self.classes.items()},
             "train": {"records": self.train_records, "images": self.train_images},
             "versions": self.versions,
+            **({"code": code} if code else {}),
         }  # fmt: skip
 
 
@@ -136,11 +142,24 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
         train_records=len(rows),
         train_images=int(original.sum()),
         versions=versions,
+        code=named.files_of(config.to_json()),
     )
 
 
 def begin(run: Run) -> None:
     """Writes config.json into a new or empty folder, or checks that the run in it is the same.
+
+    Raises:
+        UsageError: as `check` says.
+    """
+    check(run)
+    if not storage.exists(run.file(CONFIG_FILE)):
+        storage.make_folder(run.path)
+        storage.write_bytes(run.file(CONFIG_FILE), (json.dumps(run.to_json(), indent=1) + "\n").encode())
+
+
+def check(run: Run) -> None:
+    """Makes sure that a run can begin or go on in its folder.
 
     Raises:
         UsageError: the folder holds something else, or a run with other settings; says which.
@@ -151,15 +170,19 @@ def begin(run: Run) -> None:
             f"`run={run.path}` is not empty and no run of ours (it holds {names[0]}); name another"
         )
     if CONFIG_FILE not in names:
-        storage.make_folder(run.path)
-        storage.write_bytes(run.file(CONFIG_FILE), (json.dumps(run.to_json(), indent=1) + "\n").encode())
         return
-    for key, before, now in _compared(open_run(run.path), run):
+    begun = open_run(run.path)
+    for key, before, now in _compared(begun, run):
         if before != now:
             raise UsageError(
                 f"`run={run.path}` holds a run with {key} {before}, this command says {now}; "
                 "give the same options to go on with it, or name another folder"
             )
+    for setting, file in run.code.items():
+        before, now = begun.code[setting].sha256, file.sha256
+        if before != now:
+            value = getattr(run.config, setting)
+            raise UsageError(f"`{setting}={value}`: {named.changed(file.file, now, before)}")
 
 
 def _compared(before: Run, now: Run) -> Iterator[tuple[str, Any, Any]]:
@@ -198,6 +221,7 @@ def open_run(path: str) -> Run:
             train_records=values["train"]["records"],
             train_images=values["train"]["images"],
             versions=values["versions"],
+            code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
         )
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(

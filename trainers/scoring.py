@@ -22,7 +22,7 @@ def score(model: keras.Model, batches: tf.data.Dataset, count: int) -> np.ndarra
 def _on_several_machines() -> bool:
     import jax
 
-    return jax.process_count() > 1
+    return bool(jax.process_count() > 1)
 
 
 def _score_here(model: keras.Model, images: tf.data.Dataset) -> np.ndarray:
@@ -32,10 +32,10 @@ def _score_here(model: keras.Model, images: tf.data.Dataset) -> np.ndarray:
     """
     import jax
 
-    def held(variables: list) -> list[np.ndarray]:  # every machine has all weights
+    def arrays(variables: list[keras.Variable]) -> list[np.ndarray]:  # every machine has all weights
         return [np.asarray(variable.value.addressable_data(0)) for variable in variables]
 
-    weights = held(model.trainable_variables), held(model.non_trainable_variables)
+    weights = arrays(model.trainable_variables), arrays(model.non_trainable_variables)
     call = jax.jit(lambda weights, batch: model.stateless_call(*weights, batch, training=False)[0])
     return np.concatenate(
         [np.asarray(call(weights, batch), np.float32) for batch in images.as_numpy_iterator()]
@@ -47,6 +47,8 @@ def probabilities(logits: np.ndarray, kind: str) -> np.ndarray:
     logits = logits.astype(np.float64)
     if kind == "multiclass":
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    small = np.exp(-np.abs(logits))  # at most 1: never overflows
-    return np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+        p = powers / powers.sum(axis=1, keepdims=True)
+    else:
+        small = np.exp(-np.abs(logits))  # at most 1: never overflows
+        p = np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+    return np.asarray(p, np.float32)

@@ -16,7 +16,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from cxr_records.trainers import callbacks, checkpoints, losses, models, runs
+from cxr_records.trainers import callbacks, checkpoints, losses, models, named, runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
 from cxr_records.trainers.inputs import WaitMeter
@@ -43,6 +43,11 @@ class _Job:
     @property
     def task(self) -> Task:
         return self.run.task
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Training records that hold each class, copies included: int64 [number of scores]."""
+        return np.array([count.records for count in self.run.classes.values()])
 
 
 def train(
@@ -84,29 +89,31 @@ def train(
     job = _Job(dataset, described, chosen, steps)
     writes = chosen.host == 0
     if writes:
-        runs.begin(described)
-        storage.make_folder(storage.join(run, "checkpoints"))
+        runs.check(described)
     exact = config.deterministic == "yes" or (config.deterministic == "auto" and chosen.kind == "cpu")
     with contextlib.ExitStack() as stack:
         if exact:
             stack.enter_context(deterministic_kernels())
-        if writes:
-            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"`run={run}`"))
         stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
         keras.config.set_dtype_policy(config.precision)
+        loss = losses.make_loss(
+            config.loss, job.task.kind, job.counts, described.train_records, **config.loss_options
+        )
+        with chosen.scope():
+            model = _compiled(job, loss)
+        if writes:  # settings that give no model leave no run behind
+            runs.begin(described)
+            storage.make_folder(storage.join(run, "checkpoints"))
+            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"`run={run}`"))
         with reader.shard_errors():
-            progress = _train(job, writes)
+            progress = _train(job, model, loss, writes)
     chosen.part()
     return described, progress
 
 
-def _train(job: _Job, writes: bool) -> checkpoints.TrainingProgress:
-    counts = np.array([count.records for count in job.run.classes.values()])
-    loss = losses.make_loss(
-        job.config.loss, job.task.kind, counts, job.run.train_records, **job.config.loss_options
-    )
-    with job.devices.scope():
-        model = _compiled(job, counts, loss)
+def _train(
+    job: _Job, model: keras.Model, loss: keras.losses.Loss, writes: bool
+) -> checkpoints.TrainingProgress:
     last = checkpoints.load(job.run.file(runs.LAST_FILE))
     progress = last.progress if last else checkpoints.TrainingProgress()
     if last:
@@ -126,7 +133,7 @@ def _train(job: _Job, writes: bool) -> checkpoints.TrainingProgress:
     job.devices.work_alone()
     if writes:
         if job.devices.num_hosts > 1:
-            model = _compiled(job, counts, loss)  # whose weights are this machine's alone
+            model = _compiled(job, loss)  # whose weights are this machine's alone
         best = checkpoints.load(best_path)
         if best is None:
             raise _no_best(job.run, progress)
@@ -142,12 +149,12 @@ def _no_best(run: runs.Run, progress: checkpoints.TrainingProgress) -> CxrError:
     )
 
 
-def _compiled(job: _Job, counts: np.ndarray, loss: keras.losses.Loss) -> keras.Model:
-    config, pixels = job.config, job.dataset.manifest.pixels
+def _compiled(job: _Job, loss: keras.losses.Loss) -> keras.Model:
+    config, pixels, counts = job.config, job.dataset.manifest.pixels, job.counts
     assert pixels.mean is not None
     assert pixels.std is not None, "a dataset with a training split has both"
     bias = None
-    if config.prior_bias and config.loss in _PRIOR_KEEPING:
+    if config.prior_bias and (config.loss in _PRIOR_KEEPING or named.is_outside(config.loss)):
         share = np.clip(counts / job.run.train_records, 1e-4, 1 - 1e-4)
         bias = np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share))
     model = models.make_model(
