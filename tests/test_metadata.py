@@ -376,7 +376,7 @@ def read_or_refuse(name: str, content: bytes) -> None:
     assert len(said) < 1500
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.binary(max_size=300), st.sampled_from(["t.csv", "t.csv.gz", "t.xlsx"]))
 @example(b"\xef\xbb\xbf", "t.csv")
 @example(b"\x1f\x8b", "t.csv.gz")
@@ -386,7 +386,7 @@ def test_random_bytes_are_refused_and_never_crash(content, name):
     read_or_refuse(name, content)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from([V2020, V2017, KAGGLE, NEEDED_ONLY]).map(str.encode),
     st.integers(0, 700),
@@ -402,7 +402,7 @@ def test_damaged_tables_are_read_or_refused_and_never_crash(content, start, leng
     read_or_refuse("t.csv", gzip.compress(damaged) if packed else damaged)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 5000), st.integers(0, 30), st.binary(max_size=8), st.sampled_from(["gz", "xlsx"]))
 def test_damaged_archives_are_read_or_refused_and_never_crash(start, length, patch, kind):
     content = gzip.compress(V2020.encode()) if kind == "gz" else workbook(V2020)
