@@ -46,7 +46,7 @@ def measure(dataset: Path, run: Path, seed: int, seen: int) -> dict[str, np.ndar
     config = dataclasses.replace(TrainConfig(), epochs=max(1, round(seen / records)), seed=seed)
     train(str(dataset), str(run), config)
     predict_run(str(run))
-    scored = read_run_predictions(str(run), "test", open_run(str(run)).task)
+    scored = read_run_predictions(open_run(str(run)), "test")
     pairs = list(zip(scored.labels.T, scored.scores.T, strict=True))
     return {
         "auroc": np.array([metrics.auroc(*pair) for pair in pairs]),

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from cxr_records.errors import UsageError
 from cxr_records.seeding import generator
+from cxr_records.trainers.evaluation.results import Interval
 
 DRAWS = 1000
+DIGITS = 6  # behind the point, in metrics.json
 _CHUNK = 50  # draws at a time, which bounds memory: 50 x 25,596 images are 10 MB an array
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # int weights [n, draws] -> float [draws, values]
@@ -32,14 +35,26 @@ def draws_of(groups: np.ndarray, draws: int, seed: int, name: str) -> Iterator[n
         rows = min(_CHUNK, draws - start)
         drawn = random.integers(0, count, size=(rows, count))
         drawn += np.arange(rows)[:, np.newaxis] * count
-        drawn = np.bincount(drawn.ravel(), minlength=rows * count).astype(np.int16).reshape(rows, count)
-        yield np.ascontiguousarray(drawn.T)[places]
+        counts = np.bincount(drawn.ravel(), minlength=rows * count).astype(np.int16).reshape(rows, count)
+        yield np.ascontiguousarray(counts.T)[places]
+
+
+def check_draws(draws: int) -> None:
+    """Refuses a number of draws below 0.
+
+    Raises:
+        UsageError: it is.
+    """
+    if draws < 0:
+        raise UsageError(f"found `draws={draws}`; expected 0 or more")
 
 
 def intervals(
     statistic: Statistic, patients: np.ndarray, draws: int = DRAWS, seed: int = 0
-) -> list[dict[str, float | None]]:
+) -> list[Interval]:
     """Returns value and intervals of each of a statistic's numbers.
+
+    Draws in which a number is undefined do not count for it.
 
     Args:
         statistic: of weights; the same draws serve all its numbers, so that they can be compared.
@@ -47,22 +62,42 @@ def intervals(
         draws: of each kind; 0 for values alone.
         seed: of the draws.
 
-    Returns:
-        For each number `value`, `low` and `high` (patients), `image_low` and `image_high`, rounded to 6
-        digits, None where it is undefined. Draws in which a number is undefined do not count for it.
+    Raises:
+        UsageError: fewer than 0 draws.
     """
-    n = len(patients)
-    found = [{"value": rounded(value)} for value in statistic(np.ones((n, 1), np.int16))[0]]
-    for prefix, groups in (("", patients), ("image_", np.arange(n))):
-        drawn = [statistic(weights) for weights in draws_of(groups, draws, seed, prefix or "patients")]
-        values = np.concatenate(drawn) if drawn else np.full((1, len(found)), np.nan)
-        for place, entry in enumerate(found):
-            held = values[~np.isnan(values[:, place]), place]
-            low, high = np.percentile(held, [2.5, 97.5]) if len(held) else (np.nan, np.nan)
-            entry |= {f"{prefix}low": rounded(low), f"{prefix}high": rounded(high)}
-    return found
+    check_draws(draws)
+    count = len(patients)
+    values = statistic(np.ones((count, 1), np.int16))[0]
+    drawn = {
+        "": _drawn(statistic, patients, draws, seed, "patients"),
+        "image_": _drawn(statistic, np.arange(count), draws, seed, "image_"),
+    }
+
+    def interval(place: int) -> Interval:
+        bounds: dict[str, float | None] = {}
+        for prefix, numbers in drawn.items():
+            low, high = _percentiles(numbers[:, place]) if draws else (None, None)
+            bounds |= {f"{prefix}low": low, f"{prefix}high": high}
+        return Interval(rounded(values[place]), **bounds)
+
+    return [interval(place) for place in range(len(values))]
+
+
+def _drawn(statistic: Statistic, groups: np.ndarray, draws: int, seed: int, name: str) -> np.ndarray:
+    """The statistic of each draw: float [draws, values]."""
+    each = [statistic(weights) for weights in draws_of(groups, draws, seed, name)]
+    return np.concatenate(each) if each else np.empty((0, 0))
+
+
+def _percentiles(numbers: np.ndarray) -> tuple[float | None, float | None]:
+    """The 2.5th and 97.5th percentile of those that are defined."""
+    defined = numbers[~np.isnan(numbers)]
+    if not len(defined):
+        return None, None
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return rounded(low), rounded(high)
 
 
 def rounded(value: float) -> float | None:
-    """Returns the value with 6 digits behind the point, as metrics.json has it; None for NaN."""
-    return None if np.isnan(value) else round(float(value), 6)
+    """Returns the value with its digits behind the point, as metrics.json has it; None for NaN."""
+    return None if np.isnan(value) else round(float(value), DIGITS)

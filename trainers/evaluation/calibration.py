@@ -1,11 +1,13 @@
 """Whether a score of 0.3 means 30%: shifts of frequency undone, errors measured, a temperature fitted."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from cxr_records.trainers.evaluation.bootstrap import rounded
+from cxr_records.trainers.evaluation.bootstrap import DIGITS
 from cxr_records.trainers.evaluation.predictions import Predictions
+from cxr_records.trainers.evaluation.results import Bin, Calibration, ClassCalibration
 from cxr_records.trainers.runs import Run
 
 BINS = 15
@@ -32,8 +34,9 @@ def undo_shift(scores: np.ndarray, kind: str, run: Run) -> np.ndarray:
     if kind == "multiclass":
         seen = np.ones(len(images)) if run.config.loss == "logit_adjusted" else records
         ratio = np.maximum(images, 0.5) / np.maximum(seen, 0.5)
-        shifted = scores * ratio
-        return shifted / np.maximum(shifted.sum(axis=1, keepdims=True), _TINY)
+        shifted: np.ndarray = scores * ratio
+        shifted /= np.maximum(shifted.sum(axis=1, keepdims=True), _TINY)
+        return shifted
     shift = _logit(images / run.train_images) - _logit(records / run.train_records)
     return _sigmoid(_logit(scores) + shift)
 
@@ -79,37 +82,34 @@ def with_temperature(scores: np.ndarray, temperature: float, kind: str) -> np.nd
     if kind != "multiclass":
         return _sigmoid(_logit(scores) / temperature)
     logits = np.log(np.clip(scores, _TINY, 1)) / temperature
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
 
 
-def reliability(labels: np.ndarray, scores: np.ndarray) -> list[dict[str, float]]:
-    """Returns up to 15 bins with as many images each: mean score, share of positives, count.
+def reliability(labels: np.ndarray, scores: np.ndarray) -> tuple[Bin, ...]:
+    """Returns up to 15 bins with as many images each, by rising score.
 
     Args:
         labels: [n], zeros and ones.
         scores: float [n], probabilities.
     """
     order = np.argsort(scores, kind="stable")
-    bins = [rows for rows in np.array_split(order, BINS) if len(rows)]
-    return [
-        {
-            "mean_score": float(scores[rows].mean()),
-            "positive_share": float(labels[rows].mean()),
-            "count": len(rows),
-        }
-        for rows in bins
-    ]
+    return tuple(
+        Bin(float(scores[rows].mean()), float(labels[rows].mean()), len(rows))
+        for rows in np.array_split(order, BINS)
+        if len(rows)
+    )
 
 
-def expected_error(bins: list[dict[str, float]]) -> float:
+def expected_error(bins: Sequence[Bin]) -> float:
     """Returns the expected calibration error: the mean gap between score and share, weighted by count."""
-    count = sum(held["count"] for held in bins)
-    return sum(abs(held["mean_score"] - held["positive_share"]) * held["count"] for held in bins) / count
+    gaps = sum(abs(each.mean_score - each.positive_share) * each.count for each in bins)
+    return gaps / sum(each.count for each in bins)
 
 
-def calibrate(scored: Predictions, validation: Predictions | None, run: Run | None) -> dict[str, Any]:
-    """Measures calibration as metrics.json has it.
+def calibrate(scored: Predictions, validation: Predictions | None, run: Run | None) -> Calibration:
+    """Measures calibration.
 
     Args:
         scored: probabilities that are measured.
@@ -124,34 +124,47 @@ def calibrate(scored: Predictions, validation: Predictions | None, run: Run | No
     scores, labels = undone(scored), scored.labels
     temperature = fit_temperature(validation.labels, undone(validation), scored.kind) if validation else None
     cooled = with_temperature(scores, temperature, scored.kind) if temperature else None
-    classes = {}
-    for place, name in enumerate(scored.names):
-        bins = reliability(labels[:, place], scores[:, place])
-        classes[name] = {
-            "ece": rounded(expected_error(bins)),
-            "brier": rounded(((scores[:, place] - labels[:, place]) ** 2).mean()),
-            "ece_with_temperature": None
-            if cooled is None
-            else rounded(expected_error(reliability(labels[:, place], cooled[:, place]))),
-            "bins": [{key: round(value, 6) for key, value in held.items()} for held in bins],
-        }
-    return {
-        "prior_shift_undone": run is not None,
-        "temperature": temperature and rounded(temperature),
-        "temperature_fitted_on": validation.split if temperature else None,
-        "macro_ece": rounded(np.mean([held["ece"] for held in classes.values()])),
-        "macro_brier": rounded(np.mean([held["brier"] for held in classes.values()])),
-        "macro_ece_with_temperature": None
-        if cooled is None
-        else rounded(np.mean([held["ece_with_temperature"] for held in classes.values()])),
-        "classes": classes,
+    classes = {
+        name: _calibrate_class(
+            labels[:, place], scores[:, place], None if cooled is None else cooled[:, place]
+        )
+        for place, name in enumerate(scored.names)
     }
+    with_temperatures = [
+        each.ece_with_temperature for each in classes.values() if each.ece_with_temperature is not None
+    ]
+    return Calibration(
+        prior_shift_undone=run is not None,
+        temperature=temperature and _digits(temperature),
+        temperature_fitted_on=validation.split if validation and temperature else None,
+        macro_ece=_digits(np.mean([each.ece for each in classes.values()])),
+        macro_brier=_digits(np.mean([each.brier for each in classes.values()])),
+        macro_ece_with_temperature=_digits(np.mean(with_temperatures)) if with_temperatures else None,
+        classes=classes,
+    )
+
+
+def _calibrate_class(labels: np.ndarray, scores: np.ndarray, cooled: np.ndarray | None) -> ClassCalibration:
+    """Measures one class: labels and scores [n], and the scores after the temperature."""
+    bins = reliability(labels, scores)
+    return ClassCalibration(
+        ece=_digits(expected_error(bins)),
+        brier=_digits(((scores - labels) ** 2).mean()),
+        ece_with_temperature=None if cooled is None else _digits(expected_error(reliability(labels, cooled))),
+        bins=tuple(Bin(_digits(b.mean_score), _digits(b.positive_share), b.count) for b in bins),
+    )
+
+
+def _digits(value: float | np.floating[Any]) -> float:
+    return round(float(value), DIGITS)
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
     p = np.clip(p, _TINY, 1 - _TINY)
-    return np.log(p) - np.log1p(-p)
+    logit: np.ndarray = np.log(p) - np.log1p(-p)
+    return logit
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    p: np.ndarray = 1 / (1 + np.exp(-x))
+    return p

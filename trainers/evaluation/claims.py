@@ -3,47 +3,46 @@
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow.compute as pc
 
 from cxr_records import storage
-from cxr_records.manifest import REJECTED_FILE, read_records_table
+from cxr_records.dataset import Dataset
+from cxr_records.layout import REJECTED_FILE
 from cxr_records.splits import OFFICIAL_TEST, TEST, TRAIN, list_digest
 from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.evaluation.published import RANDOM_SPLIT_SIZES
+from cxr_records.trainers.evaluation.results import SplitClaim
 
 OFFICIAL_TEST_IMAGES = 25_596
 
 
-def claim_of_run(dataset: str, manifest: dict[str, Any], split: str) -> dict[str, Any]:
+def claim_of_run(dataset: Dataset, split: str) -> SplitClaim:
     """Tells whether a run's test split is NIH's own, by its images and not by its name.
 
-    Returns:
-        `official`, `text` (one sentence) and `list_sha256` (of the names of the split's images, with those
-        that the task leaves out).
+    Those images count too that the dataset's task leaves out.
     """
-    origin = manifest["split_origin"]
+    origin = dataset.manifest.split_origin
     names = _images_of(dataset, split)
     digest = list_digest(names)
-    sizes = tuple(held["images"] for held in manifest["splits"].values())
-    if split == TEST and origin["official"] and digest == OFFICIAL_TEST:
+    sizes = tuple(info.images for info in dataset.splits.values())
+    if split == TEST and origin.official and digest == OFFICIAL_TEST:
         text = (
             f"NIH's official test split, all {OFFICIAL_TEST_IMAGES:,} images; trained on official train_val"
         )
-        return {"official": True, "text": text, "list_sha256": digest}
+        return SplitClaim(True, text, digest)
     if sizes == RANDOM_SPLIT_SIZES or len(names) == RANDOM_SPLIT_SIZES[2]:
         text = _random_split(len(names))
-    elif split == TEST and origin["official"]:
+    elif split == TEST and origin.official:
         text = f"{len(names):,} of the {OFFICIAL_TEST_IMAGES:,} images of NIH's official test split: a part"
     elif split == TEST:
-        text = f"not NIH's official test split: {origin['text']}"
+        text = f"not NIH's official test split: {origin.text}"
     else:
-        text = f"split {split}, on which settings are chosen: {origin['text']}"
-    return {"official": False, "text": text, "list_sha256": digest}
+        text = f"split {split}, on which settings are chosen: {origin.text}"
+    return SplitClaim(False, text, digest)
 
 
-def claim_of_table(image_ids: Sequence[str], test_list: Sequence[str] | None) -> dict[str, Any]:
+def claim_of_table(image_ids: Sequence[str], test_list: Sequence[str] | None) -> SplitClaim:
     """The same of a table of scores, of which nobody knows what its model was trained on.
 
     Args:
@@ -53,36 +52,35 @@ def claim_of_table(image_ids: Sequence[str], test_list: Sequence[str] | None) ->
     digest, count = list_digest(list(image_ids)), len(image_ids)
     if digest == OFFICIAL_TEST:
         text = f"all {count:,} images of NIH's official test list; training images unknown"
-        return {"official": True, "text": text, "list_sha256": digest}
+        return SplitClaim(True, text, digest)
     if count == RANDOM_SPLIT_SIZES[2]:
         text = _random_split(count)
     elif test_list is not None and list_digest(list(test_list)) == OFFICIAL_TEST:
         text = f"{count:,} of the {OFFICIAL_TEST_IMAGES:,} images of NIH's official test list: a part"
     else:
         text = f"{count:,} images, not the {OFFICIAL_TEST_IMAGES:,} of NIH's official test list"
-    return {"official": False, "text": text, "list_sha256": digest}
+    return SplitClaim(False, text, digest)
 
 
-def find_leaks(dataset: str, scored: Predictions) -> list[str]:
+def find_leaks(dataset: Dataset, scored: Predictions) -> tuple[str, ...]:
     """Looks for scored images and patients among the training records of a dataset; a line for each kind."""
-    table = read_records_table(dataset)
-    table = table.filter(pc.equal(table["split"], TRAIN))
+    table = dataset.records.filter(pc.field("split") == TRAIN)
     trained_images = set(table["image_id"].to_pylist())
     trained_patients = set(table["patient_id"].to_pylist())
     images = [image for image in scored.image_ids if image in trained_images]
     patients = sorted({int(patient) for patient in scored.patient_ids if patient in trained_patients})
-    found = []
+    leaks = []
     if images:
-        found.append(
+        leaks.append(
             f"{len(images):,} of {len(scored.image_ids):,} scored images are among the training records of "
-            f"{dataset} (first: {images[0]})"
+            f"{dataset.path} (first: {images[0]})"
         )
     if patients:
-        found.append(
-            f"{len(patients):,} patients of the scored images are in the training split of {dataset} "
+        leaks.append(
+            f"{len(patients):,} patients of the scored images are in the training split of {dataset.path} "
             f"(first: {patients[0]})"
         )
-    return found
+    return tuple(leaks)
 
 
 def _random_split(count: int) -> str:
@@ -92,12 +90,11 @@ def _random_split(count: int) -> str:
     )
 
 
-def _images_of(dataset: str, split: str) -> list[str]:
+def _images_of(dataset: Dataset, split: str) -> list[str]:
     """The images of a split, with those that the dataset's task leaves out."""
-    table = read_records_table(dataset)
-    names = table.filter(pc.equal(table["split"], split))["image_id"].to_pylist()
-    text = storage.read_bytes(storage.join(dataset, REJECTED_FILE)).decode()
+    names = {str(name) for name in dataset.records.filter(pc.field("split") == split)["image_id"].to_pylist()}
+    text = storage.read_bytes(storage.join(dataset.path, REJECTED_FILE)).decode()
     for row in csv.DictReader(io.StringIO(text)):
         if row["split"] == split and row["reason"] == "left out by the task":
-            names.append(row["image_id"])
-    return sorted(set(names))
+            names.add(row["image_id"])
+    return sorted(names)

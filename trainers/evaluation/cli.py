@@ -1,13 +1,17 @@
 """The command evaluate, and what the command train needs of it."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cxr_records import storage
 from cxr_records.errors import FoundProblems, UsageError
+
+if TYPE_CHECKING:
+    from cxr_records.dataset import Dataset
+    from cxr_records.trainers.evaluation.results import Evaluation
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 _JSON = click.option(
@@ -59,17 +63,15 @@ def evaluate(
     """
     if bool(runs) == bool(predictions):
         raise UsageError("give runs to evaluate, or --predictions TABLE --metadata TABLE --out DIR")
-    if draws < 0:
-        raise UsageError(f"found --draws {draws}; expected 0 or more")
     if predictions:
         if not metadata or not out:
             raise UsageError("--predictions needs --metadata TABLE (labels and patients) and --out DIR")
         from cxr_records.trainers.evaluation.evaluate import evaluate_table
 
-        held = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed)
-        _write(held, out, None)
-        show(held, out, as_json, {})
-        _fail_on_leaks([held])
+        evaluation = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed)
+        _write(evaluation, out)
+        show(evaluation, out, as_json, {})
+        _fail_on_leaks([evaluation])
         return
     if metadata or test_list or trained_on or task != "multilabel":
         raise UsageError(
@@ -85,26 +87,53 @@ def evaluate(
     _fail_on_leaks(evaluated)
 
 
-def evaluate_into(run: str, split: str = "test", draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Evaluates a run and writes what came out into it."""
+def evaluate_into(
+    run: str, split: str = "test", draws: int = 1000, seed: int = 0, dataset: "Dataset | None" = None
+) -> "Evaluation":
+    """Evaluates a run and writes metrics.json and report.html into it.
+
+    Args:
+        run: the run directory.
+        split: of its dataset.
+        draws: of the bootstrap; 0 for none.
+        seed: of the draws.
+        dataset: the run's, where it is open already.
+    """
+    from cxr_records.trainers.evaluation import report
     from cxr_records.trainers.evaluation.evaluate import evaluate_run
 
-    held = evaluate_run(run, split, draws, seed)
-    _write(held, run, run)
-    return held
+    evaluation = evaluate_run(run, split, draws, seed, dataset)
+    thumbnails = report.read_thumbnails(evaluation, dataset)
+    _write(evaluation, run, report.read_history(run), thumbnails)
+    return evaluation
 
 
-def _write(held: dict[str, Any], folder: str, run: str | None) -> None:
-    """Writes metrics.json and report.html, with training curves and thumbnails where there is a run."""
-    from cxr_records.trainers.evaluation import evaluate, report
+def show(evaluation: "Evaluation", folder: str, as_json: bool, extra: Mapping[str, Any]) -> None:
+    """Prints an evaluation, as a table or as one JSON object with `extra` in it."""
+    from cxr_records.trainers.evaluation import report, results, summary
 
-    path = storage.join(folder, evaluate.METRICS_FILE)
-    _check_ours(path, evaluate.FORMAT)
+    if as_json:
+        click.echo(json.dumps({**summary.brief(evaluation), **extra}))
+        return
+    click.echo("\n".join(summary.table_lines(evaluation)))
+    click.echo(f"report: {storage.join(folder, report.REPORT_FILE)}")
+    click.echo(f"all numbers: {storage.join(folder, results.METRICS_FILE)}")
+
+
+def _write(
+    evaluation: "Evaluation",
+    folder: str,
+    history: Sequence[Mapping[str, float]] | None = None,
+    thumbnails: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes metrics.json and report.html."""
+    from cxr_records.trainers.evaluation import report, results
+
+    path = storage.join(folder, results.METRICS_FILE)
+    _check_ours(path, results.FORMAT)
     storage.make_folder(folder)
-    storage.write_bytes(path, evaluate.to_json(held))
-    history = report.read_history(run) if run else None
-    thumbnails = report.read_thumbnails(held) if run else None
-    report.write_report(held, storage.join(folder, report.REPORT_FILE), history, thumbnails)
+    storage.write_bytes(path, results.json_bytes(evaluation.to_json()))
+    report.write_report(evaluation, storage.join(folder, report.REPORT_FILE), history, thumbnails)
 
 
 def _check_ours(path: str, expected: str) -> None:
@@ -112,29 +141,16 @@ def _check_ours(path: str, expected: str) -> None:
     if not storage.exists(path):
         return
     try:
-        held = json.loads(storage.read_bytes(path))
-        ours = held["format"] == expected
+        ours = json.loads(storage.read_bytes(path))["format"] == expected
     except (ValueError, KeyError, TypeError):
         ours = False
     if not ours:
         raise UsageError(f"{path} is there and was not written by this command; name another folder")
 
 
-def show(held: dict[str, Any], folder: str, as_json: bool, extra: dict[str, Any]) -> None:
-    """Prints an evaluation, as a table or as one JSON object with `extra` in it."""
-    from cxr_records.trainers.evaluation import evaluate, report, summary
-
-    if as_json:
-        click.echo(json.dumps(summary.brief(held) | extra))
-        return
-    click.echo("\n".join(summary.table_lines(held)))
-    click.echo(f"report: {storage.join(folder, report.REPORT_FILE)}")
-    click.echo(f"all numbers: {storage.join(folder, evaluate.METRICS_FILE)}")
-
-
 def _compare(
     runs: Sequence[str],
-    evaluated: list[dict[str, Any]],
+    evaluated: Sequence["Evaluation"],
     split: str,
     draws: int,
     seed: int,
@@ -142,33 +158,27 @@ def _compare(
     as_json: bool,
 ) -> None:
     """Sets runs side by side."""
-    from cxr_records.trainers.evaluation import evaluate, report, summary
+    from cxr_records.trainers.evaluation import evaluate, report, results, summary
 
-    differences = evaluate.compare_runs(runs, split, draws, seed)
-    compared = {
-        "format": evaluate.COMPARISON_FORMAT,
-        "version": evaluate.VERSION,
-        "runs": evaluated,
-        "differences": differences,
-    }
+    comparison = results.RunComparison(tuple(evaluated), evaluate.compare_runs(runs, split, draws, seed))
     if out:
-        path = storage.join(out, "comparison.json")
-        _check_ours(path, evaluate.COMPARISON_FORMAT)
+        path = storage.join(out, results.COMPARISON_FILE)
+        _check_ours(path, results.COMPARISON_FORMAT)
         storage.make_folder(out)
-        storage.write_bytes(path, evaluate.to_json(compared))
+        storage.write_bytes(path, results.json_bytes(comparison.to_json()))
         histories = {run: report.read_history(run) for run in runs}
-        report.write_comparison(compared, storage.join(out, report.REPORT_FILE), histories)
+        report.write_comparison(comparison, storage.join(out, report.REPORT_FILE), histories)
     if as_json:
-        briefs = [summary.brief(held) | {"run": run} for run, held in zip(runs, evaluated, strict=True)]
-        click.echo(json.dumps({"runs": briefs, "differences": differences}))
+        briefs = [summary.brief(each) | {"run": run} for run, each in zip(runs, evaluated, strict=True)]
+        click.echo(json.dumps({"runs": briefs, "differences": results.to_plain(comparison.differences)}))
         return
-    for held in evaluated:
-        click.echo("\n".join(summary.table_lines(held)))
-    click.echo("\n".join(summary.difference_lines(differences)))
+    for evaluation in evaluated:
+        click.echo("\n".join(summary.table_lines(evaluation)))
+    click.echo("\n".join(summary.difference_lines(comparison.differences)))
     if out:
         click.echo(f"report: {storage.join(out, report.REPORT_FILE)}")
 
 
-def _fail_on_leaks(evaluated: Sequence[dict[str, Any]]) -> None:
-    if leaks := [leak for held in evaluated for leak in held["leaks"]]:
+def _fail_on_leaks(evaluated: Sequence["Evaluation"]) -> None:
+    if leaks := [leak for evaluation in evaluated for leak in evaluation.leaks]:
         raise FoundProblems("; ".join(leaks))

@@ -105,10 +105,10 @@ class Ranking:
             rows[np.argsort(falling[rows], kind="stable")]
             for rows in (np.flatnonzero(positive), np.flatnonzero(~positive))
         )
-        found = falling[self._positives]
-        levels = np.unique(found)
+        rising = falling[self._positives]
+        levels = np.unique(rising)
         self.thresholds = -levels
-        self._ends = np.searchsorted(found, levels, "right")
+        self._ends = np.searchsorted(rising, levels, "right")
         self._before, self._upto = (
             np.searchsorted(falling[self._negatives], levels, side) for side in ("left", "right")
         )
@@ -158,7 +158,8 @@ def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray
         weights: int [n, draws].
     """
     rows = (np.unique(labels)[:, np.newaxis] == np.asarray(labels)).astype(np.float64)
-    return np.nanmean(_ratio((rows * right) @ weights, rows @ weights), axis=0)
+    means: np.ndarray = np.nanmean(_ratio((rows * right) @ weights, rows @ weights), axis=0)
+    return means
 
 
 def _running(weights: np.ndarray) -> np.ndarray:

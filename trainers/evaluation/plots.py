@@ -16,10 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from cxr_records.trainers.evaluation.results import Bin, PrecisionRecallCurve, RocCurve
+
 BLUE, ORANGE, GREEN, PINK, GREY = "#3d85c6", "#d98318", "#00916e", "#c0609a", "#8b9097"
 SERIES = (BLUE, ORANGE, GREEN, PINK, "#7a6ff0", "#b08900")
 _TEXT = "#010203"  # stands for the page's text colour until the picture is written
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cxr_records",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -40,40 +42,40 @@ _STYLE = {
 _POINTS = 90  # of a curve, which is more than its pixels tell
 
 
-def roc(curves: Mapping[str, Mapping[str, Any]], label: str) -> str:
-    """Returns an SVG of ROC curves: name to `curves[CLASS]["roc"]` of metrics.json.
+def roc(curves: Mapping[str, RocCurve], label: str) -> str:
+    """Returns an SVG of ROC curves.
 
     Args:
-        curves: one curve for each name.
+        curves: by name.
         label: what the picture shows, for those who cannot see it.
     """
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
         for (name, curve), colour in zip(curves.items(), SERIES, strict=False):
-            x, y = _thinned(curve["fpr"], curve["tpr"])
+            x, y = _thinned(curve.fpr, curve.tpr)
             axes.plot(x, y, color=colour, label=name)
         _unit(axes, "1 - specificity", "sensitivity")
 
     return _picture(draw, label, legend=len(curves) > 1)
 
 
-def precision_recall(curve: Mapping[str, Any], prevalence: float, label: str) -> str:
+def precision_recall(curve: PrecisionRecallCurve, prevalence: float, label: str) -> str:
     """Returns an SVG of a precision-recall curve, with the prevalence, which chance would give, dashed."""
 
     def draw(axes: Axes) -> None:
         axes.axhline(prevalence, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.plot(*_thinned(curve["recall"], curve["precision"]), color=BLUE)
+        axes.plot(*_thinned(curve.recall, curve.precision), color=BLUE)
         _unit(axes, "recall", "precision")
 
     return _picture(draw, label)
 
 
-def reliability(bins: Sequence[Mapping[str, float]], label: str) -> str:
+def reliability(bins: Sequence[Bin], label: str) -> str:
     """Returns an SVG of the share of positives against the mean score, bin by bin."""
 
     def draw(axes: Axes) -> None:
-        x, y = ([held[key] for held in bins] for key in ("mean_score", "positive_share"))
+        x, y = [each.mean_score for each in bins], [each.positive_share for each in bins]
         top = max(0.02, *x, *y) * 1.05
         axes.plot([0, top], [0, top], color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.plot(x, y, color=BLUE, marker="o", markersize=3)

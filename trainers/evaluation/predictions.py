@@ -8,8 +8,7 @@ import pandas as pd
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
-from cxr_records.tasks import Task
-from cxr_records.trainers import runs
+from cxr_records.trainers.runs import PREDICTIONS_FILE, Run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +45,11 @@ class Predictions:
     warnings: tuple[str, ...] = ()
 
     @property
+    def num_patients(self) -> int:
+        """Patients of the images."""
+        return len(np.unique(self.patient_ids))
+
+    @property
     def are_probabilities(self) -> bool:
         """Whether all scores lie between 0 and 1."""
         return bool(((self.scores >= 0) & (self.scores <= 1)).all())
@@ -58,15 +62,15 @@ def write_predictions(path: str, table: pd.DataFrame) -> None:
     storage.write_bytes(path, out.getvalue())
 
 
-def read_run_predictions(run: str, split: str, task: Task) -> Predictions:
+def read_run_predictions(run: Run, split: str) -> Predictions:
     """Reads what a run predicted for a split.
 
     Raises:
-        UsageError: the table has no rows of the split, or lacks a class of the task.
+        UsageError: the table has no rows of the split, or lacks a class of the run.
     """
-    path = storage.join(run, runs.PREDICTIONS_FILE)
+    path = run.file(PREDICTIONS_FILE)
     table = pd.read_parquet(io.BytesIO(storage.read_bytes(path)))
-    names = runs.score_names(task)
+    names = run.score_names
     if lacking := [name for name in names if f"prob_{name}" not in table]:
         raise UsageError(f"{path}: found no column prob_{lacking[0]}; remove it to have it made again")
     splits = sorted(set(table["split"]))
@@ -75,7 +79,7 @@ def read_run_predictions(run: str, split: str, task: Task) -> Predictions:
         raise UsageError(f"{path}: found no scores for split {split}; it has {', '.join(splits)}")
     scores = table[[f"prob_{name}" for name in names]].to_numpy(np.float64)
     return Predictions(
-        kind=task.kind,
+        kind=run.task.kind,
         names=names,
         split=split,
         image_ids=table["image_id"].to_numpy(),

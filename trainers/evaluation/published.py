@@ -4,10 +4,11 @@ All are means of the AUROC of the 14 findings. A random split of the images or p
 own: the same model has .841 on one and .807 on the other (Guendel et al. 2018).
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True)
+class Published:
     """A published mean AUROC.
 
     Attributes:
@@ -74,12 +75,19 @@ RESULTS = (
 RANDOM_SPLIT_SIZES = (78_468, 11_219, 22_433)
 
 
-def comparison(official: bool, task: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Comparison:
+    """Published results, and whether they may be set beside one's own."""
+
+    comparable: bool
+    published: tuple[Published, ...]
+
+
+def comparison(official: bool, task: str) -> Comparison:
     """Returns what a report says of published results.
 
     Args:
         official: whether exactly the official test images were scored, by a model that trained on none.
         task: all published results are of multilabel.
     """
-    comparable = official and task == "multilabel"
-    return {"comparable": comparable, "published": [result._asdict() for result in RESULTS]}
+    return Comparison(official and task == "multilabel", RESULTS)

@@ -1,85 +1,82 @@
 """What an evaluation prints: a table for people, or one JSON object."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from cxr_records.trainers.evaluation.results import Difference, Evaluation, Interval
 
-def brief(held: dict[str, Any]) -> dict[str, Any]:
+
+def brief(evaluation: Evaluation) -> dict[str, Any]:
     """Returns what `--json` prints: auroc and auprc per class, macro_auroc and more."""
-    keys = ("value", "low", "high")
 
-    def thin(entry: dict[str, Any]) -> dict[str, Any]:
-        return {key: entry[key] for key in keys}
+    def thin(interval: Interval) -> dict[str, float | None]:
+        return {"value": interval.value, "low": interval.low, "high": interval.high}
 
-    found = {
-        "auroc": {name: thin(entry) for name, entry in held["auroc"].items()},
-        "auprc": {name: thin(entry) for name, entry in held["auprc"].items()},
-        "macro_auroc": thin(held["macro_auroc"]),
-        "macro_auprc": thin(held["macro_auprc"]),
-        "split": held["identity"]["split"],
-        "official": held["split_claim"]["official"],
-        "leaks": held["leaks"],
-        "warnings": held["warnings"],
+    brief: dict[str, Any] = {
+        "auroc": {name: thin(interval) for name, interval in evaluation.auroc.items()},
+        "auprc": {name: thin(interval) for name, interval in evaluation.auprc.items()},
+        "macro_auroc": thin(evaluation.macro_auroc),
+        "macro_auprc": thin(evaluation.macro_auprc),
+        "split": evaluation.identity.split,
+        "official": evaluation.split_claim.official,
+        "leaks": list(evaluation.leaks),
+        "warnings": list(evaluation.warnings),
     }
-    if several := held["multiclass"]:
-        found["balanced_accuracy"] = thin(several["balanced_accuracy"])
-        found["prior_corrected_balanced_accuracy"] = thin(several["prior_corrected_balanced_accuracy"])
-    return found
+    if several := evaluation.multiclass:
+        brief["balanced_accuracy"] = thin(several.balanced_accuracy)
+        brief["prior_corrected_balanced_accuracy"] = thin(several.prior_corrected_balanced_accuracy)
+    return brief
 
 
-def table_lines(held: dict[str, Any]) -> list[str]:
+def table_lines(evaluation: Evaluation) -> list[str]:
     """Returns the table that people read, a line each."""
-    identity = held["identity"]
+    identity = evaluation.identity
     lines = [
-        f"\n{identity['name']}, {identity['split']}: {identity['images']:,} images of "
-        f"{identity['patients']:,} patients, task {identity['task']}; 95% intervals over patients",
+        f"\n{identity.name}, {identity.split}: {identity.images:,} images of {identity.patients:,} patients, "
+        f"task {identity.task}; 95% intervals over patients",
         "",
         f"{'class':<20} {'positives':>9} {'patients':>8}  {'AUROC':<22} {'AUPRC':<8} prevalence",
     ]
-    for name, about in held["classes"].items():
-        area = interval(held["auroc"][name])
-        precision = number(held["auprc"][name]["value"])
-        row = f"{name:<20} {about['positives']:>9,} {about['positive_patients']:>8,}  {area:<22} "
-        lines.append(row + f"{precision:<8} {about['prevalence']:.3f}")
-    macro = f"{'macro':<20} {'':>9} {'':>8}  {interval(held['macro_auroc']):<22} "
-    lines.append(macro + number(held["macro_auprc"]["value"]))
-    if several := held["multiclass"]:
-        corrected = interval(several["prior_corrected_balanced_accuracy"])
-        lines.append(
-            f"balanced accuracy {interval(several['balanced_accuracy'])}; prior-corrected {corrected}"
-        )
-    if measured := held["calibration"]:
-        error, brier = number(measured["macro_ece"]), number(measured["macro_brier"])
-        text = f"calibration error {error}, Brier score {brier}"
-        if measured["prior_shift_undone"]:
-            text += " (the shift by copies undone)"
-        lines.append(text)
-    compare = "" if held["split_claim"]["official"] else "; compare with no published result"
-    lines.append(f"split: {held['split_claim']['text']}{compare}")
-    if held["comparison"]["comparable"]:
-        official = [held for held in held["comparison"]["published"] if held["split"] == "official"]
-        lines.append("published: " + ", ".join(f"{r['name']} {number(r['macro_auroc'])}" for r in official))
-    lines += [f"leak: {leak}" for leak in held["leaks"]]
-    return lines + [f"note: {warning}" for warning in held["warnings"]]
+    for name, about in evaluation.classes.items():
+        area, precision = interval(evaluation.auroc[name]), number(evaluation.auprc[name].value)
+        row = f"{name:<20} {about.positives:>9,} {about.positive_patients:>8,}  {area:<22} "
+        lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
+    macro = f"{'macro':<20} {'':>9} {'':>8}  {interval(evaluation.macro_auroc):<22} "
+    lines.append(macro + number(evaluation.macro_auprc.value))
+    if several := evaluation.multiclass:
+        corrected = interval(several.prior_corrected_balanced_accuracy)
+        lines.append(f"balanced accuracy {interval(several.balanced_accuracy)}; prior-corrected {corrected}")
+    if measured := evaluation.calibration:
+        error, brier = number(measured.macro_ece), number(measured.macro_brier)
+        undone = " (the shift by copies undone)" if measured.prior_shift_undone else ""
+        lines.append(f"calibration error {error}, Brier score {brier}{undone}")
+    compare = "" if evaluation.split_claim.official else "; compare with no published result"
+    lines.append(f"split: {evaluation.split_claim.text}{compare}")
+    if evaluation.comparison.comparable:
+        official = [result for result in evaluation.comparison.published if result.split == "official"]
+        lines.append("published: " + ", ".join(f"{r.name} {number(r.macro_auroc)}" for r in official))
+    lines += [f"leak: {leak}" for leak in evaluation.leaks]
+    return lines + [f"note: {warning}" for warning in evaluation.warnings]
 
 
-def difference_lines(differences: list[dict[str, Any]]) -> list[str]:
+def difference_lines(differences: Sequence[Difference]) -> list[str]:
     """Returns the differences between runs, a line each."""
     lines = ["\ndifference in AUROC, second run less first, on the same images; 95% intervals over patients"]
-    for held in differences:
-        lines.append(f"{held['b']} less {held['a']}: macro {interval(held['macro_auroc'], signed=True)}")
-        for name, entry in held["auroc"].items():
-            if entry["low"] is not None and not entry["low"] <= 0 <= entry["high"]:
-                lines.append(f"  {name:<20} {interval(entry, signed=True)}")
+    for difference in differences:
+        macro = interval(difference.macro_auroc, signed=True)
+        lines.append(f"{difference.b} less {difference.a}: macro {macro}")
+        for name, each in difference.auroc.items():
+            if each.low is not None and each.high is not None and not each.low <= 0 <= each.high:
+                lines.append(f"  {name:<20} {interval(each, signed=True)}")
     return [*lines, "(of the classes, those whose interval excludes 0)"]
 
 
-def interval(entry: dict[str, Any], signed: bool = False) -> str:
+def interval(measured: Interval, signed: bool = False) -> str:
     """Returns a value with its interval over patients, such as "0.838 [0.830, 0.846]"."""
-    if entry["low"] is None:
-        return number(entry["value"], signed)
-    return (
-        f"{number(entry['value'], signed)} [{number(entry['low'], signed)}, {number(entry['high'], signed)}]"
-    )
+    value = number(measured.value, signed)
+    if measured.low is None:
+        return value
+    return f"{value} [{number(measured.low, signed)}, {number(measured.high, signed)}]"
 
 
 def number(value: float | None, signed: bool = False) -> str:

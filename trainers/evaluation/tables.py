@@ -111,12 +111,14 @@ def match(
     known = rows >= 0
     if not known.any():
         raise UsageError(
-            f"found {len(rows):,} images with scores, none of which is in the table of --metadata "
-            f"(the first is {table.image_ids[0]!r})"
+            f"found {len(rows):,} images with scores, none of which is in the table of images, "
+            f"`metadata` (the first is {table.image_ids[0]!r})"
         )
     if not known.all():
         first = table.image_ids[~known][0]
-        warnings.append(f"{(~known).sum():,} scored images are not in --metadata (first: {first}): left out")
+        warnings.append(
+            f"{(~known).sum():,} scored images are not in the table of images (first: {first}): left out"
+        )
     scores, names = _task_scores(table, task)
     mean_scores = scores[known].mean(axis=0)  # over all rows, which is what the model saw
     if task.kind == "multiclass":
@@ -125,13 +127,13 @@ def match(
         wanted = set(only)
         listed = np.array([image_id in wanted for image_id in table.image_ids], bool)
         if lacking := len(wanted) - int((listed & known).sum()):
-            warnings.append(f"{lacking:,} of the {len(wanted):,} images of --test-list have no scores")
+            warnings.append(f"{lacking:,} of the {len(wanted):,} images of the test list have no scores")
         known &= listed
     selection = task.select(metadata.findings[rows])
     kept = known & selection.kept
     if not kept.any():
         raise UsageError(
-            f"found no scored image for task {task.name}" + " in --test-list" * (only is not None)
+            f"found no scored image for task {task.name}" + " in `test_list`" * (only is not None)
         )
     about = metadata.table.iloc[rows[kept]]
     places = [runs.score_names(task).index(name) for name in names]
@@ -156,14 +158,13 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
     if task.kind == "multilabel":
         return table.scores, table.names
     if not ((table.scores >= 0) & (table.scores <= 1)).all():
-        raise UsageError(f"--task {task.name}: can be derived from probabilities only, not from other scores")
+        raise UsageError(f"`task={task.name}`: can be derived from probabilities only, not from other scores")
     if task.with_no_finding:
-        raise UsageError(f"--task {task.name}: No Finding has no score in a table of findings")
+        raise UsageError(f"`task={task.name}`: No Finding has no score in a table of findings")
     first, second = task.class_names[0], task.class_names[1]
-    needed = {"multiclass": FINDINGS, "binary": (first, second)}[task.kind]
-    needed = FINDINGS if ANY_FINDING in needed else [name for name in needed if name != NO_FINDING]
-    if lacking := [name for name in needed if name not in table.names]:
-        raise UsageError(f"--task {task.name}: found no scores for {', '.join(lacking)}")
+    needed = FINDINGS if task.kind == "multiclass" or ANY_FINDING in (first, second) else (first, second)
+    if lacking := [name for name in needed if name not in (*table.names, NO_FINDING)]:
+        raise UsageError(f"`task={task.name}`: found no scores for {', '.join(lacking)}")
     by_name = dict(zip(table.names, table.scores.T, strict=True))
     if task.kind == "multiclass":
         return np.stack([by_name[name] for name in FINDINGS], axis=1), FINDINGS
@@ -179,9 +180,9 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
 
 def _read(path: str) -> pd.DataFrame:
     if not path.lower().endswith(ENDINGS):
-        raise UsageError(f"--predictions {path}: expected a file that is one of {', '.join(ENDINGS)}")
+        raise UsageError(f"`predictions={path}`: expected a file that is one of {', '.join(ENDINGS)}")
     if not storage.exists(path):
-        raise UsageError(f"--predictions {path}: no such file")
+        raise UsageError(f"`predictions={path}`: no such file")
     content = storage.read_bytes(path)
     try:
         if path.lower().endswith(".parquet"):
@@ -200,16 +201,16 @@ def _image_column(table: pd.DataFrame) -> str | None:
 
 def _finding_columns(path: str, table: pd.DataFrame) -> dict[str, str]:
     """The column of each finding, in the order of FINDINGS."""
-    found: dict[str, str] = {}
+    heads: dict[str, str] = {}
     for column in table.columns:
         # Labels that the table brings along are none of our business.
         if (name := _finding_of(column)) and pd.api.types.is_numeric_dtype(table[column]):
-            if name in found:
+            if name in heads:
                 raise UsageError(
-                    f"{path}: found two columns of {name}: {found[name]} and {column}; remove one"
+                    f"{path}: found two columns of {name}: {heads[name]} and {column}; remove one"
                 )
-            found[name] = column
-    return {name: found[name] for name in FINDINGS if name in found}
+            heads[name] = column
+    return {name: heads[name] for name in FINDINGS if name in heads}
 
 
 def _finding_of(column: str) -> str | None:

@@ -1,0 +1,428 @@
+"""What an evaluation says, as objects: metrics.json and comparison.json hold these, as JSON.
+
+None stands for a number that is undefined, such as an AUROC without positives.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from cxr_records.errors import UsageError
+from cxr_records.trainers.evaluation.published import Comparison
+
+METRICS_FILE = "metrics.json"
+COMPARISON_FILE = "comparison.json"
+FORMAT = "cxr_records evaluation"
+COMPARISON_FORMAT = "cxr_records comparison"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A number with its 95% intervals, rounded to 6 digits.
+
+    Attributes:
+        value: on the images as they are.
+        low: 2.5th percentile over draws of patients; None without draws.
+        high: 97.5th.
+        image_low: the same over draws of images, as if these were independent.
+        image_high: the same.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    image_low: float | None = None
+    image_high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionInterval(Interval):
+    """An average precision, with the prevalence, which is what chance would give."""
+
+    prevalence: float = dataclasses.field(kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold, and what it does on the scored images.
+
+    Attributes:
+        threshold: positive from it on.
+        chosen_on: which images it was chosen on, by Youden's index.
+        sensitivity: share of the positives that it finds.
+        specificity: share of the negatives that it leaves.
+        ppv: share of the images that it finds which are positive.
+        npv: share of the images that it leaves which are negative.
+    """
+
+    threshold: float
+    chosen_on: str
+    sensitivity: float | None
+    specificity: float | None
+    ppv: float | None
+    npv: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMeasures:
+    """What is known of a class beside its areas.
+
+    Attributes:
+        images: that were scored.
+        positives: of them.
+        negatives: of them.
+        positive_patients: patients with at least one positive.
+        prevalence: positives by images.
+        sensitivity_at_90_specificity: the largest among thresholds of at least that specificity.
+        sensitivity_at_95_specificity: the same.
+        operating_point: None where it cannot be chosen.
+        warnings: what is to be said of the class.
+    """
+
+    images: int
+    positives: int
+    negatives: int
+    positive_patients: int
+    prevalence: float
+    sensitivity_at_90_specificity: Interval
+    sensitivity_at_95_specificity: Interval
+    operating_point: OperatingPoint | None
+    warnings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiclass:
+    """How often the chosen class is the right one.
+
+    Attributes:
+        class_names: of rows and columns of the confusion matrices.
+        balanced_accuracy: of the largest score.
+        confusion: counts; rows are what is true, columns what was predicted.
+        prior_corrected_balanced_accuracy: of the largest score relative to its class's mean.
+        prior_corrected_confusion: the same.
+        accuracy: share of images of which the largest score is right.
+    """
+
+    class_names: tuple[str, ...]
+    balanced_accuracy: Interval
+    confusion: tuple[tuple[int, ...], ...]
+    prior_corrected_balanced_accuracy: Interval
+    prior_corrected_confusion: tuple[tuple[int, ...], ...]
+    accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bin:
+    """Images of like scores: their mean score, the share of positives among them, and how many they are."""
+
+    mean_score: float
+    positive_share: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCalibration:
+    """The calibration of a class: expected calibration error, Brier score, the error after a temperature."""
+
+    ece: float
+    brier: float
+    ece_with_temperature: float | None
+    bins: tuple[Bin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Whether a score of 0.3 means 30%.
+
+    Attributes:
+        prior_shift_undone: whether what copies do to frequencies was undone first.
+        temperature: by which logits were divided; None without scores to fit it on.
+        temperature_fitted_on: the split.
+        macro_ece: mean over the classes.
+        macro_brier: the same.
+        macro_ece_with_temperature: the same.
+        classes: by name.
+    """
+
+    prior_shift_undone: bool
+    temperature: float | None
+    temperature_fitted_on: str | None
+    macro_ece: float
+    macro_brier: float
+    macro_ece_with_temperature: float | None
+    classes: Mapping[str, ClassCalibration]
+
+
+@dataclasses.dataclass(frozen=True)
+class SubgroupAuroc:
+    """A class's AUROC in a subgroup; `few` says that too few patients are positive to rank by it."""
+
+    value: float | None
+    positives: int
+    few: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Subgroup:
+    """The images of one view, sex or band of ages.
+
+    Attributes:
+        by: "view", "sex" or "age".
+        group: which.
+        images: how many.
+        patients: of how many.
+        macro_auroc: mean over the classes that have one.
+        auroc: by class.
+    """
+
+    by: str
+    group: str
+    images: int
+    patients: int
+    macro_auroc: float | None
+    auroc: Mapping[str, SubgroupAuroc]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """An image with a high score for a class that it lacks, or a low one for a class that it has."""
+
+    class_name: str = dataclasses.field(metadata={"json": "class"})
+    kind: str  # "false positive" or "false negative"
+    image_id: str
+    patient_id: int
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RocCurve:
+    """Points of a ROC curve, from (0, 0) to (1, 1)."""
+
+    fpr: tuple[float, ...]
+    tpr: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecallCurve:
+    """Points of a precision-recall curve, by falling threshold."""
+
+    recall: tuple[float, ...]
+    precision: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Both curves of a class."""
+
+    roc: RocCurve
+    pr: PrecisionRecallCurve
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """Everything that is computed from labels and scores alone; by class where it is a mapping.
+
+    Attributes:
+        macro_auroc: mean over the classes that have one.
+        macro_auprc: the same.
+        auroc: areas under the ROC curve.
+        auprc: average precisions.
+        classes: counts, sensitivities, operating points.
+        multiclass: None for the other tasks.
+        calibration: None where scores are no probabilities.
+        subgroups: those that have images.
+        mistakes: the highest-scoring ones.
+        curves: None for a class that lacks positives or negatives.
+        warnings: what is to be said of all this.
+    """
+
+    macro_auroc: Interval
+    macro_auprc: Interval
+    auroc: Mapping[str, Interval]
+    auprc: Mapping[str, PrecisionInterval]
+    classes: Mapping[str, ClassMeasures]
+    multiclass: Multiclass | None
+    calibration: Calibration | None
+    subgroups: tuple[Subgroup, ...]
+    mistakes: tuple[Mistake, ...]
+    curves: Mapping[str, Curves | None]
+    warnings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTable:
+    """The table of images whose labels counted."""
+
+    dialect: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What was measured, and how.
+
+    Attributes:
+        name: of the run or of the table of scores.
+        run: its directory; None for a table.
+        dataset: that the model was trained on, where it is known.
+        dataset_id: its id.
+        model: of the run.
+        task: as `tasks.Task.name`.
+        predictions_sha256: of the file of scores.
+        versions: of the libraries that trained.
+        table: None where it is not known.
+        kind: of task: "binary", "multiclass" or "multilabel".
+        split: which images.
+        images: how many.
+        patients: of how many.
+        draws: of the bootstrap.
+        seed: of the draws.
+    """
+
+    name: str
+    run: str | None
+    dataset: str | None
+    dataset_id: str | None
+    model: str | None
+    task: str
+    predictions_sha256: str
+    versions: Mapping[str, str]
+    table: ImageTable | None
+    kind: str
+    split: str
+    images: int
+    patients: int
+    draws: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitClaim:
+    """Which images were scored.
+
+    Attributes:
+        official: whether exactly those of NIH's official test list were.
+        text: one sentence.
+        list_sha256: of their names; None where it is not known.
+    """
+
+    official: bool
+    text: str
+    list_sha256: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(Measures):
+    """An evaluation of a run or of a table of scores.
+
+    Attributes:
+        identity: what was measured.
+        split_claim: which images were scored.
+        comparison: published results, and whether they may be set beside this one.
+        leaks: scored images or patients that were trained on, a sentence for each kind.
+    """
+
+    identity: Identity
+    split_claim: SplitClaim
+    comparison: Comparison
+    leaks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what metrics.json holds."""
+        content: dict[str, Any] = to_plain(self)
+        first = ("identity", "split_claim", "comparison", "leaks")
+        head = {"format": FORMAT, "version": VERSION}
+        return head | {name: content[name] for name in first} | content
+
+    @staticmethod
+    def from_json(content: Any) -> "Evaluation":
+        """Returns the evaluation that `to_json` returned.
+
+        Raises:
+            UsageError: it is none, or one of another version.
+        """
+        if (
+            not isinstance(content, dict)
+            or content.get("format") != FORMAT
+            or content.get("version") != VERSION
+        ):
+            raise UsageError(f"found no {FORMAT!r} of version {VERSION}; evaluate again")
+        evaluation: Evaluation = _from_plain(Evaluation, content)
+        return evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The AUROC of run b less that of run a, on the images that both scored.
+
+    Attributes:
+        a: run directory.
+        b: the other.
+        images: that both scored.
+        macro_auroc: mean over the classes that have one.
+        auroc: by class.
+    """
+
+    a: str
+    b: str
+    images: int
+    macro_auroc: Interval
+    auroc: Mapping[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunComparison:
+    """Several runs, and the differences of every two."""
+
+    runs: tuple[Evaluation, ...]
+    differences: tuple[Difference, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what comparison.json holds."""
+        return {
+            "format": COMPARISON_FORMAT,
+            "version": VERSION,
+            "runs": [evaluation.to_json() for evaluation in self.runs],
+            "differences": to_plain(self.differences),
+        }
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Returns metrics.json or comparison.json."""
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def to_plain(value: Any) -> Any:
+    """Returns dicts, lists and plain values for dataclasses, mappings and tuples of them."""
+    if dataclasses.is_dataclass(value):
+        return {_key(field): to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [to_plain(each) for each in value]
+    return value
+
+
+def _from_plain(kind: Any, value: Any) -> Any:
+    """Turns plain values back into a type that is made of dataclasses, mappings, tuples and plain types."""
+    if dataclasses.is_dataclass(kind):
+        types_of = typing.get_type_hints(kind)
+        fields = dataclasses.fields(kind)
+        return kind(**{f.name: _from_plain(types_of[f.name], value[_key(f)]) for f in fields})  # type: ignore[operator]  # a class, not an instance
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):  # of a type and None
+        return None if value is None else _from_plain(arguments[0], value)
+    if origin is tuple:
+        return tuple(_from_plain(arguments[0], each) for each in value)
+    if origin is Mapping:
+        return {key: _from_plain(arguments[1], each) for key, each in value.items()}
+    return value
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    key: str = field.metadata.get("json", field.name)
+    return key
