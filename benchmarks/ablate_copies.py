@@ -34,7 +34,7 @@ def measure(dataset: Path, run: Path, seed: int, seen: int) -> dict[str, np.ndar
     from cxr_records.quiet import load_tensorflow
 
     load_tensorflow()
-    from cxr_records.manifest import read_manifest
+    from cxr_records.dataset import open_dataset
     from cxr_records.trainers.config import TrainConfig
     from cxr_records.trainers.evaluation import metrics
     from cxr_records.trainers.evaluation.predictions import read_run_predictions
@@ -42,7 +42,7 @@ def measure(dataset: Path, run: Path, seed: int, seen: int) -> dict[str, np.ndar
     from cxr_records.trainers.runs import open_run
     from cxr_records.trainers.train import train
 
-    records = read_manifest(str(dataset))["splits"]["train"]["records"]
+    records = open_dataset(dataset).splits["train"].records
     config = dataclasses.replace(TrainConfig(), epochs=max(1, round(seen / records)), seed=seed)
     train(str(dataset), str(run), config)
     predict_run(str(run))
@@ -56,9 +56,9 @@ def measure(dataset: Path, run: Path, seed: int, seen: int) -> dict[str, np.ndar
 
 def main() -> None:
     """Measures, and prints one JSON object."""
+    from cxr_records.dataset import open_dataset
     from cxr_records.findings import FINDINGS
     from cxr_records.lookalike import make_lookalike
-    from cxr_records.manifest import read_manifest
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=4000, help="look-alike images")
@@ -70,9 +70,9 @@ def main() -> None:
         folder = Path(name)
         made = make_lookalike(folder / "nih", arguments.count, image_size=64, workers=2)
         datasets = {rule: build(made, rule, folder) for rule in RULES}
-        held = read_manifest(str(datasets["none"]))
-        total = held["splits"]["train"]["records"]
-        images = {finding: held["classes"][finding]["splits"]["train"]["images"] for finding in FINDINGS}
+        manifest = open_dataset(datasets["none"]).manifest
+        total = manifest.splits["train"].records
+        images = {finding: manifest.classes[finding].splits["train"].images for finding in FINDINGS}
         rare = [finding for finding in FINDINGS if images[finding] / total < 0.03]
         places = [FINDINGS.index(finding) for finding in rare]
         results["train_images"], results["rare"] = total, {finding: images[finding] for finding in rare}
@@ -83,7 +83,7 @@ def main() -> None:
                 print(
                     rule, seed, {k: v[places].round(3).tolist() for k, v in runs[-1].items()}, file=sys.stderr
                 )
-            results[rule] = {"records": read_manifest(str(dataset))["splits"]["train"]["records"]}
+            results[rule] = {"records": open_dataset(dataset).splits["train"].records}
             for measured in ("auroc", "auprc"):
                 each = np.array([run[measured][places] for run in runs])
                 overall = np.array([np.nanmean(run[measured]) for run in runs])

@@ -41,10 +41,11 @@ def measure(path: str, count: int) -> dict[str, float]:
     """Runs the steps of a first build but for listing, decoding and writing."""
     import apache_beam as beam
 
+    from cxr_records.config import DatasetConfig
     from cxr_records.images import ImageFormat
     from cxr_records.metadata import read_metadata
     from cxr_records.pipelines.beam_job import Apply
-    from cxr_records.planning import DatasetConfig, make_plan, write_plan
+    from cxr_records.planning import make_plan, write_plan
     from cxr_records.shards import write_shard
     from cxr_records.sources import Entry
     from cxr_records.splits import SplitOptions, make_splits

@@ -37,14 +37,14 @@ def records_of(dataset: Path):
     """Yields (uint8 [size, size], label bytes as int64) of the training records, read without TensorFlow."""
     import numpy as np
 
+    from cxr_records.dataset import open_dataset
     from cxr_records.examples import decode_example
-    from cxr_records.manifest import read_manifest
     from cxr_records.tfrecord import read_records
 
-    manifest = read_manifest(str(dataset))
-    side = manifest["config"]["size"]
-    for shard in manifest["splits"]["train"]["shards"]:
-        with open(dataset / shard["file"], "rb") as file:
+    opened = open_dataset(dataset)
+    side = opened.image_format.size
+    for shard in opened.splits["train"].shards:
+        with open(dataset / shard.file, "rb") as file:
             for _, data in read_records(file):
                 values = decode_example(data)
                 pixels = np.frombuffer(values["image"][0], np.uint8).reshape(side, side)

@@ -122,12 +122,12 @@ def open_archive(path: str, mtime_ns: int, index_folder: str | None) -> Iterator
 def _list_zip(path: str, wanted: Callable[[str], bool]) -> Members:
     try:
         with storage.open_read(path) as file, zipfile.ZipFile(file) as archive:
-            found = [Member(info.filename, 0, info.file_size) for info in archive.infolist()]
+            members = [Member(info.filename, 0, info.file_size) for info in archive.infolist()]
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         # The table of contents is at the end of a zip: without it nothing can be found.
         remedy = "download it first" if storage.is_url(path) else "fetch the archive again"
         raise CxrError(f"`images={path}`: damaged or cut short ({error}); {remedy}") from error
-    return Members([member for member in found if wanted(member.path)], "")
+    return Members([member for member in members if wanted(member.path)], "")
 
 
 def _list_tar(path: str, wanted: Callable[[str], bool]) -> Members:

@@ -150,16 +150,16 @@ def record_problems(
     """Returns what is wrong with a decoded record by the table: missing, unknown, mistyped, miscounted."""
     problems = []
     for feature in features:
-        found = values.get(feature.name)
-        if found is None:
+        given = values.get(feature.name)
+        if given is None:
             problems.append(f"feature {feature.name!r} is missing")
             continue
-        if len(found) != feature.num_values:
+        if len(given) != feature.num_values:
             problems.append(
-                f"feature {feature.name!r} has {len(found)} values, expected {feature.num_values}"
+                f"feature {feature.name!r} has {len(given)} values, expected {feature.num_values}"
             )
         expected = int if feature.kind == "int64" else bytes
-        if not all(isinstance(value, expected) for value in found):
+        if not all(isinstance(value, expected) for value in given):
             problems.append(f"feature {feature.name!r} is not {feature.kind}")
     unknown = sorted(set(values) - {feature.name for feature in features})
     problems += [f"feature {name!r} is unknown" for name in unknown]

@@ -76,8 +76,8 @@ class ImageFormat:
         with _decoding(), Image.open(io.BytesIO(data), formats=[self.codec.upper()]) as image:
             pixels = np.asarray(image)
         if pixels.shape != (self.size, self.size) or pixels.dtype != np.uint8:
-            found = "x".join(map(str, pixels.shape))
-            raise ImageDecodeError(f"image of {found} {pixels.dtype}, expected {self.size}x{self.size} uint8")
+            shape = "x".join(map(str, pixels.shape))
+            raise ImageDecodeError(f"image of {shape} {pixels.dtype}, expected {self.size}x{self.size} uint8")
         return pixels
 
 

@@ -125,12 +125,12 @@ def _claim(out: Path, parameters: dict[str, int]) -> bool:
         if not (out / name).exists():
             continue
         try:
-            found = json.loads((out / name).read_text())
+            written = json.loads((out / name).read_text())
         except ValueError:
             raise UsageError(f"{out / name} is not readable; remove {out} or choose another folder") from None
-        if found != parameters:
+        if written != parameters:
             raise UsageError(
-                f"{out} holds a look-alike set of {found}, not {parameters}; choose another folder"
+                f"{out} holds a look-alike set of {written}, not {parameters}; choose another folder"
             )
         return name == _DONE
     if out.exists() and any(entry.name != f"{_STARTED}.part" for entry in out.iterdir()):

@@ -21,7 +21,7 @@ import pandas as pd
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.findings import FINDINGS, NO_FINDING, parse_findings
+from cxr_records.findings import parse_findings
 
 ENDINGS = (".csv", ".csv.gz", ".xlsx")
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
@@ -120,15 +120,6 @@ def read_metadata(path: str) -> Metadata:
     return Metadata(table, vectors, _dialect(columns), _digest(table, vectors))
 
 
-def count_findings(findings: np.ndarray) -> dict[str, int]:
-    """Counts the images of each finding and of "No Finding" in uint8 [num_images, 14].
-
-    An image with several findings is counted under each of them.
-    """
-    counts = {name: int(count) for name, count in zip(FINDINGS, findings.sum(axis=0), strict=True)}
-    return {**counts, NO_FINDING: int((~findings.any(axis=1)).sum())}
-
-
 def read_content(path: str, argument: str) -> bytes:
     """Reads a whole input file, decompressed when it is gzip. The argument is named in the errors.
 
@@ -143,8 +134,8 @@ def read_content(path: str, argument: str) -> bytes:
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
     except (FileNotFoundError, IsADirectoryError) as error:
-        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
-        raise UsageError(f"{path}: found {found}; `{argument}` must name an existing file") from error
+        what = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
+        raise UsageError(f"{path}: found {what}; `{argument}` must name an existing file") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CxrError(f"{path}: found broken gzip ({_short(error)}); download the file again") from error
     except CxrError:
@@ -219,9 +210,9 @@ def _columns(path: str, cells: list[tuple[str, ...]], lines: list[int]) -> _Colu
     missing = [name for name in NEEDED_COLUMNS if name not in header]
     if missing:
         # NIH's 'OriginalImage[Width,Height]' is two columns to every reader; nobody asks for either.
-        found = _short(", ".join(repr(name) for name in header if name) or "none")
+        present = _short(", ".join(repr(name) for name in header if name) or "none")
         raise CxrError(
-            f"{path}: found the columns {found}; needed are {', '.join(map(repr, NEEDED_COLUMNS))}, so "
+            f"{path}: found the columns {present}; needed are {', '.join(map(repr, NEEDED_COLUMNS))}, so "
             f"{', '.join(map(repr, missing))} must be added or renamed in the first line"
         )
     used = [name for name in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS) if name in header]

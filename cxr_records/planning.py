@@ -100,7 +100,8 @@ class Plan:
         records: one row per record in the order of shards: `row` (of the table), `copy`, `split`.
         shards: the shards in order.
         left_out: images of the table that are in no record: image_id, split, reason, detail.
-        images: table by image_id of what the store says of each image; None when planned without images.
+        stored: table by image_id of what the store says of each image, from `store.locate`; None when planned
+            as if every image were there.
         balance: of the classes in train, before and after copies.
         record_bytes: size of one record on disk, about.
     """
@@ -112,16 +113,16 @@ class Plan:
     records: pd.DataFrame
     shards: tuple[PlannedShard, ...]
     left_out: pd.DataFrame
-    images: pd.DataFrame | None
+    stored: pd.DataFrame | None
     balance: Imbalance
     record_bytes: float
 
     @property
     def stored_images(self) -> pd.DataFrame:
-        """`images` of a plan that is to be written, which has them."""
-        if self.images is None:
-            raise ValueError("this plan was made without images: nothing of it can be written")
-        return self.images
+        """`stored` of a plan that is to be written, which has it."""
+        if self.stored is None:
+            raise ValueError("this plan was made as if every image were there: nothing of it can be written")
+        return self.stored
 
     @property
     def split_names(self) -> list[str]:
@@ -184,7 +185,7 @@ class Plan:
 
 
 def make_plan(
-    metadata: Metadata, splits: Splits, config: DatasetConfig, images: pd.DataFrame | None = None
+    metadata: Metadata, splits: Splits, config: DatasetConfig, stored: pd.DataFrame | None = None
 ) -> Plan:
     """Plans a dataset.
 
@@ -192,13 +193,14 @@ def make_plan(
         metadata: the whole table.
         splits: of the whole table.
         config: what is asked for.
-        images: what the store holds, from `store.locate`; None plans as if every image were there.
+        stored: what the store says of each image, from `store.locate`; None plans as if every image were
+            there.
 
     Raises:
         CxrError: no image takes part.
     """
     selection = config.task.select(metadata.findings)
-    left_out = _left_out(metadata, splits, selection, images)
+    left_out = _left_out(metadata, splits, selection, stored)
     takes_part = np.ones(len(metadata), bool)
     takes_part[left_out["row"]] = False
     if not takes_part.any():
@@ -214,7 +216,7 @@ def make_plan(
     repeats[train] = records_per_image(
         classes, config.task.class_names, config.copies, list(image_ids[train]), config.seed
     )
-    record_bytes = _record_bytes(config.image_format, images)
+    record_bytes = _record_bytes(config.image_format, stored)
     shards: list[PlannedShard] = []
     frames, start = [], 0
     for split in SPLITS:
@@ -232,7 +234,7 @@ def make_plan(
         records=pd.concat(frames, ignore_index=True),
         shards=tuple(shards),
         left_out=left_out.drop(columns="row"),
-        images=images,
+        stored=stored,
         balance=balance,
         record_bytes=record_bytes,
     )
@@ -242,18 +244,16 @@ def write_plan(plan: Plan, folder: str, store: str, dataset: str) -> list[ShardS
     """Writes what workers need of a plan, one row group per shard, and returns their specs.
 
     Args:
-        plan: made with images.
+        plan: made with what is stored.
         folder: where the plan file goes.
         store: the image store that holds them.
         dataset: the folder of the dataset.
     """
-    if plan.images is None:
-        raise ValueError("a plan made without images cannot be written")
-    digests = _shard_digests(plan, plan.images)
+    digests = _shard_digests(plan, plan.stored_images)
     name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     path = storage.join(folder, f"plan-{name}.parquet")
     with storage.atomic_file(path) as file:
-        tables = (_record_table(plan, shard, plan.images) for shard in plan.shards)
+        tables = (_record_table(plan, shard, plan.stored_images) for shard in plan.shards)
         first = next(tables)
         with pq.ParquetWriter(file, first.schema) as writer:
             for rows in itertools.chain([first], tables):
@@ -284,18 +284,18 @@ def estimate(plan: Plan, num_to_decode: int, workers: int, seconds_per_decode: f
         workers: processes at work.
         seconds_per_decode: of one image on one core.
     """
-    stored = len(plan.metadata) if plan.images is None else len(plan.images)
+    num_stored = len(plan.metadata) if plan.stored is None else len(plan.stored)
     copies = plan.num_copies
     return {
         "dataset_bytes": round(len(plan.records) * plan.record_bytes),
-        "store_bytes": round(stored * plan.record_bytes),
+        "store_bytes": round(num_stored * plan.record_bytes),
         "decode_seconds": num_to_decode * seconds_per_decode / workers,
         "write_seconds": (len(plan.records) * SECONDS_PER_RECORD + copies * SECONDS_PER_COPY) / workers,
     }
 
 
 def _left_out(
-    metadata: Metadata, splits: Splits, selection: Selection, images: pd.DataFrame | None
+    metadata: Metadata, splits: Splits, selection: Selection, stored: pd.DataFrame | None
 ) -> pd.DataFrame:
     """One row for each image that no record can hold. Of several reasons one is given: missing, rejected,
     in no list, left out by the task, in this order.
@@ -306,10 +306,10 @@ def _left_out(
     detail[~selection.kept] = selection.reasons[~selection.kept]
     unlisted = splits.of_image == ""
     reason[unlisted], detail[unlisted] = "in no list", ""
-    if images is not None:
-        state = images["status"].reindex(metadata.table["image_id"]).to_numpy(dtype=object)
+    if stored is not None:
+        state = stored["status"].reindex(metadata.table["image_id"]).to_numpy(dtype=object)
         rejected, missing = state == REJECTED, pd.isna(state)
-        why = images["reason"].reindex(metadata.table["image_id"]).to_numpy(dtype=object)
+        why = stored["reason"].reindex(metadata.table["image_id"]).to_numpy(dtype=object)
         reason[rejected], detail[rejected] = "rejected", why[rejected]
         reason[missing], detail[missing] = "missing", "in no source"
     rows = np.flatnonzero(reason != "")
@@ -349,24 +349,24 @@ def _cut_shards(
         yield PlannedShard(shard_name(split, shard, count), split, start + low, high - low)
 
 
-def _record_bytes(image_format: ImageFormat, images: pd.DataFrame | None) -> float:
+def _record_bytes(image_format: ImageFormat, stored: pd.DataFrame | None) -> float:
     """Bytes of one record: exact for raw pixels, the mean of what is stored for PNG and JPEG."""
-    stored = None if images is None or image_format.codec == "raw" else images[images["status"] == OK]
-    if stored is not None and len(stored):
-        image_bytes = float(stored["length"].mean())
+    decoded = None if stored is None else stored[stored["status"] == OK]
+    if image_format.codec != "raw" and decoded is not None and len(decoded):
+        image_bytes = float(decoded["length"].mean())
     else:
         image_bytes = image_format.size**2 * BYTES_PER_PIXEL[image_format.codec]
     return image_bytes + EXAMPLE_BYTES + OVERHEAD_BYTES
 
 
-def _shard_digests(plan: Plan, images: pd.DataFrame) -> list[str]:
+def _shard_digests(plan: Plan, stored: pd.DataFrame) -> list[str]:
     """A digest of all that decides a shard's bytes: its records' sources, labels, order and settings."""
     table, config = plan.metadata.table, plan.config
     rows = plan.records["row"].to_numpy()
     names = ("image_id", "patient_id", "view", "sex", "age_years")
     columns: list[list[Any]] = [table[name].to_numpy()[rows].tolist() for name in names]
     columns.append(plan.records["copy"].tolist())
-    columns.append(images["sha256"].reindex(columns[0]).tolist())
+    columns.append(stored["sha256"].reindex(columns[0]).tolist())
     heads = ["\0".join(map(str, values)).encode() for values in zip(*columns, strict=True)]
     findings, labels = plan.metadata.findings[rows], plan.selection.labels[rows]
     # Another Pillow may encode PNG and JPEG, and interpolate copies, to other bytes: never mix two in one
@@ -383,12 +383,12 @@ def _shard_digests(plan: Plan, images: pd.DataFrame) -> list[str]:
     return digests
 
 
-def _record_table(plan: Plan, shard: PlannedShard, images: pd.DataFrame) -> pa.Table:
+def _record_table(plan: Plan, shard: PlannedShard, stored: pd.DataFrame) -> pa.Table:
     """What a worker needs to write one shard: a row per record, in order."""
     records = plan.records.iloc[shard.start : shard.start + shard.num_records]
     rows = records["row"].to_numpy()
     table = plan.metadata.table.iloc[rows]
-    stored = images.loc[table["image_id"]]
+    places = stored.loc[table["image_id"]]
     labels = plan.selection.labels[rows]
     return pa.table(
         {
@@ -399,9 +399,9 @@ def _record_table(plan: Plan, shard: PlannedShard, images: pd.DataFrame) -> pa.T
             "findings": pa.array(plan.metadata.findings[rows].tolist(), pa.list_(pa.int64())),
             "label": pa.array(labels.tolist()),
             "copy": pa.array(records["copy"].tolist()),
-            "unit": pa.array(stored["unit"].tolist()),
-            "offset": pa.array(stored["offset"].tolist(), pa.int64()),
-            "length": pa.array(stored["length"].tolist(), pa.int64()),
-            "crc32c": pa.array(stored["crc32c"].tolist(), pa.int64()),
+            "unit": pa.array(places["unit"].tolist()),
+            "offset": pa.array(places["offset"].tolist(), pa.int64()),
+            "length": pa.array(places["length"].tolist(), pa.int64()),
+            "crc32c": pa.array(places["crc32c"].tolist(), pa.int64()),
         }
     )

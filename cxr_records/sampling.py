@@ -214,13 +214,8 @@ def under_represented(classes: np.ndarray, class_names: Sequence[str]) -> tuple[
     return tuple(name for name, ratio in zip(class_names, irlbl, strict=True) if ratio > mean)
 
 
-def empty_classes(classes: np.ndarray, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the classes that no image holds: nothing can be copied for them and they have no IRLbl."""
-    return tuple(name for name, images in zip(class_names, _count(classes), strict=True) if images == 0)
-
-
 def empty_classes_warning(names: Sequence[str]) -> str:
-    """Returns one line that warns of `empty_classes`, or "" when there are none."""
+    """Returns one line that warns of classes without a training image, or "" when there are none."""
     if not names:
         return ""
     return (
@@ -303,9 +298,9 @@ def _dragged(classes: np.ndarray, own: np.ndarray) -> list[float]:
     factors = image_factors(classes, own)
     shares = []
     for column, factor in zip(classes.T, own, strict=True):
-        held = factors[column.astype(bool)]
-        copies = float((held - 1).sum())
-        shares.append(float((held - factor).sum()) / copies if copies else 0.0)
+        of_images = factors[column.astype(bool)]
+        copies = float((of_images - 1).sum())
+        shares.append(float((of_images - factor).sum()) / copies if copies else 0.0)
     return shares
 
 

@@ -78,10 +78,10 @@ def list_sources(
     for pattern in paths:
         if "::" in pattern:
             raise UsageError(f"`images={pattern}`: chained URLs are not read; name the archive itself")
-        found = storage.expand(storage.absolute(pattern))
-        if not found:
+        matching = storage.expand(storage.absolute(pattern))
+        if not matching:
             raise UsageError(f"`images={pattern}`: nothing matches")
-        for path in found:
+        for path in matching:
             before = len(entries), len(warnings)
             entries += _list_path(path, index_folder, keep_index, on_archive, warnings)
             if (len(entries), len(warnings)) == before:
@@ -97,23 +97,23 @@ def match_entries(
     A file whose name differs in its ending alone (a DICOM of the same image) matches too, where the
     exact name is nowhere. Several entries of one image are kept in a fixed order.
     """
-    exact: dict[str, list[Entry]] = {image_id: [] for image_id in image_ids}
-    by_stem = {_stem(image_id): image_id for image_id in exact}
+    matched: dict[str, list[Entry]] = {image_id: [] for image_id in image_ids}
+    by_stem = {_stem(image_id): image_id for image_id in matched}
     others = []
     for entry in entries:
-        if entry.name in exact:
-            exact[entry.name].append(entry)
+        if entry.name in matched:
+            matched[entry.name].append(entry)
         else:
             others.append(entry)
     unmatched = []
-    filled = {image_id for image_id, found in exact.items() if found}
+    exact = {image_id for image_id, same_name in matched.items() if same_name}
     for entry in others:
         image_id = by_stem.get(_stem(entry.name))
-        if image_id is None or image_id in filled:
+        if image_id is None or image_id in exact:
             unmatched.append(entry)
         else:
-            exact[image_id].append(entry)
-    return {image_id: sorted(found) for image_id, found in exact.items() if found}, unmatched
+            matched[image_id].append(entry)
+    return {image_id: sorted(its) for image_id, its in matched.items() if its}, unmatched
 
 
 class SourceReader:

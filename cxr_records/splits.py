@@ -181,8 +181,6 @@ def cut_by_patient(patient_ids: np.ndarray, findings: np.ndarray, fraction: floa
     """
     patients, of_row = np.unique(patient_ids, return_inverse=True)
     cut = np.zeros(len(patients), bool)
-    if fraction == 0 or not len(patients):
-        return cut[of_row]
     counts = np.empty((len(patients), len(FINDINGS) + 1), np.int64)  # images per patient and finding, and all
     for place, column in enumerate(findings.T):
         counts[:, place] = np.bincount(of_row[column > 0], minlength=len(patients))

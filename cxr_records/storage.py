@@ -136,8 +136,8 @@ def expand(pattern: str) -> list[str]:
         filesystem, name = _filesystem(pattern)
         with _said_clearly(pattern):
             names = filesystem.glob(name)
-        found = [name for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
-        return sorted(map(filesystem.unstrip_protocol, found))
+        visible = [name for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
+        return sorted(map(filesystem.unstrip_protocol, visible))
     return sorted(glob.glob(str(local_path(pattern)), recursive=True))
 
 
@@ -216,7 +216,7 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
     Local files are opened once each. From remote storage all ranges are asked for at once, those that lie
     near each other in one file as one: a thousand records cost a few round trips.
     """
-    found = [b""] * len(ranges)
+    parts = [b""] * len(ranges)
     order = sorted(range(len(ranges)), key=lambda number: ranges[number])
     remote = [number for number in order if is_url(ranges[number][0])]
     local = [number for number in order if not is_url(ranges[number][0])]
@@ -224,7 +224,7 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         descriptor = os.open(local_path(path), os.O_RDONLY)
         try:
             for number in numbers:
-                found[number] = os.pread(descriptor, ranges[number][2], ranges[number][1])
+                parts[number] = os.pread(descriptor, ranges[number][2], ranges[number][1])
         finally:
             os.close(descriptor)
     if remote:
@@ -237,8 +237,8 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         for span, block in zip(spans, blocks, strict=True):
             for number in span.numbers:
                 _, offset, length = ranges[number]
-                found[number] = bytes(block[offset - span.start : offset - span.start + length])
-    return found
+                parts[number] = bytes(block[offset - span.start : offset - span.start + length])
+    return parts
 
 
 @dataclasses.dataclass

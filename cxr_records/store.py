@@ -196,10 +196,10 @@ class ImageStore:
         with storage.atomic_file(work) as file, pq.ParquetWriter(file, _WORK_SCHEMA) as writer:
             for cut in cuts:
                 rows = [
-                    {"image_id": image_id, "signature": signature(found), "known": known.get(image_id, [])}
+                    {"image_id": image_id, "signature": signature(entries), "known": known.get(image_id, [])}
                     | entry._asdict()
-                    for image_id, found in cut
-                    for entry in found
+                    for image_id, entries in cut
+                    for entry in entries
                 ]
                 writer.write_table(pa.Table.from_pylist(rows, _WORK_SCHEMA), row_group_size=len(rows))
         return [
@@ -222,13 +222,13 @@ def open_store(path: str, image_format: ImageFormat, create: bool = True) -> Ima
     Raises:
         UsageError: the folder holds something else, or images of another size, codec or filter.
     """
-    marker = storage.join(path, STORE_FILE)
+    marker_path = storage.join(path, STORE_FILE)
     wanted = {"version": STORE_VERSION, **dataclasses.asdict(image_format)}
-    if storage.exists(marker):
-        found = _read_marker(marker)
-        if found != wanted:
+    if storage.exists(marker_path):
+        marker = _read_marker(marker_path)
+        if marker != wanted:
             raise UsageError(
-                f"`store={path}` holds {_describe(found)}, asked for {_describe(wanted)}; "
+                f"`store={path}` holds {_describe(marker)}, asked for {_describe(wanted)}; "
                 "use another `store`, or the same `size`, `codec` and `resample`"
             )
         return ImageStore(path, image_format)
@@ -241,7 +241,7 @@ def open_store(path: str, image_format: ImageFormat, create: bool = True) -> Ima
     if not create:
         return None
     storage.make_folder(path)
-    storage.write_bytes(marker, (json.dumps(wanted, indent=1) + "\n").encode())
+    storage.write_bytes(marker_path, (json.dumps(wanted, indent=1) + "\n").encode())
     return ImageStore(path, image_format)
 
 
@@ -266,8 +266,8 @@ def locate(index: pd.DataFrame, signatures: Mapping[str, str]) -> pd.DataFrame:
     rows = rows.drop_duplicates("image_id")
     rejected = rows[rows.status == REJECTED]
     by_content = rows.loc[rows.status != REJECTED, ["image_id", "sha256"]]
-    found = by_content.merge(records, on=["image_id", "sha256"])
-    return pd.concat([found, rejected]).drop(columns="rank").set_index("image_id").sort_index()
+    decoded = by_content.merge(records, on=["image_id", "sha256"])
+    return pd.concat([decoded, rejected]).drop(columns="rank").set_index("image_id").sort_index()
 
 
 def write_unit(spec: UnitSpec) -> None:
@@ -372,7 +372,7 @@ def _reading_order(entry: Entry) -> tuple[bool, str, int, str]:
 
 def _unit_name(image_format: ImageFormat, cut: Sequence[tuple[str, Sequence[Entry]]], taken: Set[str]) -> str:
     """Names a unit after its images; a unit that is there already did not settle them, so not like it."""
-    text = "\n".join([repr(image_format), *(f"{image_id} {signature(found)}" for image_id, found in cut)])
+    text = "\n".join([repr(image_format), *(f"{image_id} {signature(entries)}" for image_id, entries in cut)])
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     while name in taken:
         name = hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -38,11 +38,6 @@ def _mask(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def frame(data: bytes) -> bytes:
-    """Returns one whole record: header, data, footer."""
-    return b"".join(frame_parts((data,)))
-
-
 def frame_parts(parts: Sequence[bytes]) -> tuple[bytes, ...]:
     """Returns the parts of one whole record whose data comes in parts: header, the parts, footer.
 
@@ -57,7 +52,7 @@ def frame_parts(parts: Sequence[bytes]) -> tuple[bytes, ...]:
 
 
 def unframe(record: bytes, offset: int = 0) -> bytes:
-    """Returns the data of one whole record as `frame` made it.
+    """Returns the data of one whole record as `frame_parts` made it.
 
     Args:
         record: the bytes of exactly one record.

@@ -111,17 +111,16 @@ class Engine:
         Raises:
             CxrError: with the remedy.
         """
-        known = {
-            r"No module named 'cxr_records": (
-                "a worker lacks the package cxr_records; install the command's version there, with "
-                "--sdk_container_image or in the environment of the worker pool (docker/README.md)"
-            ),
-            r"Unable to fetch remote job server jar at (\S+):": (
+        known = dict(self.troubles)
+        known[r"No module named 'cxr_records"] = (
+            "a worker lacks the package cxr_records; install the command's version there, with "
+            "--sdk_container_image or in the environment of the worker pool (docker/README.md)"
+        )
+        if self.job_server:
+            known[r"Unable to fetch remote job server jar at (\S+):"] = (
                 "Beam's job server could not be fetched from \\1; download it and name it with "
                 f"--{self.job_server}_job_server_jar=FILE"
-            ),
-            **self.troubles,
-        }
+            )
         for pattern, meaning in known.items():
             if match := re.search(pattern, log):
                 raise CxrError(match.expand(meaning))

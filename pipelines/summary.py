@@ -178,7 +178,7 @@ def tell_plan_result(result: PlanResult) -> None:
     """Prints the plan, bytes on disk and time, and warns where the disk has no room."""
     request, size, to_decode = result.request, result.size, result.to_decode
     tell_plan(result.plan, result.at_hand)
-    writes_store = result.plan.images is None or to_decode > 0
+    writes_store = result.plan.stored is None or to_decode > 0
     store = f", image store {_bytes(size['store_bytes'])}" if writes_store else ""
     click.echo(f"on disk: dataset about {_bytes(size['dataset_bytes'])}{store}")
     workers = request.engine.workers

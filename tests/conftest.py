@@ -1,6 +1,8 @@
 """What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
 import json
+import math
+import re
 import shutil
 import socket
 import subprocess
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 
-from cxr_records import storage
+from cxr_records import progress, storage
 from cxr_records.config import DatasetConfig
+from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.images import ImageFormat
 from cxr_records.layout import BUILD_FOLDER
 from cxr_records.lookalike import LookalikePaths, make_lookalike
@@ -27,6 +31,8 @@ from cxr_records.pipelines.request import BuildRequest
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
+from cxr_records.tfrecord import frame_parts
+from cxr_records.trainers.config import TrainConfig
 
 # Tests depend neither on the machine's speed nor on chance: the same examples each time.
 hypothesis.settings.register_profile(
@@ -37,6 +43,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
+# Of `trained_run`.
+RUN_CONFIG = TrainConfig(
+    epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60
+)
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "secret",
@@ -58,11 +68,34 @@ def write_manifest(dataset: Path, content: dict[str, Any]) -> None:
     (dataset / "manifest.json").write_bytes(manifest_bytes({**content, "checksum": checksum(content)}))
 
 
+def frame(data: bytes) -> bytes:
+    """One whole record of a TFRecord file."""
+    return b"".join(frame_parts((data,)))
+
+
+def count_findings(findings: np.ndarray) -> dict[str, int]:
+    """Images of each finding, and of No Finding, in uint8 [num_images, 14]."""
+    counts = {name: int(count) for name, count in zip(FINDINGS, findings.sum(axis=0), strict=True)}
+    return {**counts, NO_FINDING: int((~findings.any(axis=1)).sum())}
+
+
 def free_port() -> int:
     """A port on this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch) -> None:
+    """In a log, progress is told by the clock: a slow machine would print lines that a fast one does not."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", math.inf)
+
+
+def without_progress(said: str) -> str:
+    """What a command in a process of its own said on stderr but for such lines."""
+    lines = said.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"(decode|write): .* of .* left$", line))
 
 
 def files_of(dataset: Path | str) -> dict[str, bytes]:
@@ -145,14 +178,10 @@ def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def trained_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs on that dataset that nothing broke off. Leave it as it is."""
-    from cxr_records.trainers.config import TrainConfig
     from cxr_records.trainers.train import train
 
     run = tmp_path_factory.mktemp("runs") / "run"
-    config = TrainConfig(
-        epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60
-    )
-    train(str(dataset), str(run), config)
+    train(str(dataset), str(run), RUN_CONFIG)
     return run
 
 

@@ -59,3 +59,16 @@ def test_from_files_to_batches_by_the_face_alone(lookalike, tmp_path, capsys):
 def test_a_mistake_in_an_argument_is_named_as_the_argument(lookalike, tmp_path):
     with pytest.raises(UsageError, match=r"^`size=3`: expected 16 to 2048 pixels$"):
         cxr_records.build(lookalike.images, lookalike.metadata, tmp_path / "cxr14", size=3)
+
+
+@pytest.mark.parametrize(
+    "words", [["--version"], *([name, "--help"] for name in ("build", "train", "evaluate"))], ids=" ".join
+)
+def test_packages_of_a_stranger_with_the_names_of_our_folders_are_not_taken(tmp_path, words):
+    for name in ("pipelines", "trainers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('the wrong {name}')\n")
+    command = [sys.executable, "-m", "cxr_records", *words]  # which looks in the current folder first
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cxr-records" in done.stdout

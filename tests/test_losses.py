@@ -95,7 +95,7 @@ batches_of_classes = st.integers(1, 5).flatmap(
         arrays.arrays(np.float32, (rows, 4), elements=st.floats(-12, 12, width=32)),
     )
 )
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 @few
@@ -378,6 +378,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_jax_gives_the_same_losses_and_finite_gradients():
     random = np.random.default_rng(2)
     given = {}

@@ -8,12 +8,14 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from conftest import count_findings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, parse_findings
-from cxr_records.metadata import Metadata, count_findings, read_metadata
+from cxr_records.metadata import Metadata, read_metadata
+from cxr_records.seeding import keyed_hash
 from cxr_records.splits import (
     SPLITS,
     TEST,
@@ -65,7 +67,6 @@ fractions = st.sampled_from([0, 0.1, 0.125, 0.5, 0.9])
 
 
 @given(tables, fractions, fractions, st.integers(0, 5))
-@settings(deadline=None)
 def test_every_image_has_one_split_and_no_patient_has_two(metadata, validation, test, seed):
     splits = make_splits(metadata, SplitOptions(None, None, None, validation, test, seed))
 
@@ -78,7 +79,6 @@ def test_every_image_has_one_split_and_no_patient_has_two(metadata, validation, 
 
 
 @given(tables, fractions, st.integers(0, 5), st.randoms())
-@settings(deadline=None)
 def test_the_cut_depends_on_the_seed_and_not_on_the_order_of_the_rows(metadata, fraction, seed, random):
     patients = metadata.table["patient_id"].to_numpy()
     cut = cut_by_patient(patients, metadata.findings, fraction, seed)
@@ -89,6 +89,40 @@ def test_the_cut_depends_on_the_seed_and_not_on_the_order_of_the_rows(metadata, 
         cut[order].tolist()
         == cut_by_patient(patients[order], metadata.findings[order], fraction, seed).tolist()
     )
+
+
+def cut_one_by_one(metadata: Metadata, fraction: float, seed: int) -> list[bool]:
+    """What `cut_by_patient` says of itself, without arrays."""
+    patients = metadata.table["patient_id"].tolist()
+    counts = {patient: [0] * 15 for patient in patients}  # of each finding, and of all images
+    for patient, vector in zip(patients, metadata.findings.tolist(), strict=True):
+        counts[patient] = [count + more for count, more in zip(counts[patient], [*vector, 1], strict=True)]
+    waiting, cut, rest = set(patients), [], []
+    while waiting:
+        left = [sum(counts[patient][column] for patient in waiting) for column in range(14)]
+        column = min((c for c in range(14) if left[c]), key=lambda c: (left[c], c), default=14)
+        asked = [patient for patient in waiting if counts[patient][column]]
+        for patient in sorted(asked, key=lambda p: (-counts[p][column], keyed_hash(seed, "split", p))):
+            in_cut, in_rest = (sum(counts[other][column] for other in dealt) for dealt in (cut, rest))
+            images = counts[patient][column]
+            nearer = abs(in_cut + images - fraction * (in_cut + in_rest + images))
+            farther = abs(in_cut - fraction * (in_cut + in_rest + images))
+            (cut if in_rest and nearer < farther else rest).append(patient)
+        waiting -= set(asked)
+    return [patient in cut for patient in patients]
+
+
+@given(tables, st.sampled_from([0, 0.125, 0.25, 0.5, 0.75]), st.integers(0, 5))
+def test_patients_go_one_by_one_where_the_rarest_finding_comes_nearest_to_its_share(metadata, fraction, seed):
+    patients = metadata.table["patient_id"].to_numpy()
+
+    cut = cut_by_patient(patients, metadata.findings, fraction, seed)
+
+    assert cut.tolist() == cut_one_by_one(metadata, fraction, seed)
+
+
+def test_a_table_without_rows_has_nothing_to_cut():
+    assert cut_by_patient(np.zeros(0, np.int64), np.zeros((0, 14), np.uint8), 0.5, 0).tolist() == []
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
@@ -171,6 +205,50 @@ def test_the_test_images_do_not_depend_on_the_validation_fraction():
     assert ((first == TEST) == (second == TEST)).all()
 
 
+def test_an_eighth_of_train_val_validates_and_a_fifth_of_all_images_tests_where_nothing_is_said():
+    metadata = table(*[(patient, "No Finding") for patient in range(1, 802)])
+    names = " ".join(map(str, range(1, 801)))
+
+    with_lists = make_splits(metadata, lists(names, "801")).of_image
+    without = make_splits(table(*[(p, "No Finding") for p in range(800)]), SplitOptions()).of_image
+
+    assert (with_lists == VALIDATION).sum() == 100
+    assert [(without == split).sum() for split in SPLITS] == [560, 80, 160]
+
+
+@pytest.fixture
+def official_are(monkeypatch) -> None:
+    """Makes the images of patients 1 and 2 the official train_val list, that of patient 4 the test list."""
+    from cxr_records import splits
+
+    names = [[f"{patient:08}_000.png" for patient in patients] for patients in ((1, 2), (4,))]
+    monkeypatch.setattr(splits, "OFFICIAL_TRAIN_VAL", list_digest(names[0]))
+    monkeypatch.setattr(splits, "OFFICIAL_TEST", list_digest(names[1]))
+
+
+@pytest.mark.parametrize(
+    ("train_val", "test", "official"), [("2 1", "4", True), ("1 2", "4 5", False), ("1 3", "4", False)]
+)
+def test_lists_are_official_when_both_are_to_the_last_name(train_val, test, official, official_are):
+    splits = make_splits(FIVE, lists(train_val, test, validation_fraction=0))
+
+    origin = "official NIH lists" if official else "lists given (not the official NIH lists)"
+    assert (splits.official, splits.origin) == (official, origin)
+
+
+def test_official_lists_given_the_wrong_way_round_are_refused(official_are):
+    with pytest.raises(UsageError, match=r"^found NIH's test list under `train_val_list` and its train_val"):
+        make_splits(FIVE, lists("4", "1 2"))
+
+
+@pytest.mark.parametrize(("length", "shown"), [(80, "x" * 80), (81, "x" * 80 + "…")])
+def test_a_strange_name_is_shown_up_to_80_characters(length, shown):
+    train_val, test = write("a.txt", "x" * length), write("b.txt", "00000001_000.png")
+
+    with pytest.raises(CxrError, match=rf"the first is '{shown}'\)"):
+        make_splits(FIVE, SplitOptions(train_val, test))
+
+
 def test_a_list_is_the_first_word_of_each_line():
     text = "\ufeffb.png 0 1 0\r\n\r\n  a.png\tMass\n\nb.png\n"
 
@@ -241,11 +319,23 @@ def test_wrong_options_are_refused_when_they_are_made(settings, message):
             "table (whose first is 00000001_000.png); `train_val_list` must hold one 'Image Index' per line",
         ),
         (
+            ("8", "9", None),
+            "memory://splits/train_val.txt: none of its 1 names (the first is '00000008_000.png') is in the "
+            "table (whose first is 00000001_000.png); `train_val_list` must hold one 'Image Index' per line",
+        ),
+        (
             ("1", "", None),
             "memory://splits/test.txt: found an empty file; download it again, or correct `test_list`",
         ),
     ],
-    ids=["in both", "several in both", "validation outside", "strange names", "empty"],
+    ids=[
+        "in both",
+        "several in both",
+        "validation outside",
+        "strange names",
+        "strange names in both",
+        "empty",
+    ],
 )
 def test_lists_that_cannot_be_right_are_refused(given_lists, message):
     with pytest.raises(CxrError, match=f"^{re.escape(message)}$"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING, parse_findings
 from cxr_records.splits import TEST, SplitOptions, make_splits
-from cxr_records.tasks import parse_task
+from cxr_records.tasks import as_task, parse_task
 
 ALL_TASKS = ["binary", "binary:Pneumothorax", "binary:Mass,Nodule", "multiclass", "multilabel"]
 IMAGES = ["No Finding", "Pneumothorax", "Pneumothorax|Mass", "Mass", "Nodule", "Mass|Nodule", "Edema|Hernia"]
@@ -271,3 +271,11 @@ def test_the_real_table_names_what_each_task_leaves_out(nih_v2020):
         "neither Mass nor Nodule": 100_913,
         "both Mass and Nodule": 906,
     }
+
+
+def test_a_task_is_given_as_itself_or_in_words_of_the_set():
+    task = parse_task("binary:Mass")
+
+    assert as_task(task) is task
+    assert as_task("binary:Mass") == task
+    assert as_task("multilabel", ("Mass", "Edema")).class_names == ("Mass", "Edema")

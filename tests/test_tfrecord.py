@@ -2,10 +2,11 @@ import importlib
 import io
 
 import pytest
+from conftest import frame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_records.tfrecord import OVERHEAD_BYTES, RecordError, frame, masked_crc, read_records, unframe
+from cxr_records.tfrecord import OVERHEAD_BYTES, RecordError, masked_crc, read_records, unframe
 
 # As tf.io.TFRecordWriter of TensorFlow 2.21 wrote them.
 GOLDEN = {

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import manifest_json, write_manifest
+from conftest import frame, manifest_json, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from cxr_records.augment import augmentation_for
 from cxr_records.examples import decode_example, encode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.manifest import ManifestError, read_manifest
-from cxr_records.tfrecord import frame, read_records
+from cxr_records.tfrecord import read_records
 from cxr_records.verification import Problem, check_dataset
 
 TRAIN, TEST = "cxr14-train.tfrecord-00000-of-00003", "cxr14-test.tfrecord-00000-of-00001"
@@ -89,7 +89,7 @@ def test_a_problem_reads_as_file_record_image_and_cause():
 
 
 @given(st.data(), st.booleans())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_a_flipped_bit_anywhere_in_a_shard_is_found_with_its_record_and_image(to_flip, data, deep):
     shard = data.draw(st.sampled_from(SHARDS))
     size = (to_flip / shard).stat().st_size
@@ -128,7 +128,7 @@ def test_the_first_and_the_last_byte_of_each_shard_count(to_flip, shard, deep):
 
 
 @given(st.data(), st.booleans())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_a_flipped_bit_anywhere_in_another_file_is_found_and_named(to_flip, data, deep):
     name = data.draw(st.sampled_from(OTHER_FILES))
     last = (to_flip / name).stat().st_size - 1

@@ -23,12 +23,11 @@ said=$(venv/bin/cxr-records train demo/cxr14 --run run 2>&1) && exit 1
 test "$said" = "Error: tensorflow is not installed; pip install '.[train]' in a clone" || { echo "$said"; exit 1; }
 # Worker processes import the installed package, and nothing of the same name in the user's folder.
 venv/bin/python - <<'PYTHON'
-from cxr_records.cli import main
+import cxr_records
 from cxr_records.pipelines import engines
 
 engines.SECONDS_WORTH_PROCESSES = 0
-table = "demo/nih/Data_Entry_2017_v2020.csv"
-main(["build", "--images", "demo/nih/images", "--metadata", table, "--out", "out/two", "--workers", "2"])
+cxr_records.build("demo/nih/images", "demo/nih/Data_Entry_2017_v2020.csv", "out/two", workers=2)
 PYTHON
 venv/bin/cxr-records verify out/two --deep
 echo "wheel: ok"

@@ -179,7 +179,7 @@ def _users(setting: str, name: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _forget_names() -> None:
-    """Numbers layers without a name from 1 again, whatever was made before: checkpoints hold weights by path."""
+    """Numbers layers without a name anew, whatever was made before: checkpoints hold weights by path."""
     from keras.src.utils import naming  # Keras shows it nowhere else
 
     naming.reset_uids()

@@ -21,6 +21,8 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 SETTINGS = ("model", "loss", "augment")  # whose value may be named so
 
+_FILES: dict[tuple[str, str], ModuleType] = {}  # those that were run, by path and content
+
 
 @dataclasses.dataclass(frozen=True)
 class NamedFile:
@@ -104,8 +106,8 @@ def _run_file(what: str, path: str) -> ModuleType:
     source = read_file(what, path)
     # By its content, so that Keras, which writes modules' names into a model, writes the same everywhere.
     name = f"cxr_records_named_{hashlib.sha256(source).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    if (path, name) in _FILES:
+        return _FILES[path, name]
     module = ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module
@@ -115,6 +117,7 @@ def _run_file(what: str, path: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    _FILES[path, name] = module
     return module
 
 
