@@ -291,6 +291,19 @@ def test_mistakes_are_the_farthest_from_their_labels():
             assert [each.patient_id for each in mine] == [row // 2 for row in rows]
 
 
+def test_long_curves_are_thinned_to_200_thresholds_from_the_first_to_the_last():
+    scored = make_predictions(names=("Mass",), n=1000)
+    scored.scores[:, 0] = np.random.default_rng(5).permutation(1000) / 1000
+    scored.labels[:] = 0
+    scored.labels[:500] = 1
+
+    curves = evaluate(scored, draws=0).curves["Mass"]
+
+    assert len(curves.pr.recall) == len(curves.pr.precision) == 200
+    assert len(curves.roc.fpr) == len(curves.roc.tpr) == 2 + 2 * 200
+    assert (curves.pr.recall[0], curves.pr.recall[-1]) == (1 / 500, 1.0)
+
+
 @pytest.mark.parametrize(("classes", "each"), [(1, 12), (3, 4), (14, 1)])
 def test_twelve_mistakes_of_each_kind_are_shared_out_and_every_class_has_one(classes, each):
     scored = make_predictions(names=tuple(f"class {i}" for i in range(classes)), n=120)
