@@ -1,10 +1,12 @@
 """Evaluation: the real numbers of a real model, intervals, claims, leaks, runs side by side."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from cxr_records.trainers.evaluation.bootstrap import draws_of
 from cxr_records.trainers.evaluation.evaluate import compare_runs, evaluate, evaluate_run, evaluate_table
 from cxr_records.trainers.evaluation.metrics import Ranking, youden_threshold
 from cxr_records.trainers.evaluation.predictions import write_predictions
-from cxr_records.trainers.evaluation.results import Evaluation, Interval
+from cxr_records.trainers.evaluation.results import Evaluation, Identity, ImageTable, Interval
 
 # Of a DenseNet-121 on CheXNet's kind of split, as its authors and we have reproduced them (jrzech, 2022).
 REAL_AUROC = {
@@ -159,6 +161,38 @@ def test_a_run_is_evaluated_with_thresholds_and_temperature_of_validation(scored
     assert ("sex", "F") in groups
     for by in ("view", "sex", "age"):
         assert sum(each.images for each in found.subgroups if each.by == by) == len(records)
+
+
+def test_a_thousand_draws_of_seed_0_are_what_is_drawn_unless_told_otherwise():
+    for function in (evaluate, evaluate_run, evaluate_table, compare_runs):
+        defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+        assert (defaults["draws"], defaults["seed"]) == (1000, 0)
+
+
+def test_an_evaluation_says_what_was_measured(scored_run, dataset):
+    run = scored_run()
+
+    identity = evaluate_run(str(run), draws=0, seed=3).identity
+
+    opened = open_dataset(dataset)
+    records = opened.split("test")
+    assert identity == Identity(
+        name="run",
+        run=str(run),
+        dataset=opened.path,
+        dataset_id=opened.id,
+        model="small_cnn",
+        task="multilabel",
+        predictions_sha256=sha256((run / "predictions.parquet").read_bytes()).hexdigest(),
+        versions={"keras": "3"},
+        table=ImageTable(opened.manifest.table.dialect, opened.manifest.table.sha256),
+        kind="multilabel",
+        split="test",
+        images=len(records),
+        patients=len(set(records.patient_ids)),
+        draws=0,
+        seed=3,
+    )
 
 
 def test_a_class_without_positives_is_left_out_of_the_mean_and_said(scored_run):
