@@ -17,6 +17,9 @@ from evaluations import NAMES, make_predictions
 from cxr_records.cli import run as run_command
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import UsageError
+from cxr_records.findings import FINDINGS
+from cxr_records.metadata import read_metadata
+from cxr_records.splits import list_digest
 from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation.bootstrap import draws_of
@@ -244,6 +247,24 @@ def test_a_table_is_checked_for_leaks_against_a_dataset(lookalike, dataset, tmp_
 
     assert run_command([str(word) for word in words]) == 3
     assert "1 of" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["multilabel", "binary"])
+def test_a_table_is_claimed_by_the_images_that_are_listed_and_scored(lookalike, tmp_path, task):
+    names = read_metadata(str(lookalike.metadata)).table["image_id"].tolist()
+    scores = pd.DataFrame(0.5, index=range(10), columns=list(FINDINGS)).assign(image=names[:10])
+    scores.to_csv(tmp_path / "s.csv", index=False)
+    (tmp_path / "list.txt").write_text("\n".join(names[5:20]))
+
+    listed = evaluate_table(
+        str(tmp_path / "s.csv"), str(lookalike.metadata), task, str(tmp_path / "list.txt"), draws=0
+    )
+    all_scored = evaluate_table(str(tmp_path / "s.csv"), str(lookalike.metadata), task, draws=0)
+
+    assert (listed.identity.split, listed.identity.images) == ("test list", 5)
+    assert listed.split_claim.list_sha256 == list_digest(names[5:10])
+    assert (all_scored.identity.split, all_scored.identity.images) == ("all scored images", 10)
+    assert all_scored.split_claim.list_sha256 == list_digest(names[:10])
 
 
 def test_runs_are_compared_on_the_same_draws(scored_run):
