@@ -126,6 +126,8 @@ def test_every_block_is_run_or_says_why_not():
 def test_a_block_runs_and_prints_what_it_shows(block, folder, names, monkeypatch):
     monkeypatch.chdir(folder)
     if block.language == "python":
+        if name := re.match(r"# (\w+\.py)\n", block.text):  # a file that a command takes
+            Path(name[1]).write_text(block.text)
         exec(compile(block.text, f"{README}, line {block.line}", "exec"), names)
         return
     for command, shown in block.commands():
