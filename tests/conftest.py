@@ -1,6 +1,8 @@
 """What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
 import json
+import math
+import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from cxr_records import storage
+from cxr_records import progress, storage
 from cxr_records.config import DatasetConfig
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.images import ImageFormat
@@ -82,6 +84,18 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch) -> None:
+    """In a log, progress is told by the clock: a slow machine would print lines that a fast one does not."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", math.inf)
+
+
+def without_progress(said: str) -> str:
+    """What a command in a process of its own said on stderr but for such lines."""
+    lines = said.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"(decode|write): .* of .* left$", line))
 
 
 def files_of(dataset: Path | str) -> dict[str, bytes]:

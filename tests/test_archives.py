@@ -205,7 +205,9 @@ def test_a_damaged_archive_gives_right_bytes_or_says_that_it_is_damaged(kind, tm
     whole = path.read_bytes()
 
     @given(st.integers(0, len(whole) - 1), st.integers(1, 255))
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    )
     def check(place, flip):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
         try:

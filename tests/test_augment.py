@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -42,7 +42,6 @@ def test_the_ten_functions_have_their_names_and_flip_is_the_eleventh():
     ]
 
 
-@settings(deadline=None)
 @given(names, shapes, seeds)
 def test_a_copy_is_another_image_of_the_same_shape(name, shape, seed):
     image = textured(shape, seed)
@@ -55,14 +54,12 @@ def test_a_copy_is_another_image_of_the_same_shape(name, shape, seed):
     assert np.array_equal(image, kept)
 
 
-@settings(deadline=None)
 @given(names, shapes, seeds)
 def test_zero_strength_keeps_every_pixel(name, shape, seed):
     image = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     assert np.array_equal(apply(image, {"function": name, **FUNCTIONS[name].identity}), image)
 
 
-@settings(deadline=None)
 @given(names, seeds)
 def test_parameters_read_back_from_json_give_the_same_pixels(name, seed):
     image = textured((48, 64))
@@ -72,7 +69,6 @@ def test_parameters_read_back_from_json_give_the_same_pixels(name, seed):
     assert np.array_equal(apply(image, read), apply(image, augmentation))
 
 
-@settings(deadline=None)
 @given(names, shapes, st.sampled_from([0, 7, 128, 255]), seeds)
 def test_constant_images_do_no_harm(name, shape, grey, seed):
     image = np.full(shape, grey, np.uint8)
@@ -81,7 +77,6 @@ def test_constant_images_do_no_harm(name, shape, grey, seed):
     assert abs(copy.astype(int) - grey).max() <= 30
 
 
-@settings(deadline=None)
 @given(st.sampled_from(GEOMETRY), shapes, seeds)
 def test_geometry_fills_with_the_edge_and_never_with_black(name, shape, seed):
     image = np.full(shape, 200, np.uint8)

@@ -1,11 +1,13 @@
 """The cache of remote shards: bounded, checked, shared, never evicting what is about to be read."""
 
+import fcntl
 import hashlib
 from pathlib import Path
 
 import pytest
 
-from cxr_records.cache import ShardCache
+from cxr_records import storage
+from cxr_records.cache import ShardCache, listed_sizes
 from cxr_records.errors import CxrError, UsageError
 
 
@@ -116,3 +118,51 @@ def test_the_folder_is_a_local_one():
     with pytest.raises(UsageError) as error:
         ShardCache("s3://bucket/cache")
     assert str(error.value) == "found the cache folder s3://bucket/cache; expected a local folder"
+
+
+def test_a_source_of_another_size_is_told_by_its_size(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    for wrong in (size - 1, size + 1):
+        with pytest.raises(CxrError, match=rf"4 attempts \(1,000 bytes, the manifest says {wrong:,}\)"):
+            cache.fetch(path, wrong, digest)
+    assert files(cache) == set()
+
+
+def test_a_fetch_that_another_gave_up_meanwhile_is_begun_again(source, tmp_path, monkeypatch):
+    """Who waited for the other's lock holds a file that has no name any more."""
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    flock, removed = fcntl.flock, []
+
+    def lock(descriptor: int, how: int) -> None:
+        part = cache.folder / f"{digest}-a.part"
+        if not removed and part.exists():
+            removed.append(part)
+            part.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr("cxr_records.cache.fcntl.flock", lock)
+    held = cache.fetch(path, size, digest)
+
+    assert Path(held.path).read_bytes() == b"a" * 1000
+    assert removed
+    assert files(cache) == {"a"}
+
+
+def test_a_file_takes_the_last_free_byte_and_not_one_more(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 1000)
+    cache.fetch(*source("a")).release()
+    assert files(cache) == {"a"}
+    with pytest.raises(CxrError, match=r"may hold 999 bytes, and 0 of them are in use"):
+        ShardCache(str(tmp_path / "other"), 999).fetch(*source("b"))
+
+
+def test_names_and_sizes_of_a_folder_are_listed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").write_bytes(b"123")
+    (tmp_path / "b").write_bytes(b"")
+    assert listed_sizes(str(tmp_path)) == {"a": 3, "b": 0}
+    for name, data in (("a", b"123"), ("b", b"12")):
+        storage.write_bytes(f"memory://listed/{name}", data)
+    assert listed_sizes("memory://listed") == {"a": 3, "b": 2}

@@ -429,6 +429,7 @@ def test_a_fault_of_ours_is_one_line_and_debug_shows_where(capsys, monkeypatch, 
     assert "Traceback" in run(capsys, "verify", tmp_path, "--debug")[2]
 
 
+@pytest.mark.slow
 def test_demo_ends_with_where_to_look(capsys, tmp_path):
     code, out, _ = run(capsys, "demo", "--out", tmp_path / "demo", "--num-images", "60", "--workers", "1")
     assert code == 0

@@ -210,3 +210,9 @@ def test_a_feature_of_floats_is_found(tf):
     found = decode_example(example.SerializeToString())
     assert found == {"copy": [1.0]}
     assert record_problems(found, [Feature("copy", "int64", (), "")]) == ["feature 'copy' is not int64"]
+
+
+@pytest.mark.parametrize("image", ["pixels", 7, np.zeros(4, np.uint8)])
+def test_an_image_that_is_no_bytes_is_refused(image):
+    with pytest.raises(TypeError, match=r"^image is (str|int|ndarray), expected bytes$"):
+        encode_example({"image": image})

@@ -157,7 +157,7 @@ def test_stored_bytes_of_another_kind_are_refused_in_these_words(codec, data, me
 
 
 @given(st.sampled_from(CODECS), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damaged_stored_bytes_are_an_image_decode_error_and_nothing_else(codec, draw):
     image_format = ImageFormat(16, codec)
     data = bytearray(image_format.encode(ramp(16, 16)))
@@ -576,13 +576,11 @@ def test_a_dicom_cut_anywhere_is_rejected():
 
 @given(st.binary(max_size=400))
 @example(b"\0" * 128 + b"DICM")
-@settings(deadline=None)
 def test_random_bytes_are_rejected(data):
     assert reason(data)
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None)
 def test_random_bytes_behind_the_marks_of_a_format_are_rejected(data):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0))
     for mark in (PNG_MARK, PNG_MARK + header, b"\xff\xd8\xff\xe0", bytes(128) + b"DICM"):
@@ -612,7 +610,7 @@ def test_a_damaged_file_is_decoded_or_rejected_and_nothing_else(kind):
     places = st.integers(0, min(len(whole), 900) - 1)
 
     @given(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=5), st.booleans())
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(changes, repair):
         data = bytearray(whole)
         for place, value in changes:

@@ -95,7 +95,7 @@ batches_of_classes = st.integers(1, 5).flatmap(
         arrays.arrays(np.float32, (rows, 4), elements=st.floats(-12, 12, width=32)),
     )
 )
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 @few

@@ -12,6 +12,7 @@ from conftest import count_findings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import NO_FINDING, format_findings
 from cxr_records.metadata import read_metadata
@@ -375,7 +376,7 @@ def read_or_refuse(name: str, content: bytes) -> None:
     assert len(said) < 1500
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.binary(max_size=300), st.sampled_from(["t.csv", "t.csv.gz", "t.xlsx"]))
 @example(b"\xef\xbb\xbf", "t.csv")
 @example(b"\x1f\x8b", "t.csv.gz")
@@ -385,7 +386,7 @@ def test_random_bytes_are_refused_and_never_crash(content, name):
     read_or_refuse(name, content)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from([V2020, V2017, KAGGLE, NEEDED_ONLY]).map(str.encode),
     st.integers(0, 700),
@@ -401,7 +402,7 @@ def test_damaged_tables_are_read_or_refused_and_never_crash(content, start, leng
     read_or_refuse("t.csv", gzip.compress(damaged) if packed else damaged)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 5000), st.integers(0, 30), st.binary(max_size=8), st.sampled_from(["gz", "xlsx"]))
 def test_damaged_archives_are_read_or_refused_and_never_crash(start, length, patch, kind):
     content = gzip.compress(V2020.encode()) if kind == "gz" else workbook(V2020)
@@ -474,3 +475,20 @@ def test_the_real_kaggle_sample_as_a_workbook_is_the_same(nih):
 def test_another_real_nih_file_given_as_the_table_is_refused(nih, name):
     with pytest.raises(CxrError, match=re.escape(name)):
         read_metadata(str(nih / name))
+
+
+def test_a_table_below_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.csv").write_text(V2020)
+
+    assert len(read_metadata("~/t.csv")) == len(read_metadata(write("t.csv", V2020)))
+
+
+def test_what_a_storage_has_said_clearly_is_said_once(monkeypatch):
+    def refuse(path):
+        raise CxrError(f"{path}: found no credentials for this storage")
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+
+    with pytest.raises(CxrError, match=r"^s3://bucket/t\.csv: found no credentials for this storage$"):
+        read_metadata("s3://bucket/t.csv")

@@ -27,7 +27,7 @@ def both(labels: np.ndarray, weights: np.ndarray) -> bool:
     return 0 < (labels * weights).sum() < weights.sum()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tables())
 def test_auroc_and_average_precision_are_those_of_scikit_learn_with_ties_and_weights(table):
     labels, scores, weights = table
@@ -43,7 +43,7 @@ def test_auroc_and_average_precision_are_those_of_scikit_learn_with_ties_and_wei
         assert math.isnan(found[1]) == ((labels * weights).sum() == 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tables())
 def test_a_weight_is_a_repetition(table):
     labels, scores, weights = table
@@ -54,7 +54,7 @@ def test_a_weight_is_a_repetition(table):
     np.testing.assert_equal(weighted, metrics.auroc(*repeated) if len(repeated[0]) else math.nan)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tables(), st.sampled_from([0.9, 0.95, 0.5]))
 def test_sensitivity_is_the_largest_among_thresholds_of_that_specificity(table, specificity):
     labels, scores, _ = table

@@ -156,6 +156,7 @@ def test_a_split_is_read_from_a_bucket_as_from_disk(bucket, upload, dataset, tmp
                 np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_run_lives_in_a_bucket(bucket, upload, dataset, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     remote, run = upload(dataset, f"{bucket}/cxr14"), f"{bucket}/runs/first"

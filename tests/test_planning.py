@@ -92,7 +92,6 @@ seeds = st.integers(0, 2**32)
 
 
 @given(tables, seeds)
-@settings(deadline=None)
 def test_records_of_a_split_lie_in_the_order_of_a_hash_of_seed_image_and_copy(metadata, seed):
     plan = make_plan(metadata, by_id(metadata), config(copies=HERNIA, seed=seed))
 
@@ -105,7 +104,6 @@ def test_records_of_a_split_lie_in_the_order_of_a_hash_of_seed_image_and_copy(me
 
 
 @given(tables, seeds, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_order_of_the_tables_rows_makes_no_difference(metadata, seed, random):
     order = list(range(len(metadata)))
     random.shuffle(order)
@@ -119,7 +117,6 @@ def test_order_of_the_tables_rows_makes_no_difference(metadata, seed, random):
 
 
 @given(tables, seeds, st.integers(1, 39))
-@settings(deadline=None)
 def test_images_that_are_added_leave_the_others_in_their_order(metadata, seed, kept):
     fewer = reordered(metadata, list(range(min(kept, len(metadata)))))
     asked = config(copies=HERNIA, seed=seed)
@@ -143,7 +140,6 @@ def test_another_seed_gives_another_order_of_the_same_records():
 
 
 @given(tables, seeds, st.sampled_from([NONE, HERNIA, CopyRule("linear", 0.4, 5), CopyRule("sqrt", 0.9, 9)]))
-@settings(deadline=None)
 def test_every_image_is_there_once_as_the_original_and_copies_are_numbered_and_in_train_only(
     metadata, seed, rule
 ):
@@ -194,7 +190,7 @@ def test_copies_of_one_image_lie_in_many_shards():
     st.sampled_from([1, 2, 64]),
     st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_shards_cover_the_records_without_gap_and_differ_by_one_record_at_most(count, size, shard_mb, seed):
     metadata = table(*["Mass"] * count)
 
@@ -278,7 +274,6 @@ def test_left_out_images_have_the_reason_that_is_farthest_from_the_task():
 
 
 @given(tables, st.sampled_from(["binary", "binary:Mass", "binary:Mass,Hernia", "multiclass", "multilabel"]))
-@settings(deadline=None)
 def test_records_and_left_out_images_add_up_to_the_table(metadata, task):
     splits = by_id(metadata)
     kept = parse_task(task).select(metadata.findings).kept

@@ -1,6 +1,13 @@
 """What a person sees while a job runs."""
 
+import pytest
+
 from cxr_records import progress
+
+
+@pytest.fixture(autouse=True)
+def seconds_between_lines(monkeypatch, no_progress_lines) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 15.0)
 
 
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):

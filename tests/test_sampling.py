@@ -122,6 +122,10 @@ def test_a_mean_imbalance_of_three_halves_is_not_imbalanced_and_more_is():
     assert sampling.under_represented(rows(21, 10)[0], "ab") == ("b",)
 
 
+def test_a_class_at_the_mean_imbalance_is_not_under_represented():
+    assert sampling.under_represented(rows(6, 3, 2)[0], "abc") == ("c",)  # IRLbl 1, 2, 3
+
+
 def test_as_many_ids_as_images_are_needed():
     classes, ids = rows(2, 1)
     with pytest.raises(ValueError, match=r"^2 image ids for 3 rows of classes$"):
@@ -258,6 +262,12 @@ def test_a_class_without_images_is_told_and_divides_nothing():
     assert sampling.empty_classes_warning(()) == ""
 
 
+@pytest.mark.parametrize("name", sampling.RULES)
+def test_a_class_without_images_asks_for_nothing(name):
+    factors = sampling.class_factors(rows(20, 0, 1)[0], "abc", CopyRule(name, of=("b",)))
+    assert factors.tolist() == [1, 1, 1]
+
+
 def test_no_images_at_all_give_no_ratios():
     classes, ids = rows(0, 0)
     each = records_per_image(classes, "ab", CopyRule(), ids, seed=0)
@@ -269,6 +279,7 @@ def test_weights_even_out_the_records():
     weights = sampling.class_weights([80, 20, 0], 100)
     assert weights == [0.625, 2.5, 0.0]
     assert 80 * weights[0] == 20 * weights[1]
+    assert sampling.class_weights([4, 1, 0], 5) == [0.625, 2.5, 0.0]
 
 
 @pytest.mark.parametrize(

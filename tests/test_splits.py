@@ -319,11 +319,23 @@ def test_wrong_options_are_refused_when_they_are_made(settings, message):
             "table (whose first is 00000001_000.png); `train_val_list` must hold one 'Image Index' per line",
         ),
         (
+            ("8", "9", None),
+            "memory://splits/train_val.txt: none of its 1 names (the first is '00000008_000.png') is in the "
+            "table (whose first is 00000001_000.png); `train_val_list` must hold one 'Image Index' per line",
+        ),
+        (
             ("1", "", None),
             "memory://splits/test.txt: found an empty file; download it again, or correct `test_list`",
         ),
     ],
-    ids=["in both", "several in both", "validation outside", "strange names", "empty"],
+    ids=[
+        "in both",
+        "several in both",
+        "validation outside",
+        "strange names",
+        "strange names in both",
+        "empty",
+    ],
 )
 def test_lists_that_cannot_be_right_are_refused(given_lists, message):
     with pytest.raises(CxrError, match=f"^{re.escape(message)}$"):

@@ -403,6 +403,7 @@ def lookalike(tmp_path_factory):
     return make_lookalike(tmp_path_factory.mktemp("lookalike"), 100, image_size=32).images
 
 
+@pytest.mark.slow
 def test_whatever_was_finished_before_a_kill_is_not_decoded_again(lookalike, tmp_path, decoded):
     whole = Place(tmp_path / "whole")
     whole.decode(str(lookalike))
@@ -411,7 +412,9 @@ def test_whatever_was_finished_before_a_kill_is_not_decoded_again(lookalike, tmp
     numbers = itertools.count()
 
     @given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=3))
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    )
     def check(runs):
         place = Place(tmp_path / f"run-{next(numbers)}")
         decoded.clear()

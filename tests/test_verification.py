@@ -89,7 +89,7 @@ def test_a_problem_reads_as_file_record_image_and_cause():
 
 
 @given(st.data(), st.booleans())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_a_flipped_bit_anywhere_in_a_shard_is_found_with_its_record_and_image(to_flip, data, deep):
     shard = data.draw(st.sampled_from(SHARDS))
     size = (to_flip / shard).stat().st_size
@@ -128,7 +128,7 @@ def test_the_first_and_the_last_byte_of_each_shard_count(to_flip, shard, deep):
 
 
 @given(st.data(), st.booleans())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_a_flipped_bit_anywhere_in_another_file_is_found_and_named(to_flip, data, deep):
     name = data.draw(st.sampled_from(OTHER_FILES))
     last = (to_flip / name).stat().st_size - 1
