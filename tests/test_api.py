@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from conftest import files_of, without_progress
@@ -64,6 +65,35 @@ def test_a_plan_needs_no_images(lookalike):
 
     assert (planned.at_hand, planned.to_decode) == (None, 150)
     assert sum(count["images"] for count in planned.plan.split_counts().values()) == 150
+
+
+def test_a_plan_counts_on_what_is_decoded_already_and_on_what_will_be(lookalike, arguments, tmp_path):
+    store, part = tmp_path / "store", lookalike.images / "images_001"
+    decoding = {name: arguments[name] for name in ("metadata", "size", "workers")}
+    decoded = api.decode(part, **decoding, store=store, allow_missing=True).decoded
+
+    planned = api.plan(**arguments, store=store)
+    assert 0 < decoded < 150
+    assert planned.to_decode == 150 - decoded
+    assert sum(count["images"] for count in planned.plan.split_counts().values()) == 150
+
+
+def test_a_plan_from_an_archive_writes_nothing_either(lookalike, arguments, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as archive:
+        archive.add(lookalike.images, "images")
+
+    planned = api.plan(**{**arguments, "images": tmp_path / "images.tar.gz"})
+    assert planned.to_decode == 150
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_store_beside_the_dataset_may_begin_with_its_name(arguments, tmp_path):
+    planned = api.plan(**arguments, out=tmp_path / "cxr14", store=tmp_path / "cxr14-store")
+    assert planned.request.store_path == str(tmp_path / "cxr14-store")
+    beside = api.plan(**arguments, out=tmp_path / "cxr14")
+    assert beside.request.store_path == str(tmp_path / "image-store-32-raw-bilinear")
 
 
 def test_decoding_fills_a_store_that_builds_share(arguments, tmp_path, capfd):

@@ -101,7 +101,7 @@ def test_an_unknown_runner_is_told_those_that_beam_knows():
 
 
 def test_beams_log_is_off_the_screen_and_that_of_others_stays(caplog):
-    beam = logging.getLogger("apache_beam.runners.some")
+    beam, filters = logging.getLogger("apache_beam.runners.some"), list(logging.getLogger().filters)
     with quiet_beam(debug=False):
         beam.error("hidden")
         logging.getLogger("theirs").error("seen")
@@ -109,6 +109,7 @@ def test_beams_log_is_off_the_screen_and_that_of_others_stays(caplog):
     beam.error("seen again")
     with quiet_beam(debug=True):
         beam.error("and with debug")
+    assert logging.getLogger().filters == filters
     assert caplog.messages == ["seen", "seen too", "seen again", "and with debug"]
 
 

@@ -351,6 +351,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_jax_gives_the_same_losses_and_finite_gradients():
     random = np.random.default_rng(2)
     given = {}
