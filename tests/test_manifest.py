@@ -17,7 +17,7 @@ from PIL import Image
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
-from cxr_records.finish import check_folder, clear_stale, rejected_csv
+from cxr_records.finish import check_folder, clear_stale, left_out_csv
 from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
 from cxr_records.metadata import read_metadata
 from cxr_records.planning import ShardSpec
@@ -237,14 +237,14 @@ def test_mean_and_std_are_those_of_the_pixels_of_the_original_training_images(
     assert result.manifest.pixels.std == pytest.approx(np.std(pixels), abs=1e-6)
 
 
-# Rejected images
+# Images left out
 
 
-def test_rejected_csv_quotes_what_needs_it():
+def test_left_out_csv_quotes_what_needs_it():
     rows = [("a.png", "train", "rejected", 'says "no", twice'), ("b.png", "", "in no list", ""),
             ("ü.png", "test", "rejected", "two\nlines")]  # fmt: skip
 
-    data = rejected_csv(pd.DataFrame(rows, columns=["image_id", "split", "reason", "detail"]))
+    data = left_out_csv(pd.DataFrame(rows, columns=["image_id", "split", "reason", "detail"]))
 
     assert data.decode() == (
         "image_id,split,reason,detail\n"
@@ -255,7 +255,7 @@ def test_rejected_csv_quotes_what_needs_it():
     assert [tuple(row) for row in csv.reader(io.StringIO(data.decode()))][1:] == rows
 
 
-def test_rejected_csv_names_every_image_that_is_not_in_the_dataset_and_why(build, lookalike, tmp_path):
+def test_left_out_csv_names_every_image_that_is_not_in_the_dataset_and_why(build, lookalike, tmp_path):
     images = Path(shutil.copytree(lookalike.images, tmp_path / "images"))
     metadata = read_metadata(str(lookalike.metadata))
     several = metadata.findings.sum(axis=1)
