@@ -1,5 +1,6 @@
 """Runs: what they leave on disk, going on after a kill with the same bits, devices, and bad use."""
 
+import collections
 import csv
 import json
 import math
@@ -20,6 +21,7 @@ import pytest
 from conftest import RUN_CONFIG
 
 from cxr_records import open as open_dataset
+from cxr_records import storage
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
@@ -130,11 +132,23 @@ class Killed(BaseException):
     """Stands for the kill: nothing of ours catches it."""
 
 
+# With random changes and dropout, whose state is a part of a run's.
+RANDOM = replace(TINY, epochs=2, warmup_epochs=0.5, augment="light", dropout=0.3, checkpoint_minutes=60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory) -> Path:
+    """A run that nothing broke off."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(str(dataset), str(run), RANDOM)
+    return run
+
+
 @pytest.mark.parametrize("kill_at", [1, 4, "epoch", "write"])
 def test_a_run_that_was_broken_off_ends_with_the_bits_of_an_undisturbed_one(
-    dataset, trained_run, tmp_path, monkeypatch, kill_at
+    dataset, undisturbed, tmp_path, monkeypatch, kill_at
 ):
-    config = replace(RUN_CONFIG, checkpoint_minutes=0)  # one after every step
+    config = replace(RANDOM, checkpoint_minutes=0)  # one after every step
     saves, save = [], checkpoints.save
 
     def dying_save(path, model, progress):
@@ -154,8 +168,8 @@ def test_a_run_that_was_broken_off_ends_with_the_bits_of_an_undisturbed_one(
     _, trained = train(str(dataset), str(tmp_path / "run"), config)
 
     for file in ("last.npz", "best.npz"):
-        assert_same_bits(arrays_of(tmp_path / "run", file), arrays_of(trained_run, file))
-    with open(trained_run / "history.csv") as file:
+        assert_same_bits(arrays_of(tmp_path / "run", file), arrays_of(undisturbed, file))
+    with open(undisturbed / "history.csv") as file:
         expected = [(row["loss"], row["val_loss"], row["val_macro_auroc"]) for row in csv.DictReader(file)]
     found = [(row["loss"], row["val_loss"], row["val_macro_auroc"]) for row in trained.history]
     assert [tuple(f"{value:.6g}" for value in row) for row in found] == expected
@@ -197,6 +211,38 @@ def wait_until(true, process: subprocess.Popen) -> None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# The whole command
+
+
+def test_the_command_reads_the_manifest_at_most_twice_and_the_table_of_records_once(
+    dataset, tmp_path, monkeypatch, capfd
+):
+    opened = collections.Counter()
+
+    def counted(function):
+        def read(path, *arguments):
+            opened[Path(path).name] += 1
+            return function(path, *arguments)
+
+        return read
+
+    for name in ("read_bytes", "open_read"):
+        monkeypatch.setattr(storage, name, counted(getattr(storage, name)))
+    run = tmp_path / "run"
+
+    code = run_command(
+        ["train", str(dataset), "--run", str(run), "--json", "--set", f"model={TINY.model}",
+         "--set", "epochs=3", "--set", "batch_size=16", "--task", "binary:Effusion"]
+    )  # fmt: skip
+
+    assert code == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert (printed["run"], printed["epochs"]) == (str(run), 3)
+    assert {"config.json", "metrics.json", "report.html", "predictions.parquet"} <= set(os.listdir(run))
+    assert 1 <= opened["manifest.json"] <= 2
+    assert opened["records.parquet"] == 1
 
 
 # Tasks
@@ -374,7 +420,7 @@ def test_best_weights_that_are_gone_are_taken_from_the_last_epoch_where_that_was
         (["--set", "epoch=3"], 2, "Error: --set epoch: no such setting (did you mean epochs?)"),
         (["--set", "model=resnet"], 2, "Error: "),
         (["--set", "loss=asymetric"], 2, "Error: "),
-        (["--task", "binary:Masss"], 2, "Error: found --task 'binary:Masss': unknown finding"),
+        (["--task", "binary:Masss"], 2, "Error: found --task binary:Masss: unknown finding 'Masss'"),
         (["--weights", "nowhere.keras"], 2, "Error: "),
     ],
 )
