@@ -20,10 +20,10 @@ from cxr_records.layout import (
     FEATURES_FILE,
     INFO_FILE,
     LABELS_FILE,
+    LEFT_OUT_FILE,
     LOCK_FILE,
     MANIFEST_FILE,
     RECORDS_FILE,
-    REJECTED_FILE,
     is_shard,
 )
 from cxr_records.manifest import (
@@ -60,7 +60,7 @@ def check_folder(dataset: str) -> None:
     if BUILD_FOLDER in names:
         # Other tools keep a .build too, and what is in ours is cleared.
         inside = storage.list_names(storage.join(dataset, BUILD_FOLDER))
-        ours = ("plan-", f"{DATASET_NAME}-", LOCK_FILE, REJECTED_FILE)
+        ours = ("plan-", f"{DATASET_NAME}-", LOCK_FILE, LEFT_OUT_FILE)
         if all(name.removeprefix(".").startswith(ours) for name in inside):  # a dot: temporary
             return
         names = [BUILD_FOLDER]
@@ -89,7 +89,7 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
     splits = _splits(plan, infos)
     files = {
         RECORDS_FILE: _records_parquet(plan, specs, infos),
-        REJECTED_FILE: rejected_csv(plan.left_out),
+        LEFT_OUT_FILE: left_out_csv(plan.left_out),
         FEATURES_FILE: tfds.features_json(config),
         INFO_FILE: tfds.info_json(config.task.name, splits),
     }
@@ -132,7 +132,7 @@ def clear_stale(dataset: str, specs: Sequence[ShardSpec], will_change: bool) -> 
     storage.remove_temporary(dataset)
 
 
-def rejected_csv(left_out: pd.DataFrame) -> bytes:
+def left_out_csv(left_out: pd.DataFrame) -> bytes:
     """Returns the table of images that are in the NIH table and not in the dataset, with the reason."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

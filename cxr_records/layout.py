@@ -5,7 +5,7 @@ import re
 DATASET_NAME = "cxr14"  # with which the names of shards begin; TFDS takes it for the name of the dataset
 MANIFEST_FILE = "manifest.json"
 RECORDS_FILE = "records.parquet"
-REJECTED_FILE = "rejected.csv"
+LEFT_OUT_FILE = "rejected.csv"  # every image that is in no record, rejected or not
 LABELS_FILE = "label.labels.txt"  # where TFDS looks for class names; multilabel datasets have none
 FEATURES_FILE, INFO_FILE = "features.json", "dataset_info.json"  # of TFDS
 BUILD_FOLDER = ".build"  # the plan, and a sidecar for each finished shard

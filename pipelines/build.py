@@ -5,8 +5,8 @@ import dataclasses
 import time
 
 from cxr_records import storage
-from cxr_records.finish import check_folder, clear_stale, finish_dataset, rejected_csv
-from cxr_records.layout import BUILD_FOLDER, LOCK_FILE, REJECTED_FILE
+from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_out_csv
+from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE
 from cxr_records.manifest import Manifest
 from cxr_records.metadata import Metadata
 from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images
@@ -92,12 +92,12 @@ def _check_rejected(
     """Stops where too many images were rejected, and leaves a table of them."""
     if decoded.rejected <= request.max_rejected * len(decoded.images):
         return
-    path = storage.join(request.out, BUILD_FOLDER, REJECTED_FILE)
+    path = storage.join(request.out, BUILD_FOLDER, LEFT_OUT_FILE)
     split_of = dict(zip(metadata.table["image_id"], splits.of_image, strict=True))
     rows = decoded.images[decoded.images["status"] == REJECTED].reset_index()
     rows = rows.assign(split=rows["image_id"].map(split_of), detail=rows["reason"], reason=REJECTED)
     with contextlib.suppress(OSError):
-        storage.write_bytes(path, rejected_csv(rows))
+        storage.write_bytes(path, left_out_csv(rows))
     decoded.check_rejected(request.max_rejected, f"; all are in {path}")
 
 

@@ -132,3 +132,11 @@ def test_intervals_are_wider_over_patients_whose_images_agree():
 def test_numbers_have_six_digits():
     assert rounded(1 / 3) == 0.333333
     assert rounded(math.nan) is None
+
+
+def test_a_thousand_draws_of_seed_0_are_what_is_drawn_unless_told_otherwise():
+    def total(weights: np.ndarray) -> np.ndarray:
+        return (weights.T @ np.arange(9))[:, np.newaxis]
+
+    assert intervals(total, np.arange(9)) == intervals(total, np.arange(9), 1000, 0)
+    assert intervals(total, np.arange(9)) != intervals(total, np.arange(9), 1001, 0)

@@ -212,8 +212,21 @@ def test_a_loss_that_moves_nothing_is_not(loss):
     assert calibration.warning_of_loss(shifted_run(loss)) is None
 
 
-def test_a_class_without_images_keeps_its_share_finite():
-    run = run_of({"A": 0, "B": 10}, {"A": 0, "B": 10}, (10, 10))
+def test_a_class_without_images_counts_as_half_an_image():
+    empty = run_of({"A": 0, "B": 10}, {"A": 0, "B": 10}, (10, 10))
+    adjusted = run_of({"A": 0, "B": 10}, {"A": 0, "B": 10}, (10, 10), "logit_adjusted")
+    even, scores = np.array([[0.5, 0.5]]), np.array([[0.5, 0.5], [0.0, 1.0]])
 
-    for kind in ("multiclass", "multilabel"):
-        assert np.isfinite(calibration.undo_shift(np.array([[0.5, 0.5], [0.0, 1.0]]), kind, run)).all()
+    np.testing.assert_allclose(calibration.undo_shift(even, "multiclass", empty), even)
+    np.testing.assert_allclose(
+        calibration.undo_shift(even, "multiclass", adjusted), [[0.5 / 10.5, 10 / 10.5]]
+    )
+    assert np.isfinite(calibration.undo_shift(scores, "multilabel", empty)).all()
+
+
+def test_a_temperature_lies_between_a_twentieth_and_twenty_also_for_scores_of_0_and_1():
+    right, wrong = np.array([[0], [0], [1], [1], [1], [0]]), np.array([[1], [0], [0], [1], [0], [1]])
+    scores = np.array([[0.0], [0.0], [1.0], [1.0], [0.6], [0.4]])
+
+    assert calibration.fit_temperature(right, scores, "binary") == pytest.approx(1 / 20, rel=1e-6)
+    assert calibration.fit_temperature(wrong, scores, "binary") == pytest.approx(20, rel=1e-6)

@@ -1,9 +1,9 @@
 """Evaluation: the real numbers of a real model, intervals, claims, leaks, runs side by side."""
 
 import dataclasses
-import gzip
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +13,10 @@ import pytest
 from evaluations import NAMES, make_predictions
 
 from cxr_records.cli import run as run_command
-from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.dataset import open_dataset
 from cxr_records.errors import UsageError
-from cxr_records.splits import list_digest
 from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
-from cxr_records.trainers.evaluation import claims
 from cxr_records.trainers.evaluation.bootstrap import draws_of
 from cxr_records.trainers.evaluation.evaluate import compare_runs, evaluate, evaluate_run, evaluate_table
 from cxr_records.trainers.evaluation.metrics import Ranking, youden_threshold
@@ -293,6 +291,31 @@ def test_mistakes_are_the_farthest_from_their_labels():
             assert [each.patient_id for each in mine] == [row // 2 for row in rows]
 
 
+def test_long_curves_are_thinned_to_200_thresholds_from_the_first_to_the_last():
+    scored = make_predictions(names=("Mass",), n=1000)
+    scored.scores[:, 0] = np.random.default_rng(5).permutation(1000) / 1000
+    scored.labels[:] = 0
+    scored.labels[:500] = 1
+
+    curves = evaluate(scored, draws=0).curves["Mass"]
+
+    assert len(curves.pr.recall) == len(curves.pr.precision) == 200
+    assert len(curves.roc.fpr) == len(curves.roc.tpr) == 2 + 2 * 200
+    assert (curves.pr.recall[0], curves.pr.recall[-1]) == (1 / 500, 1.0)
+
+
+@pytest.mark.parametrize(("classes", "each"), [(1, 12), (3, 4), (14, 1)])
+def test_twelve_mistakes_of_each_kind_are_shared_out_and_every_class_has_one(classes, each):
+    scored = make_predictions(names=tuple(f"class {i}" for i in range(classes)), n=120)
+
+    found = evaluate(scored, draws=0).mistakes
+
+    counts = Counter((mistake.class_name, mistake.kind) for mistake in found)
+    assert counts == dict.fromkeys(
+        [(name, kind) for name in scored.names for kind in ("false positive", "false negative")], each
+    )
+
+
 def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_thirty_on():
     scored = make_predictions(names=("Mass", "Nodule"), n=120)
     scored.labels[:] = 0
@@ -346,60 +369,6 @@ def test_curves_pass_through_the_corners_of_the_steps():
     assert curves.roc.tpr == (0.0, 0.0, 0.5, 0.5, 1.0, 1.0)
     assert curves.pr.recall == (0.5, 1.0)
     assert curves.pr.precision == (1.0, 0.5)
-
-
-# What may be claimed
-
-
-def opened_as(path, official: bool = True, sizes: tuple[int, ...] = ()) -> Dataset:
-    """An open dataset whose manifest says that its splits are NIH's own, or that they have other sizes."""
-    dataset = open_dataset(path)
-    manifest = dataset.manifest
-    origin = dataclasses.replace(manifest.split_origin, official=official)
-    splits = dict(manifest.splits)
-    for (name, info), images in zip(manifest.splits.items(), sizes, strict=False):
-        splits[name] = dataclasses.replace(info, images=images)
-    dataset.manifest = dataclasses.replace(manifest, split_origin=origin, splits=splits)
-    return dataset
-
-
-def test_a_split_is_official_by_its_images_and_not_by_its_name(dataset, monkeypatch):
-    names = sorted(open_dataset(dataset).split("test").image_ids)
-    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(names))
-    official = opened_as(dataset)
-
-    assert claims.claim_of_run(official, "test").official is True
-    assert claims.claim_of_run(official, "validation").official is False
-    other = claims.claim_of_run(opened_as(dataset, official=False), "test")
-    assert other.official is False
-    assert other.text.startswith("not NIH's official test split: ")
-    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest([*names, "one_more.png"]))
-    part = claims.claim_of_run(official, "test")
-    assert part.official is False
-    assert part.text == f"{len(names)} of the 25,596 images of NIH's official test split: a part"
-
-
-def test_the_official_images_stay_official_where_the_task_leaves_some_out(build, tmp_path, monkeypatch):
-    build(tmp_path / "data", task="multiclass")
-    build(tmp_path / "all")
-    names = open_dataset(tmp_path / "all").split("test").image_ids
-    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(list(names)))
-
-    assert claims.claim_of_run(opened_as(tmp_path / "data"), "test").official is True
-
-
-def test_the_sizes_of_chexnets_split_are_never_official(dataset):
-    claim = claims.claim_of_run(opened_as(dataset, sizes=(78_468, 11_219, 22_433)), "test")
-
-    assert claim.official is False
-    assert "the size of CheXNet's random split" in claim.text
-
-
-def test_a_table_of_all_official_images_is_official(nih):
-    names = gzip.decompress((nih / "test_list.txt.gz").read_bytes()).decode().split()
-
-    assert claims.claim_of_table(names, None).official is True
-    assert claims.claim_of_table(names[:-1], names).official is False
 
 
 # Bad use

@@ -17,7 +17,7 @@ from PIL import Image
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
-from cxr_records.finish import check_folder, clear_stale, rejected_csv
+from cxr_records.finish import check_folder, clear_stale, left_out_csv
 from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
 from cxr_records.metadata import read_metadata
 from cxr_records.planning import ShardSpec
@@ -140,6 +140,26 @@ def test_the_manifest_is_written_last_and_is_away_while_anything_else_is_written
     assert not any(there for _, there in written)
 
 
+@pytest.mark.parametrize("lost", ["records.parquet", "rejected.csv"])
+def test_the_manifest_is_away_while_another_file_alone_is_written_anew(
+    build, copied_dataset, monkeypatch, lost
+):
+    (copied_dataset / lost).unlink()
+    away = {}
+    atomic = storage.write_bytes
+
+    def write_bytes(path, data):
+        away[os.path.basename(path)] = not (copied_dataset / "manifest.json").exists()
+        atomic(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    build(copied_dataset)
+
+    assert away[lost]
+    assert all(away.values())
+    assert list(away)[-1] == "manifest.json"
+
+
 # What it says
 
 
@@ -237,14 +257,14 @@ def test_mean_and_std_are_those_of_the_pixels_of_the_original_training_images(
     assert result.manifest.pixels.std == pytest.approx(np.std(pixels), abs=1e-6)
 
 
-# Rejected images
+# Images left out
 
 
-def test_rejected_csv_quotes_what_needs_it():
+def test_left_out_csv_quotes_what_needs_it():
     rows = [("a.png", "train", "rejected", 'says "no", twice'), ("b.png", "", "in no list", ""),
             ("ü.png", "test", "rejected", "two\nlines")]  # fmt: skip
 
-    data = rejected_csv(pd.DataFrame(rows, columns=["image_id", "split", "reason", "detail"]))
+    data = left_out_csv(pd.DataFrame(rows, columns=["image_id", "split", "reason", "detail"]))
 
     assert data.decode() == (
         "image_id,split,reason,detail\n"
@@ -255,7 +275,7 @@ def test_rejected_csv_quotes_what_needs_it():
     assert [tuple(row) for row in csv.reader(io.StringIO(data.decode()))][1:] == rows
 
 
-def test_rejected_csv_names_every_image_that_is_not_in_the_dataset_and_why(build, lookalike, tmp_path):
+def test_left_out_csv_names_every_image_that_is_not_in_the_dataset_and_why(build, lookalike, tmp_path):
     images = Path(shutil.copytree(lookalike.images, tmp_path / "images"))
     metadata = read_metadata(str(lookalike.metadata))
     several = metadata.findings.sum(axis=1)
@@ -350,6 +370,37 @@ def test_a_manifest_that_means_the_same_in_other_bytes_is_damaged(copied_dataset
 
     with pytest.raises(ManifestError, match="is damaged"):
         read_manifest(str(copied_dataset))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["files"][0].update(sha256="0" * 64),
+        lambda content: content.update(findings=content["findings"][::-1]),
+        lambda content: content["splits"]["test"].update(records=1),
+        lambda content: content.update(id="0" * 32),
+        lambda content: content.update(checksum="0" * 64),
+    ],
+    ids=["files", "findings", "splits", "id", "checksum"],
+)
+def test_a_manifest_that_was_edited_as_we_write_them_is_damaged(copied_dataset, change):
+    path = copied_dataset / "manifest.json"
+    content = json.loads(path.read_bytes())
+    change(content)
+    path.write_bytes(manifest_bytes(content))
+
+    with pytest.raises(ManifestError) as error:
+        read_manifest(str(copied_dataset))
+    assert str(error.value) == (
+        f"{path} is damaged: its bytes are not those that were written; run the build command again"
+    )
+
+
+def test_a_manifest_keeps_names_of_other_alphabets_as_they_are():
+    assert (
+        manifest_bytes({"findings": ["Épanchement"]})
+        == '{\n "findings": [\n  "Épanchement"\n ]\n}\n'.encode()
+    )
 
 
 def test_what_is_read_is_what_was_written(dataset):

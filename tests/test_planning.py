@@ -220,6 +220,13 @@ def test_a_split_of_1024_records_or_more_has_16_shards_for_shuffling(records, sh
     assert len(plan.shards) == shards
 
 
+def test_shards_are_cut_as_if_a_record_of_224_raw_pixels_had_50427_bytes():
+    """Another number would cut large datasets at other places."""
+    plan = make_plan(table("Mass"), split_as("train"), config(size=224))
+
+    assert plan.record_bytes == 50_427
+
+
 @pytest.mark.parametrize("shards", [17, 33])
 def test_a_split_of_224_raw_pixels_has_as_many_shards_of_64_mib_as_its_bytes_ask_for(shards):
     record_bytes = 224 * 224 + EXAMPLE_BYTES + 16
@@ -249,6 +256,11 @@ def test_compressed_records_are_as_large_as_the_store_says():
 def test_shard_size_out_of_range_is_refused(shard_mb):
     with pytest.raises(UsageError, match=f"^`shard_mb={shard_mb}`: expected 1 to 4096$"):
         config(shard_mb=shard_mb)
+
+
+@pytest.mark.parametrize("shard_mb", [1, 4096])
+def test_the_smallest_and_the_largest_shard_size_are_taken(shard_mb):
+    assert config(shard_mb=shard_mb).shard_mb == shard_mb
 
 
 # Who takes part
@@ -477,6 +489,19 @@ def test_digest_of_a_shard_changes_with_findings_that_leave_the_label_as_it_is(t
 
     assert train.digest != other_train.digest
     assert test.digest == other_test.digest
+
+
+@pytest.mark.parametrize(
+    ("what", "other"), [("cxr_records.planning.RECORD_VERSION", 2), ("PIL.__version__", "1.0")]
+)
+def test_digest_of_a_shard_changes_with_the_code_that_writes_its_bytes(
+    tmp_path, planned, monkeypatch, what, other
+):
+    _, specs = planned(tmp_path)
+    monkeypatch.setattr(what, other)
+    _, others = planned(tmp_path)
+
+    assert all(one.digest != two.digest for one, two in zip(specs, others, strict=True))
 
 
 def test_digest_of_a_shard_stays_when_another_shard_changes(tmp_path, planned):

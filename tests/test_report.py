@@ -103,13 +103,16 @@ def test_every_class_is_there_with_its_numbers(evaluation, text):
     assert "Hernia: no curve without both positives and negatives." in shown
 
 
-def test_a_sentence_stands_whole(text):
+def test_a_sentence_stands_whole(evaluation, text):
     shown = " ".join(" ".join(Page(text).text).split())
 
     assert "Task multilabel, test: 60 images of 30 patients." in shown
     assert "Thresholds of the largest Youden index, chosen on: validation. Predictive values" in shown
-    assert "The shift of frequencies by copies was undone first. Temperature 0." in shown
-    assert ", fitted on validation. Expected calibration error (ECE) over 15 bins" in shown
+    temperature = f"{evaluation.calibration.temperature:.2f}"
+    assert (
+        f"The shift of frequencies by copies was undone first. Temperature {temperature}, fitted on "
+        "validation. Expected calibration error (ECE) over 15 bins"
+    ) in shown
     assert "20 draws of patients with replacement, seed 0; 2.5th and 97.5th percentile" in shown
 
 

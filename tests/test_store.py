@@ -129,6 +129,13 @@ def test_units_hold_16_to_512_images_and_as_few_as_keep_32_workers_busy(place, i
     assert len({unit.name for unit in units}) == len(units)
 
 
+def test_units_of_what_is_left_are_as_large_as_those_of_all(place):
+    names = [f"{number:05}.png" for number in range(40)]
+    found = {name: [store.Entry(name, f"/images/{name}", "file", "", 0, 1, 1)] for name in names}
+    units = place.store.plan_units(found, place.store.read_index(), num_images=600)
+    assert [unit.num_images for unit in units] == [19, 19, 2]
+
+
 def test_nothing_to_decode_is_no_unit_and_no_file(place):
     assert place.store.plan_units({}, place.store.read_index()) == []
     assert storage.list_names(place.store.path) == ["store.json"]
@@ -208,6 +215,18 @@ def test_a_unit_written_twice_is_the_same_file_and_the_second_time_reads_nothing
             storage.remove(storage.join(place.store.path, name))
     write_unit(spec)
     assert place.files() == first
+
+
+@pytest.mark.parametrize("left", [".tfrecord", ".parquet"])
+def test_a_unit_of_which_a_worker_left_half_is_written_whole_by_the_next(place, left):
+    place.write(a=picture(1), bad=b"")
+    (spec,) = place.plan()
+    write_unit(spec)
+    whole = place.files()
+    lost = {".tfrecord": spec.index_path, ".parquet": spec.records_path}[left]
+    storage.remove(lost)
+    write_unit(spec)
+    assert place.files() == whole
 
 
 def test_two_stores_of_the_same_images_are_the_same_files(tmp_path):
@@ -320,6 +339,16 @@ def test_an_image_that_was_rejected_is_decoded_once_it_is_mended(place, decoded)
     assert place.plan() == []
     place.write(a=picture(1))
     assert place.decode().status.tolist() == ["ok"]
+
+
+def test_an_image_that_was_rejected_and_only_changed_its_time_is_rejected_again_for_the_same_reason(place):
+    place.write(a=picture(1)[:-50], b=picture(2))
+    before = place.decode()
+    place.touch("a")
+    after = place.decode()
+    assert after.status.to_dict() == {"a.png": "rejected", "b.png": "ok"}
+    assert after.reason["a.png"] == before.reason["a.png"] != ""
+    assert place.plan() == []
 
 
 def test_two_files_of_one_name_count_once_where_they_are_the_same(place, decoded):
