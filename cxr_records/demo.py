@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from cxr_records import contact_sheet, lookalike
-from cxr_records.cli import cli
+from cxr_records.cli import cli, in_options
 from cxr_records.dataset import open_dataset
-from cxr_records.errors import UsageError
+from cxr_records.errors import CxrError, UsageError
 
 SHEET = "contact_sheet.png"
 SHEET_IMAGES = 6
@@ -106,5 +106,9 @@ def _run(*words: str) -> None:
     """Runs one of our commands, showing it as a user would type it and how long it took."""
     click.echo(f"\n$ {shlex.join(('cxr-records', *words))}")
     started = time.monotonic()
-    cli.main(list(words), standalone_mode=False)
+    try:
+        cli.main(list(words), standalone_mode=False)
+    except CxrError as error:  # in the words of the command that is shown, not of the demo's
+        command = cli.get_command(click.Context(cli), words[0])
+        raise type(error)(in_options(str(error), command)) from error
     click.echo(f"({time.monotonic() - started:.1f} s)")

@@ -32,6 +32,7 @@ from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
 from cxr_records.tfrecord import frame_parts
+from cxr_records.trainers.config import TrainConfig
 
 # Tests depend neither on the machine's speed nor on chance: the same examples each time.
 hypothesis.settings.register_profile(
@@ -42,6 +43,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
+# Of `trained_run`.
+RUN_CONFIG = TrainConfig(
+    epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60
+)
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "secret",
@@ -173,14 +178,10 @@ def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def trained_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs on that dataset that nothing broke off. Leave it as it is."""
-    from cxr_records.trainers.config import TrainConfig
     from cxr_records.trainers.train import train
 
     run = tmp_path_factory.mktemp("runs") / "run"
-    config = TrainConfig(
-        epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60
-    )
-    train(str(dataset), str(run), config)
+    train(str(dataset), str(run), RUN_CONFIG)
     return run
 
 

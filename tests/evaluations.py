@@ -1,9 +1,14 @@
 """Scores made by chance, and their evaluation, for several test modules."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 
 from cxr_records.trainers.evaluation.predictions import Predictions
+from cxr_records.trainers.evaluation.results import Evaluation
 
+EXPECTED = Path(__file__).with_name("expected")
 NAMES = ("Mass", "Nodule", "Hernia")
 
 
@@ -14,11 +19,11 @@ def make_predictions(
     random = np.random.default_rng(seed)
     if kind == "multiclass":
         labels = np.eye(len(names), dtype=np.int64)[random.integers(0, len(names), n)]
-        scores = random.random((n, len(names))) + labels + 0.1
+        scores = random.random((n, len(names))) + 0.4 * labels + 0.1
         scores /= scores.sum(axis=1, keepdims=True)
     else:
         labels = random.integers(0, 2, (n, len(names)))
-        scores = np.clip(0.6 * labels + random.random((n, len(names))) * 0.5, 0.01, 0.99)
+        scores = np.clip(0.25 * labels + random.random((n, len(names))) * 0.7, 0.01, 0.99)
     scores = scores.round(2)
     return Predictions(
         kind=kind,
@@ -33,3 +38,8 @@ def make_predictions(
         scores=scores,
         mean_scores=scores.mean(axis=0),
     )
+
+
+def read_expected(kind: str) -> Evaluation:
+    """The evaluation that is stored in tests/expected; its numbers are those of `make_predictions`."""
+    return Evaluation.from_json(json.loads((EXPECTED / f"metrics_{kind}.json").read_text()))

@@ -1,26 +1,27 @@
 """Evaluation: the real numbers of a real model, intervals, claims, leaks, runs side by side."""
 
-import gzip
+import dataclasses
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from evaluations import NAMES, make_predictions
 
 from cxr_records.cli import run as run_command
+from cxr_records.dataset import open_dataset
 from cxr_records.errors import UsageError
-from cxr_records.findings import FINDINGS
-from cxr_records.manifest import read_manifest
-from cxr_records.reader import split_records
-from cxr_records.splits import list_digest
 from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
-from cxr_records.trainers.evaluation import claims
-from cxr_records.trainers.evaluation.evaluate import compare_runs, evaluate_run, evaluate_table
+from cxr_records.trainers.evaluation.bootstrap import draws_of
+from cxr_records.trainers.evaluation.evaluate import compare_runs, evaluate, evaluate_run, evaluate_table
+from cxr_records.trainers.evaluation.metrics import Ranking, youden_threshold
 from cxr_records.trainers.evaluation.predictions import write_predictions
+from cxr_records.trainers.evaluation.results import Evaluation, Interval
 
 # Of a DenseNet-121 on CheXNet's kind of split, as its authors and we have reproduced them (jrzech, 2022).
 REAL_AUROC = {
@@ -31,8 +32,8 @@ REAL_AUROC = {
 
 
 @pytest.fixture(scope="module")
-def real(nih) -> Callable[..., dict]:
-    def real(**options) -> dict:
+def real(nih) -> Callable[..., Evaluation]:
+    def real(**options) -> Evaluation:
         table, images = nih / "densenet121_predictions.csv.gz", nih / "Data_Entry_2017_v2020.csv.gz"
         return evaluate_table(str(table), str(images), **{"draws": 0, **options})
 
@@ -43,24 +44,26 @@ def real(nih) -> Callable[..., dict]:
 def scored_run(dataset, tmp_path) -> Callable[..., Path]:
     """Makes a finished run without training: scores that know the labels, and noise."""
 
-    def scored_run(name: str = "run", noise: float = 1.0, seed: int = 0, **config) -> Path:
+    def scored_run(
+        name: str = "run", noise: float = 1.0, seed: int = 0, task: str | None = None, **config
+    ) -> Path:
         run = tmp_path / name
         run.mkdir()
-        manifest = read_manifest(str(dataset))
+        opened = open_dataset(dataset).as_task(task)
         settings = TrainConfig(**{"loss": "bce", **config})
-        train = split_records(str(dataset), "train")
-        runs.begin(runs.describe(str(run), str(dataset), manifest, train, settings, {"keras": "3"}))
+        runs.begin(runs.describe(str(run), opened, settings, {"keras": "3"}))
         random, tables = np.random.default_rng(seed), []
         for split in ("validation", "test"):
-            held = split_records(str(dataset), split)
-            logits = 2 * held.labels - 3 + random.normal(scale=noise, size=held.labels.shape)
+            records = opened.split(split)
+            labels = runs.class_rows(opened.task, records.labels).astype(np.int8)
+            logits = 2 * labels - 3 + random.normal(scale=noise, size=labels.shape)
             columns = {
-                "split": split, "image_id": held.image_ids, "patient_id": held.patient_ids,
-                "view": held.views, "sex": held.sexes, "age_years": held.ages_years,
+                "split": split, "image_id": records.image_ids, "patient_id": records.patient_ids,
+                "view": records.views, "sex": records.sexes, "age_years": records.ages_years,
             }  # fmt: skip
-            for place, finding in enumerate(FINDINGS):
+            for place, finding in enumerate(runs.score_names(opened.task)):
                 columns[f"prob_{finding}"] = (1 / (1 + np.exp(-logits[:, place]))).astype(np.float32)
-                columns[f"label_{finding}"] = held.labels[:, place].astype(np.int8)
+                columns[f"label_{finding}"] = labels[:, place]
             tables.append(pd.DataFrame(columns))
         write_predictions(str(run / "predictions.parquet"), pd.concat(tables, ignore_index=True))
         (run / "history.csv").write_text(
@@ -77,18 +80,16 @@ def scored_run(dataset, tmp_path) -> Callable[..., Path]:
 def test_every_class_of_the_real_table_comes_out_as_known(real):
     found = real()
 
-    assert {name: entry["value"] for name, entry in found["auroc"].items()} == pytest.approx(
-        REAL_AUROC, abs=0.001
-    )
-    assert found["macro_auroc"]["value"] == pytest.approx(0.838, abs=0.001)
-    assert (found["identity"]["images"], found["identity"]["patients"]) == (22_433, 6_187)
-    assert found["identity"]["table"]["dialect"] == "v2020"
-    assert not found["comparison"]["comparable"]
-    assert found["split_claim"]["text"] == (
+    assert {name: entry.value for name, entry in found.auroc.items()} == pytest.approx(REAL_AUROC, abs=0.001)
+    assert found.macro_auroc.value == pytest.approx(0.838, abs=0.001)
+    assert (found.identity.images, found.identity.patients) == (22_433, 6_187)
+    assert found.identity.table.dialect == "v2020"
+    assert not found.comparison.comparable
+    assert found.split_claim.text == (
         "22,433 images: the size of CheXNet's random split (78,468 / 11,219 / 22,433), which is not NIH's "
         "official one"
     )
-    assert "fewer than 30 positive patients, do not rank by: Hernia (29)" in found["warnings"]
+    assert "fewer than 30 positive patients, do not rank by: Hernia (29)" in found.warnings
 
 
 @pytest.mark.parametrize(
@@ -97,45 +98,45 @@ def test_every_class_of_the_real_table_comes_out_as_known(real):
 def test_the_same_model_is_better_on_the_official_train_part(nih, real, file, images, area):
     found = real(test_list=str(nih / f"{file}.txt.gz"))
 
-    assert found["identity"]["images"] == images
-    assert found["macro_auroc"]["value"] == pytest.approx(area, abs=0.001)
-    assert not found["split_claim"]["official"]
+    assert found.identity.images == images
+    assert found.macro_auroc.value == pytest.approx(area, abs=0.001)
+    assert not found.split_claim.official
 
 
 def test_a_part_of_the_official_list_is_called_a_part(nih, real):
     found = real(test_list=str(nih / "test_list.txt.gz"))
 
-    assert found["split_claim"]["text"] == "5,213 of the 25,596 images of NIH's official test list: a part"
-    assert found["warnings"][0] == "20,383 of the 25,596 images of --test-list have no scores"
+    assert found.split_claim.text == "5,213 of the 25,596 images of NIH's official test list: a part"
+    assert found.warnings[0] == "20,383 of the 25,596 images of the test list have no scores"
 
 
 @pytest.mark.parametrize(("task", "area"), [("binary", 0.718), ("binary:Pneumothorax", 0.886)])
 def test_derived_binary_tasks_of_the_real_table(nih, real, task, area):
     found = real(test_list=str(nih / "test_list.txt.gz"), task=task)
 
-    (entry,) = found["auroc"].values()
-    assert entry["value"] == pytest.approx(area, abs=0.001)
+    (entry,) = found.auroc.values()
+    assert entry.value == pytest.approx(area, abs=0.001)
 
 
 def test_the_derived_multiclass_task_of_the_real_table(nih, real):
-    found = real(test_list=str(nih / "test_list.txt.gz"), task="multiclass")["multiclass"]
+    found = real(test_list=str(nih / "test_list.txt.gz"), task="multiclass").multiclass
 
-    assert found["balanced_accuracy"]["value"] == pytest.approx(0.323, abs=0.001)
-    assert found["prior_corrected_balanced_accuracy"]["value"] == pytest.approx(0.409, abs=0.001)
-    assert np.array(found["confusion"]).shape == (14, 14)
-    assert found["accuracy"] == pytest.approx(0.478, abs=0.001)
+    assert found.balanced_accuracy.value == pytest.approx(0.323, abs=0.001)
+    assert found.prior_corrected_balanced_accuracy.value == pytest.approx(0.409, abs=0.001)
+    assert np.array(found.confusion).shape == (14, 14)
+    assert found.accuracy == pytest.approx(0.478, abs=0.001)
 
 
 def test_intervals_over_patients_contain_the_value_and_differ_from_those_over_images(real):
     found = real(draws=200)
 
     widths = {}
-    for name, entry in found["auroc"].items():
-        assert entry["low"] < entry["value"] < entry["high"]
-        widths[name] = (entry["high"] - entry["low"]) / (entry["image_high"] - entry["image_low"])
+    for name, entry in found.auroc.items():
+        assert entry.low < entry.value < entry.high
+        widths[name] = (entry.high - entry.low) / (entry.image_high - entry.image_low)
     # A patient with pneumothorax has many images of it; one with pneumonia few.
     assert widths["Pneumothorax"] > 1.2
-    assert real(draws=200)["auroc"] == found["auroc"]
+    assert real(draws=200).auroc == found.auroc
 
 
 # Runs
@@ -144,20 +145,20 @@ def test_intervals_over_patients_contain_the_value_and_differ_from_those_over_im
 def test_a_run_is_evaluated_with_thresholds_and_temperature_of_validation(scored_run, dataset):
     found = evaluate_run(str(scored_run()), draws=50)
 
-    held = split_records(str(dataset), "test")
-    assert found["identity"]["images"] == len(held)
-    effusion = found["classes"]["Effusion"]
-    assert effusion["positives"] == int(held.labels[:, 2].sum())
-    assert effusion["operating_point"]["chosen_on"] == "validation"
-    assert found["calibration"]["prior_shift_undone"] is True
-    assert found["calibration"]["temperature_fitted_on"] == "validation"
-    assert found["leaks"] == []
-    assert found["split_claim"]["official"] is False
-    groups = [(held["by"], held["group"]) for held in found["subgroups"]]
+    records = open_dataset(dataset).split("test")
+    assert found.identity.images == len(records)
+    effusion = found.classes["Effusion"]
+    assert effusion.positives == int(records.labels[:, 2].sum())
+    assert effusion.operating_point.chosen_on == "validation"
+    assert found.calibration.prior_shift_undone is True
+    assert found.calibration.temperature_fitted_on == "validation"
+    assert found.leaks == ()
+    assert found.split_claim.official is False
+    groups = [(each.by, each.group) for each in found.subgroups]
     assert ("view", "PA") in groups
     assert ("sex", "F") in groups
     for by in ("view", "sex", "age"):
-        assert sum(held["images"] for held in found["subgroups"] if held["by"] == by) == len(held)
+        assert sum(each.images for each in found.subgroups if each.by == by) == len(records)
 
 
 def test_a_class_without_positives_is_left_out_of_the_mean_and_said(scored_run):
@@ -168,17 +169,17 @@ def test_a_class_without_positives_is_left_out_of_the_mean_and_said(scored_run):
 
     found = evaluate_run(str(run), draws=20)
 
-    assert found["auroc"]["Hernia"] == dict.fromkeys(("value", "low", "high", "image_low", "image_high"))
-    assert "Hernia: no positive image, so no measure" in found["warnings"]
-    others = [entry["value"] for entry in found["auroc"].values() if entry["value"] is not None]
-    assert found["macro_auroc"]["value"] == pytest.approx(np.mean(others), abs=1e-6)
-    assert found["curves"]["Hernia"] is None
+    assert found.auroc["Hernia"] == Interval(None)
+    assert "Hernia: no positive image, so no measure" in found.warnings
+    others = [entry.value for entry in found.auroc.values() if entry.value is not None]
+    assert found.macro_auroc.value == pytest.approx(np.mean(others), abs=1e-6)
+    assert found.curves["Hernia"] is None
 
 
 def test_scored_images_that_were_trained_on_are_found(scored_run, dataset, tmp_path, capfd):
-    run = scored_run()
+    run = scored_run(task="binary:Effusion")
     table = pd.read_parquet(run / "predictions.parquet")
-    trained = split_records(str(dataset), "train")
+    trained = open_dataset(dataset).split("train")
     table.loc[table.index[-1], ["image_id", "patient_id"]] = [trained.image_ids[0], trained.patient_ids[0]]
     write_predictions(str(run / "predictions.parquet"), table)
 
@@ -192,16 +193,16 @@ def test_scored_images_that_were_trained_on_are_found(scored_run, dataset, tmp_p
         f"(first: {trained.patient_ids[0]})"
     ) in err
     assert "leak: 1 of" in out
-    held = json.loads((run / "metrics.json").read_text())
-    assert len(held["leaks"]) == 2
-    assert not held["comparison"]["comparable"]
+    written = Evaluation.from_json(json.loads((run / "metrics.json").read_text()))
+    assert len(written.leaks) == 2
+    assert not written.comparison.comparable
     assert "Leak: 1 of" in (run / "report.html").read_text()
 
 
 def test_a_table_is_checked_for_leaks_against_a_dataset(lookalike, dataset, tmp_path, capfd):
     names = [
-        *split_records(str(dataset), "test").image_ids,
-        split_records(str(dataset), "train").image_ids[3],
+        *open_dataset(dataset).split("test").image_ids,
+        open_dataset(dataset).split("train").image_ids[3],
     ]
     pd.DataFrame({"image": names, "Mass": 0.5}).to_csv(tmp_path / "s.csv", index=False)
     words = ["evaluate", "--predictions", tmp_path / "s.csv", "--metadata", lookalike.metadata]
@@ -217,23 +218,22 @@ def test_runs_are_compared_on_the_same_draws(scored_run):
     (found,) = compare_runs([bad, good], draws=100)
     (same,) = compare_runs([good, good], draws=100)
 
-    areas = [evaluate_run(run, draws=0)["macro_auroc"]["value"] for run in (bad, good)]
-    assert found["macro_auroc"]["value"] == pytest.approx(areas[1] - areas[0], abs=1e-5)
-    assert 0 < found["macro_auroc"]["low"] < found["macro_auroc"]["value"]
-    assert same["macro_auroc"] == {
-        "value": 0.0, "low": 0.0, "high": 0.0, "image_low": 0.0, "image_high": 0.0
-    }  # fmt: skip
+    areas = [evaluate_run(run, draws=0).macro_auroc.value for run in (bad, good)]
+    assert found.macro_auroc.value == pytest.approx(areas[1] - areas[0], abs=1e-5)
+    assert 0 < found.macro_auroc.low < found.macro_auroc.value
+    assert same.macro_auroc == Interval(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_the_command_compares_runs_and_writes_both_files(scored_run, tmp_path, capfd):
-    one, other = scored_run("one"), scored_run("other", noise=3.0)
+    task = "binary:Effusion"  # of one class: plots take long
+    one, other = scored_run("one", task=task), scored_run("other", noise=3.0, task=task)
 
     words = ["evaluate", str(one), str(other), "--draws", "50", "--out", str(tmp_path / "compared")]
     assert run_command([*words, "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
 
-    assert [held["run"] for held in found["runs"]] == [str(one), str(other)]
-    assert [(held["a"], held["b"]) for held in found["differences"]] == [(str(one), str(other))]
+    assert [each["run"] for each in found["runs"]] == [str(one), str(other)]
+    assert [(each["a"], each["b"]) for each in found["differences"]] == [(str(one), str(other))]
     assert json.loads((tmp_path / "compared" / "comparison.json").read_text())["format"] == (
         "cxr_records comparison"
     )
@@ -242,52 +242,133 @@ def test_the_command_compares_runs_and_writes_both_files(scored_run, tmp_path, c
     assert "other less" in capfd.readouterr().out
 
 
-# What may be claimed
+def test_thresholds_are_those_of_validation_whatever_is_scored():
+    scored, validation = make_predictions(seed=2), make_predictions(seed=3, split="validation")
+
+    on_validation, on_scored = evaluate(scored, validation, draws=0), evaluate(scored, draws=0)
+
+    for place, name in enumerate(NAMES):
+        chosen, itself = (each.classes[name].operating_point for each in (on_validation, on_scored))
+        expected = youden_threshold(validation.labels[:, place], validation.scores[:, place])
+        assert (chosen.threshold, chosen.chosen_on) == (expected, "validation")
+        assert itself.chosen_on == "test (no validation scores)"
+        assert itself.threshold == youden_threshold(scored.labels[:, place], scored.scores[:, place])
+        assert itself.threshold != chosen.threshold
+        says, truth = scored.scores[:, place] >= chosen.threshold, scored.labels[:, place] == 1
+        shares = (truth[says], ~truth[~says], says[truth], ~says[~truth])
+        found = (chosen.ppv, chosen.npv, chosen.sensitivity, chosen.specificity)
+        assert found == pytest.approx([share.mean() for share in shares], abs=1e-6)
 
 
-def test_a_split_is_official_by_its_images_and_not_by_its_name(dataset, monkeypatch):
-    manifest = read_manifest(str(dataset))
-    names = sorted(split_records(str(dataset), "test").image_ids)
-    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(names))
-    official = {**manifest, "split_origin": {**manifest["split_origin"], "official": True}}
+def test_macro_intervals_are_those_of_the_mean_in_each_draw():
+    scored = make_predictions(n=30)
 
-    assert claims.claim_of_run(str(dataset), official, "test")["official"] is True
-    assert claims.claim_of_run(str(dataset), official, "validation")["official"] is False
-    assert claims.claim_of_run(str(dataset), manifest, "test")["official"] is False
-    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest([*names, "one_more.png"]))
-    part = claims.claim_of_run(str(dataset), official, "test")
-    assert part["official"] is False
-    assert part["text"] == f"{len(names)} of the 25,596 images of NIH's official test split: a part"
+    found = evaluate(scored, draws=60)
+
+    means, rankings = [], [Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
+    for weights in draws_of(scored.patient_ids, 60, 0, "patients"):
+        means += np.mean([ranking.counts(weights).auroc() for ranking in rankings], axis=0).tolist()
+    low, high = np.percentile(means, 2.5), np.percentile(means, 97.5)
+    assert (found.macro_auroc.low, found.macro_auroc.high) == pytest.approx((low, high), abs=1e-6)
 
 
-def test_the_official_images_stay_official_where_the_task_leaves_some_out(build, tmp_path, monkeypatch):
-    build(tmp_path / "data", task="multiclass")
-    build(tmp_path / "all")
-    names = split_records(str(tmp_path / "all"), "test").image_ids
-    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(list(names)))
-    manifest = read_manifest(str(tmp_path / "data"))
-    manifest["split_origin"]["official"] = True
+def test_mistakes_are_the_farthest_from_their_labels():
+    scored = make_predictions()
 
-    assert claims.claim_of_run(str(tmp_path / "data"), manifest, "test")["official"] is True
+    found = evaluate(scored, draws=0).mistakes
 
-
-def test_the_sizes_of_chexnets_split_are_never_official(dataset, monkeypatch):
-    manifest = read_manifest(str(dataset))
-    manifest["split_origin"]["official"] = True
-    for held, size in zip(manifest["splits"].values(), (78_468, 11_219, 22_433), strict=True):
-        held["images"] = size
-
-    found = claims.claim_of_run(str(dataset), manifest, "test")
-
-    assert found["official"] is False
-    assert "the size of CheXNet's random split" in found["text"]
+    assert len(found) == len(NAMES) * 2 * 4
+    for place, name in enumerate(NAMES):
+        scores, truth = scored.scores[:, place], scored.labels[:, place] == 1
+        for kind, expected in (
+            ("false positive", sorted(scores[~truth], reverse=True)[:4]),
+            ("false negative", sorted(scores[truth])[:4]),
+        ):
+            mine = [each for each in found if (each.class_name, each.kind) == (name, kind)]
+            assert [each.score for each in mine] == expected
+            rows = [int(each.image_id[:8]) for each in mine]
+            assert [scores[row] for row in rows] == expected
+            assert [each.patient_id for each in mine] == [row // 2 for row in rows]
 
 
-def test_a_table_of_all_official_images_is_official(nih):
-    names = gzip.decompress((nih / "test_list.txt.gz").read_bytes()).decode().split()
+def test_long_curves_are_thinned_to_200_thresholds_from_the_first_to_the_last():
+    scored = make_predictions(names=("Mass",), n=1000)
+    scored.scores[:, 0] = np.random.default_rng(5).permutation(1000) / 1000
+    scored.labels[:] = 0
+    scored.labels[:500] = 1
 
-    assert claims.claim_of_table(names, None)["official"] is True
-    assert claims.claim_of_table(names[:-1], names)["official"] is False
+    curves = evaluate(scored, draws=0).curves["Mass"]
+
+    assert len(curves.pr.recall) == len(curves.pr.precision) == 200
+    assert len(curves.roc.fpr) == len(curves.roc.tpr) == 2 + 2 * 200
+    assert (curves.pr.recall[0], curves.pr.recall[-1]) == (1 / 500, 1.0)
+
+
+@pytest.mark.parametrize(("classes", "each"), [(1, 12), (3, 4), (14, 1)])
+def test_twelve_mistakes_of_each_kind_are_shared_out_and_every_class_has_one(classes, each):
+    scored = make_predictions(names=tuple(f"class {i}" for i in range(classes)), n=120)
+
+    found = evaluate(scored, draws=0).mistakes
+
+    counts = Counter((mistake.class_name, mistake.kind) for mistake in found)
+    assert counts == dict.fromkeys(
+        [(name, kind) for name in scored.names for kind in ("false positive", "false negative")], each
+    )
+
+
+def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_thirty_on():
+    scored = make_predictions(names=("Mass", "Nodule"), n=120)
+    scored.labels[:] = 0
+    scored.labels[:58, 0], scored.labels[:60, 1] = 1, 1  # two images of a patient
+
+    found = evaluate(scored, draws=0)
+
+    assert [each.positive_patients for each in found.classes.values()] == [29, 30]
+    assert found.classes["Mass"].warnings == ("29 positive patients, fewer than 30: do not rank by it",)
+    assert found.classes["Nodule"].warnings == ()
+    assert found.warnings == ("fewer than 30 positive patients, do not rank by: Mass (29)",)
+
+
+def test_scores_that_are_no_probabilities_are_ranked_and_not_calibrated():
+    scored = make_predictions()
+
+    found = evaluate(dataclasses.replace(scored, scores=scored.scores * 10 - 5), draws=0)
+
+    assert found.calibration is None
+    assert found.auroc == evaluate(scored, draws=0).auroc
+    assert found.warnings[0] == (
+        "scores outside 0 to 1 are no probabilities: ranked, but calibration is not measured"
+    )
+
+
+def test_prior_correction_divides_scores_by_their_means():
+    scored = make_predictions("multiclass")
+    skewed = dataclasses.replace(scored, mean_scores=np.array([0.01, 0.5, 0.49]))
+
+    found = evaluate(skewed, draws=0).multiclass
+
+    truth, choice = scored.labels.argmax(axis=1), (scored.scores / skewed.mean_scores).argmax(axis=1)
+    expected = np.zeros((3, 3), int)
+    np.add.at(expected, (truth, choice), 1)
+    np.testing.assert_array_equal(found.prior_corrected_confusion, expected)
+    assert found.prior_corrected_balanced_accuracy.value == pytest.approx(
+        np.mean(expected.diagonal() / expected.sum(axis=1)), abs=1e-6
+    )
+    assert found.accuracy == pytest.approx((scored.scores.argmax(axis=1) == truth).mean(), abs=1e-6)
+
+
+def test_curves_pass_through_the_corners_of_the_steps():
+    scored = make_predictions(names=("Mass",), n=12)
+    scored.labels[:, 0] = [1, 0, 1, 0, 0, 0] * 2
+    scored.scores[:, 0] = [0.9, 0.8, 0.7, 0.7, 0.1, 0.1] * 2
+
+    curves = evaluate(scored, draws=0).curves["Mass"]
+
+    # Ties of a positive and a negative at 0.7 make a slope, not a step.
+    assert curves.roc.fpr == (0.0, 0.0, 0.0, 0.25, 0.5, 1.0)
+    assert curves.roc.tpr == (0.0, 0.0, 0.5, 0.5, 1.0, 1.0)
+    assert curves.pr.recall == (0.5, 1.0)
+    assert curves.pr.precision == (1.0, 0.5)
 
 
 # Bad use
@@ -341,8 +422,8 @@ def test_without_the_dataset_leaks_are_not_looked_for_and_that_is_said(scored_ru
 
     found = evaluate_run(str(run), draws=0)
 
-    assert "the run's dataset is not at hand: leaks were not looked for" in found["warnings"]
-    assert found["split_claim"]["official"] is False
+    assert "the run's dataset is not at hand: leaks were not looked for" in found.warnings
+    assert found.split_claim.official is False
 
 
 def test_classes_must_be_the_same_to_be_compared(scored_run, build, tmp_path):

@@ -149,6 +149,33 @@ def test_weighted_ce_weights_by_inverse_frequency(batch):
     assert value(loss_of("weighted_ce", "multiclass"), y, x) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("multilabel", "focal", {"gamma": 2.0}),
+        ("multilabel", "asymmetric", {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}),
+        ("multiclass", "logit_adjusted", {"tau": 1.0}),
+    ],
+)
+def test_options_left_out_have_the_values_of_the_papers(kind, name, options):
+    y = labels_for(kind, 8)
+    x = np.random.default_rng(3).normal(0, 2, (8, 4)).astype(np.float32)
+
+    assert value(loss_of(name, kind), y, x) == value(loss_of(name, kind, **options), y, x)
+    for option in options:
+        other = loss_of(name, kind, **{**options, option: options[option] * 1.5})
+        assert value(other, y, x) != pytest.approx(value(loss_of(name, kind), y, x), rel=1e-4)
+
+
+def test_a_class_in_no_record_or_in_all_is_weighted_as_if_in_one_or_in_all_but_one():
+    y, x = np.array([[1, 0], [0, 1]], np.int32), np.array([[0.3, -2.0], [1.0, 0.5]], np.float32)
+
+    extreme = make_loss("weighted_bce", "multilabel", np.array([0, RECORDS]), RECORDS)
+    near = make_loss("weighted_bce", "multilabel", np.array([1, RECORDS - 1]), RECORDS)
+
+    assert value(extreme, y, x) == value(near, y, x)
+
+
 # Limits, where one loss becomes another
 
 
@@ -351,6 +378,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_jax_gives_the_same_losses_and_finite_gradients():
     random = np.random.default_rng(2)
     given = {}

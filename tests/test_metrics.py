@@ -1,6 +1,7 @@
 """Measures against scikit-learn, and what they say where they are undefined."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from hypothesis.extra import numpy as npst
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, roc_auc_score
 
 from cxr_records.trainers.evaluation import metrics
-from cxr_records.trainers.evaluation.bootstrap import draws_of, intervals
 
 
 @st.composite
@@ -75,6 +75,67 @@ def test_a_youden_threshold_separates_what_can_be_separated():
     assert metrics.youden_threshold(np.zeros(3, int), np.arange(3.0)) is None
 
 
+@settings(max_examples=200, deadline=None)
+@given(tables())
+def test_a_youden_threshold_is_the_score_of_a_positive_with_the_largest_index(table):
+    labels, scores, _ = table
+    found = metrics.youden_threshold(labels, scores)
+    if not both(labels, np.ones_like(labels)):
+        assert found is None
+        return
+
+    def index(threshold: float) -> Fraction:
+        says = scores >= threshold
+        sensitivity = Fraction(int(says[labels == 1].sum()), int((labels == 1).sum()))
+        return sensitivity - Fraction(int(says[labels == 0].sum()), int((labels == 0).sum()))
+
+    assert found in scores[labels == 1]
+    assert index(found) == max(index(score) for score in scores[labels == 1])
+
+
+def test_of_thresholds_with_the_same_index_the_highest_is_taken():
+    labels, scores = np.array([1, 0, 1, 0]), np.array([0.9, 0.5, 0.4, 0.1])
+
+    assert metrics.youden_threshold(labels, scores) == 0.9
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables())
+def test_average_precision_is_precision_times_gain_in_recall_threshold_by_threshold(table):
+    labels, scores, weights = table
+    labels, scores = np.repeat(labels, weights), np.repeat(scores, weights)
+    if not labels.sum():
+        return
+    total, recall = Fraction(0), Fraction(0)
+    for threshold in sorted(set(scores), reverse=True):
+        says = scores >= threshold
+        true = int(says[labels == 1].sum())
+        now = Fraction(true, int(labels.sum()))
+        total, recall = total + Fraction(true, int(says.sum())) * (now - recall), now
+    assert metrics.average_precision(labels, scores) == pytest.approx(float(total), abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 2)), min_size=1, max_size=20))
+def test_balanced_accuracy_counts_each_row_as_often_as_it_weighs(rows):
+    labels, right, weights = (np.array(column) for column in zip(*rows, strict=True))
+    shares = []
+    for label in range(4):
+        mine = np.repeat(right[labels == label], weights[labels == label])
+        shares += [mine.mean()] if len(mine) else []
+    if shares:
+        found = metrics.balanced_accuracy(labels, right, weights[:, np.newaxis])[0]
+        assert found == pytest.approx(np.mean(shares))
+
+
+def test_each_class_has_its_own_area_and_none_without_both_kinds():
+    labels = np.array([[0, 1, 1], [1, 1, 0], [1, 1, 0]])
+    scores = np.array([[0.1, 0.5, 0.2], [0.2, 0.5, 0.3], [0.3, 0.5, 0.2]])
+
+    np.testing.assert_equal(metrics.auroc_per_class(labels, scores), [1.0, math.nan, 0.25])
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_confusion_and_balanced_accuracy_are_those_of_scikit_learn(pairs):
     truth, said = np.array(pairs).T
@@ -92,42 +153,3 @@ def test_confusion_and_balanced_accuracy_are_those_of_scikit_learn(pairs):
 def test_macro_is_the_mean_of_what_is_defined():
     assert metrics.macro([0.5, math.nan, 1.0]) == 0.75
     assert math.isnan(metrics.macro([math.nan]))
-
-
-# The bootstrap
-
-
-def test_a_patient_is_drawn_with_all_of_its_images():
-    patients = np.array([7, 3, 7, 7, 5])
-
-    weights = np.concatenate(list(draws_of(patients, 60, 0, "patients")), axis=1)
-
-    assert weights.shape == (5, 60)
-    assert (weights[0] == weights[2]).all()
-    assert (weights[0] == weights[3]).all()
-    assert (weights[[0, 1, 4]].sum(axis=0) == 3).all()  # as many patients as there are
-
-
-def test_the_same_seed_gives_the_same_draws_and_another_seed_others():
-    patients = np.arange(20) // 2
-
-    one, again, other = (
-        np.concatenate(list(draws_of(patients, 30, seed, "patients")), axis=1) for seed in (0, 0, 1)
-    )
-
-    np.testing.assert_array_equal(one, again)
-    assert (one != other).any()
-
-
-def test_intervals_are_wider_over_patients_whose_images_agree():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(rng.integers(0, 2, 60), 10)
-    scores = np.repeat(rng.normal(size=60), 10) + labels
-    patients = np.repeat(np.arange(60), 10)
-    ranking = metrics.Ranking(labels, scores)
-
-    (found,) = intervals(lambda weights: ranking.counts(weights).auroc()[:, np.newaxis], patients, 300, 0)
-
-    assert found["value"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
-    assert found["low"] < found["image_low"] < found["value"] < found["image_high"] < found["high"]
-    assert found["high"] - found["low"] > 2 * (found["image_high"] - found["image_low"])

@@ -214,6 +214,7 @@ def test_two_processes_make_the_same_bits():
     assert described_elsewhere(names) == described(names)
 
 
+@pytest.mark.slow
 def test_the_small_model_works_on_jax():
     found = described_elsewhere(["small_cnn"], backend="jax")
     assert found["backend"] == "jax"

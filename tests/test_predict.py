@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,20 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cxr_records import open as open_dataset
 from cxr_records.cli import run as run_command
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS
-from cxr_records.reader import load_split, split_records
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.predict import load_model, predict_run
+from cxr_records.trainers.runs import open_run
 from cxr_records.trainers.train import train
 
 
 @pytest.fixture(scope="module")
-def trained(dataset, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    train(str(dataset), str(run), TrainConfig(epochs=1, batch_size=16, patience=0))
-    return run
+def trained(trained_run, tmp_path_factory) -> Path:
+    """A finished run, into which predictions may be written."""
+    return Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("runs") / "run"))
 
 
 def test_every_image_of_validation_and_test_has_its_scores_and_labels(dataset, trained):
@@ -30,17 +31,31 @@ def test_every_image_of_validation_and_test_has_its_scores_and_labels(dataset, t
 
     pd.testing.assert_frame_equal(table, pd.read_parquet(trained / "predictions.parquet"), check_dtype=False)
     assert list(table)[:6] == ["split", "image_id", "patient_id", "view", "sex", "age_years"]
-    model = load_model(str(trained))
+    model = load_model(open_run(str(trained)))
     for split in ("validation", "test"):
-        rows, held = table[table["split"] == split], split_records(str(dataset), split)
+        rows, held = table[table["split"] == split], open_dataset(dataset).split(split)
         assert rows["image_id"].tolist() == held.image_ids.tolist()
         assert rows["patient_id"].tolist() == held.patient_ids.tolist()
-        batches = load_split(str(dataset), split, 64, last_batch="smaller")
+        batches = open_dataset(dataset).load(split, 64, last_batch="smaller")
         images = np.concatenate([image.numpy() for image, _ in batches])
         expected = np.asarray(model(images))
         found = rows[[f"prob_{name}" for name in FINDINGS]].to_numpy()
         np.testing.assert_allclose(found, expected, atol=1e-6)
         np.testing.assert_array_equal(rows[[f"label_{name}" for name in FINDINGS]], held.labels)
+
+
+def test_a_derived_task_is_scored_with_its_own_images_and_labels(dataset, tmp_path):
+    derived = open_dataset(dataset).as_task("binary:Effusion")
+    config = TrainConfig(model=f"{Path(__file__).parent / 'tiny_model.py'}:make", batch_size=16, epochs=1)
+    train(derived, str(tmp_path / "run"), config)
+
+    table = predict_run(str(tmp_path / "run"), ["test"])
+
+    records = derived.split("test")
+    assert len(records) < len(open_dataset(dataset).split("test"))
+    assert table["image_id"].tolist() == records.image_ids.tolist()
+    np.testing.assert_array_equal(table["label_Effusion"], records.labels)
+    assert [name for name in table if name.startswith("prob_")] == ["prob_Effusion"]
 
 
 def test_another_dataset_than_the_runs_is_refused(trained, build, tmp_path):

@@ -122,10 +122,13 @@ def test_every_block_is_run_or_says_why_not():
     assert [said for said in IN_PLACE if not any(said in block.text for block in RUN)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", RUN, ids=lambda block: f"line {block.line}")
 def test_a_block_runs_and_prints_what_it_shows(block, folder, names, monkeypatch):
     monkeypatch.chdir(folder)
     if block.language == "python":
+        if name := re.match(r"# (\w+\.py)\n", block.text):  # a file that a command takes
+            Path(name[1]).write_text(block.text)
         exec(compile(block.text, f"{README}, line {block.line}", "exec"), names)
         return
     for command, shown in block.commands():
@@ -134,6 +137,7 @@ def test_a_block_runs_and_prints_what_it_shows(block, folder, names, monkeypatch
         assert [line for line in expected if line not in printed] == [], "\n".join(printed)
 
 
+@pytest.mark.slow
 def test_batches_have_the_shapes_that_the_comments_say(folder, names, monkeypatch):
     monkeypatch.chdir(folder)
 

@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_left_out_and_said(scores, metadata, tmp_path):
         "no scores for Hernia",
         "2 rows with a score that is NaN or infinite: left out",
         "1 rows stand twice: counted once",
-        "1 scored images are not in --metadata (first: 99999999_000.png): left out",
+        "1 scored images are not in the table of images (first: 99999999_000.png): left out",
     )
 
 
@@ -177,7 +177,7 @@ def test_a_file_of_another_kind_or_none_is_refused(tmp_path):
     ):
         with pytest.raises(UsageError) as error:
             read_score_table(str(tmp_path / path))
-        assert str(error.value) == f"--predictions {tmp_path / path}: {message}"
+        assert str(error.value) == f"`predictions={tmp_path / path}`: {message}"
     with pytest.raises(CxrError, match="cannot be read as a table"):
         read_score_table(str(tmp_path / "s.parquet"))
 
@@ -198,6 +198,6 @@ def test_images_of_a_list_alone(scores, metadata, tmp_path):
     found = match(table, metadata, parse_task("multilabel"), "", names[5:20])
 
     assert sorted(found.image_ids) == sorted(names[5:10])
-    assert found.warnings == ("10 of the 15 images of --test-list have no scores",)
-    with pytest.raises(UsageError, match="found no scored image for task multilabel in --test-list"):
+    assert found.warnings == ("10 of the 15 images of the test list have no scores",)
+    with pytest.raises(UsageError, match="found no scored image for task multilabel in `test_list`"):
         match(table, metadata, parse_task("multilabel"), "", names[30:])

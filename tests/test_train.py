@@ -1,5 +1,6 @@
 """Runs: what they leave on disk, going on after a kill with the same bits, devices, and bad use."""
 
+import collections
 import csv
 import json
 import math
@@ -11,13 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from conftest import RUN_CONFIG
 
-from cxr_records import reader
+from cxr_records import open as open_dataset
+from cxr_records import storage
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
@@ -26,7 +30,8 @@ from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.runs import open_run
 from cxr_records.trainers.train import train
 
-CONFIG = TrainConfig(epochs=2, batch_size=16, warmup_epochs=0.5, patience=0, seed=3, checkpoint_minutes=60)
+# Where the model does not matter.
+TINY = TrainConfig(model=f"{Path(__file__).parent / 'tiny_model.py'}:make", batch_size=16, patience=0)
 
 
 def arrays_of(run: Path, file: str = "last.npz") -> dict[str, np.ndarray]:
@@ -39,27 +44,19 @@ def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(dataset, tmp_path_factory) -> Path:
-    """A run that nothing broke off."""
-    run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    train(str(dataset), str(run), CONFIG)
-    return run
-
-
 # What is left on disk
 
 
-def test_a_run_leaves_config_history_checkpoints_logs_and_a_model(dataset, undisturbed):
-    assert sorted(p.name for p in undisturbed.iterdir() if not p.name.startswith(".")) == [
+def test_a_run_leaves_config_history_checkpoints_logs_and_a_model(dataset, trained_run):
+    assert sorted(p.name for p in trained_run.iterdir() if not p.name.startswith(".")) == [
         "checkpoints", "config.json", "history.csv", "model.keras", "tensorboard"
     ]  # fmt: skip
-    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == ["best.npz", "last.npz"]
-    held = json.loads((undisturbed / "config.json").read_text())
-    records = reader.split_records(str(dataset), "train")
+    assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["best.npz", "last.npz"]
+    held = json.loads((trained_run / "config.json").read_text())
+    records = open_dataset(dataset).split("train")
     assert held["dataset"] == str(dataset)
     assert (held["task"], held["with_no_finding"]) == ("multilabel", False)
-    assert held["config"] == {**CONFIG.to_json(), "loss": "bce"}
+    assert held["config"] == {**RUN_CONFIG.to_json(), "loss": "bce"}
     assert held["image_format"] == {"size": 32, "codec": "raw", "resample": "bilinear"}
     assert held["train"] == {"records": len(records), "images": int((records.copies == 0).sum())}
     assert held["classes"]["Hernia"] == {
@@ -68,11 +65,11 @@ def test_a_run_leaves_config_history_checkpoints_logs_and_a_model(dataset, undis
     }
 
 
-def test_history_has_a_row_for_each_epoch(dataset, undisturbed):
-    with open(undisturbed / "history.csv") as file:
+def test_history_has_a_row_for_each_epoch(dataset, trained_run):
+    with open(trained_run / "history.csv") as file:
         rows = list(csv.DictReader(file))
 
-    steps = reader.steps_per_epoch(str(dataset), "train", 16)
+    steps = open_dataset(dataset).steps_per_epoch("train", 16)
     assert [(row["epoch"], row["steps"]) for row in rows] == [("1", str(steps)), ("2", str(steps))]
     assert list(rows[0])[:5] == ["epoch", "steps", "loss", "val_loss", "val_macro_auroc"]
     assert list(rows[0])[-4:] == ["learning_rate", "images_per_second", "input_wait_share", "seconds"]
@@ -84,9 +81,31 @@ def test_history_has_a_row_for_each_epoch(dataset, undisturbed):
     assert float(rows[-1]["learning_rate"]) == pytest.approx(0, abs=1e-6)  # the cosine has come to its end
 
 
-def test_the_saved_model_takes_raw_bytes_of_pixels_and_gives_probabilities(dataset, undisturbed):
-    model = keras.saving.load_model(undisturbed / "model.keras", compile=False)
-    images = next(iter(reader.load_split(str(dataset), "validation", 4)))[0]
+def test_the_learning_rate_rises_to_its_peak_and_falls_by_half_a_cosine(dataset, trained_run):
+    with open(trained_run / "history.csv") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+
+    steps = open_dataset(dataset).steps_per_epoch("train", 16)
+    warmup, peak = round(0.5 * steps), RUN_CONFIG.learning_rate
+    falling = [(done - warmup) / (2 * steps - warmup) for done in (steps, 2 * steps)]
+    expected = [peak * (1 + math.cos(math.pi * share)) / 2 for share in falling]
+    assert rates == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize(("task", "loss"), [("multilabel", "bce"), ("multiclass", "ce")])
+def test_training_begins_at_the_frequencies_of_the_classes(dataset, tmp_path, task, loss):
+    config = replace(TINY, epochs=1, loss=loss, learning_rate=1e-9)
+    run, _ = train(str(dataset), str(tmp_path / "run"), config, task=task)
+
+    share = np.array([count.records for count in run.classes.values()]) / run.train_records
+    share = np.clip(share, 1e-4, 1 - 1e-4)
+    expected = np.log(share) if task == "multiclass" else np.log(share / (1 - share))
+    np.testing.assert_allclose(arrays_of(tmp_path / "run")["model/head/bias"], expected, rtol=1e-4)
+
+
+def test_the_saved_model_takes_raw_bytes_of_pixels_and_gives_probabilities(dataset, trained_run):
+    model = keras.saving.load_model(trained_run / "model.keras", compile=False)
+    images = next(iter(open_dataset(dataset).load("validation", 4)))[0]
 
     scores = np.asarray(model.predict(images, verbose=0))
 
@@ -96,51 +115,62 @@ def test_the_saved_model_takes_raw_bytes_of_pixels_and_gives_probabilities(datas
     assert (scores < 1).all()
 
 
-def test_tensorboard_logs_hold_the_epochs(undisturbed):
+def test_tensorboard_logs_hold_the_epochs(trained_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(undisturbed / "tensorboard"))
+    events = EventAccumulator(str(trained_run / "tensorboard"))
     events.Reload()
 
     assert {"epoch/loss", "epoch/val_macro_auroc", "epoch/images_per_second"} <= set(events.Tags()["tensors"])
     assert [event.step for event in events.Tensors("epoch/loss")] == [1, 2]
 
 
-def test_training_again_on_a_finished_run_changes_nothing(dataset, undisturbed, capfd):
+def test_training_again_on_a_finished_run_changes_nothing(dataset, trained_run, capfd):
     def times() -> dict[Path, int]:
-        return {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"}
+        return {p: p.stat().st_mtime_ns for p in trained_run.rglob("*") if p.name != ".lock"}
 
     before = times()
 
-    _, again = train(str(dataset), str(undisturbed), CONFIG)
+    _, again = train(str(dataset), str(trained_run), RUN_CONFIG)
 
     assert times() == before
-    assert f"{undisturbed}: already trained, 2 epochs" in capfd.readouterr().err
+    assert f"{trained_run}: already trained, 2 epochs" in capfd.readouterr().err
     assert len(again.history) == 2
 
 
 # The same bits
 
 
-def test_the_same_settings_give_the_same_bits_and_another_seed_others(dataset, undisturbed, tmp_path):
-    train(str(dataset), str(tmp_path / "same"), CONFIG)
-    train(str(dataset), str(tmp_path / "other"), TrainConfig(**{**CONFIG.to_json(), "seed": 4}))
+def test_the_same_settings_give_the_same_bits_and_another_seed_others(dataset, tmp_path):
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        train(str(dataset), str(tmp_path / name), replace(TINY, epochs=1, seed=seed))
 
-    assert_same_bits(arrays_of(tmp_path / "same"), arrays_of(undisturbed))
-    weights = [name for name in arrays_of(undisturbed) if name.endswith("kernel")]
-    other = arrays_of(tmp_path / "other")
-    assert all((other[name] != arrays_of(undisturbed)[name]).any() for name in weights)
+    one, same, other = (arrays_of(tmp_path / name) for name in ("one", "same", "other"))
+    assert_same_bits(same, one)
+    assert all((other[name] != one[name]).any() for name in one if name.endswith("kernel"))
 
 
 class Killed(BaseException):
     """Stands for the kill: nothing of ours catches it."""
 
 
+# With random changes and dropout, whose state is a part of a run's.
+RANDOM = replace(TINY, epochs=2, warmup_epochs=0.5, augment="light", dropout=0.3, checkpoint_minutes=60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory) -> Path:
+    """A run that nothing broke off."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(str(dataset), str(run), RANDOM)
+    return run
+
+
 @pytest.mark.parametrize("kill_at", [1, 4, "epoch", "write"])
 def test_a_run_that_was_broken_off_ends_with_the_bits_of_an_undisturbed_one(
     dataset, undisturbed, tmp_path, monkeypatch, kill_at
 ):
-    config = TrainConfig(**{**CONFIG.to_json(), "checkpoint_minutes": 0})  # one after every step
+    config = replace(RANDOM, checkpoint_minutes=0)  # one after every step
     saves, save = [], checkpoints.save
 
     def dying_save(path, model, progress):
@@ -175,7 +205,8 @@ def command(dataset: Path, run: Path, *words: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_process_that_is_killed_with_kill_9_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path):
+@pytest.mark.slow
+def test_a_process_that_is_killed_with_kill_9_goes_on_to_the_same_bits(dataset, trained_run, tmp_path):
     run = tmp_path / "run"
     words = command(dataset, run, "--set", "checkpoint_minutes=0")
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -190,7 +221,7 @@ def test_a_process_that_is_killed_with_kill_9_goes_on_to_the_same_bits(dataset, 
 
     assert done.returncode == 0, done.stderr
     assert f"going on at epoch {progress.epoch + 1}, step {progress.batch}" in done.stderr
-    assert_same_bits(arrays_of(run), arrays_of(undisturbed))
+    assert_same_bits(arrays_of(run), arrays_of(trained_run))
     assert (run / "predictions.parquet").exists()
     assert (run / "metrics.json").exists()
     assert "Traceback" not in done.stderr
@@ -204,6 +235,38 @@ def wait_until(true, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+# The whole command
+
+
+def test_the_command_reads_the_manifest_at_most_twice_and_the_table_of_records_once(
+    dataset, tmp_path, monkeypatch, capfd
+):
+    opened = collections.Counter()
+
+    def counted(function):
+        def read(path, *arguments):
+            opened[Path(path).name] += 1
+            return function(path, *arguments)
+
+        return read
+
+    for name in ("read_bytes", "open_read"):
+        monkeypatch.setattr(storage, name, counted(getattr(storage, name)))
+    run = tmp_path / "run"
+
+    code = run_command(
+        ["train", str(dataset), "--run", str(run), "--json", "--set", f"model={TINY.model}",
+         "--set", "epochs=3", "--set", "batch_size=16", "--task", "binary:Effusion"]
+    )  # fmt: skip
+
+    assert code == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert (printed["run"], printed["epochs"]) == (str(run), 3)
+    assert {"config.json", "metrics.json", "report.html", "predictions.parquet"} <= set(os.listdir(run))
+    assert 1 <= opened["manifest.json"] <= 2
+    assert opened["records.parquet"] == 1
+
+
 # Tasks
 
 
@@ -212,7 +275,7 @@ def wait_until(true, process: subprocess.Popen) -> None:
     [("binary", "bce", 1), ("multiclass", "logit_adjusted", 14), ("binary:Effusion", "weighted_bce", 1)],
 )
 def test_another_task_is_derived_from_a_multilabel_dataset(dataset, tmp_path, task, loss, outputs):
-    config = TrainConfig(epochs=1, batch_size=8, loss=loss, patience=0)
+    config = replace(TINY, epochs=1, batch_size=8, loss=loss)
 
     run, trained = train(str(dataset), str(tmp_path / "run"), config, task=task)
 
@@ -226,7 +289,7 @@ def test_another_task_is_derived_from_a_multilabel_dataset(dataset, tmp_path, ta
 def test_without_validation_the_last_epoch_is_kept_and_that_is_said(build, tmp_path, capfd):
     build(tmp_path / "data", validation_fraction=0)
 
-    _, trained = train(str(tmp_path / "data"), str(tmp_path / "run"), CONFIG)
+    _, trained = train(str(tmp_path / "data"), str(tmp_path / "run"), replace(TINY, epochs=2))
 
     assert "no validation split: no early stopping" in capfd.readouterr().err
     assert "val_loss" not in trained.history[0]
@@ -240,12 +303,17 @@ def test_training_stops_when_validation_no_longer_gets_better(dataset, tmp_path,
         "__call__",
         lambda self, model: {"val_loss": 1.0, "val_macro_auroc": next(scores)},
     )
-    config = TrainConfig(epochs=9, batch_size=32, patience=2)
+    config = replace(TINY, epochs=9, batch_size=32, patience=2)
 
     _, trained = train(str(dataset), str(tmp_path / "run"), config)
 
     assert [row["val_macro_auroc"] for row in trained.history] == [0.6, 0.8, 0.7, 0.75]
     assert trained.best_epoch == 2
+    # The model is that of the best epoch, not of the last.
+    best, last = arrays_of(tmp_path / "run", "best.npz"), arrays_of(tmp_path / "run")
+    head = keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False).get_layer("head")
+    np.testing.assert_array_equal(head.get_weights()[0], best["model/head/kernel"])
+    assert (best["model/head/kernel"] != last["model/head/kernel"]).any()
     assert checkpoints.load(str(tmp_path / "run/checkpoints/best.npz")).progress.epoch == 2
 
 
@@ -263,6 +331,7 @@ print(json.dumps([[row["loss"], row["val_loss"]] for row in trained.history]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_two_devices_learn_what_one_does(dataset, tmp_path, backend):
     losses = {}
@@ -281,6 +350,7 @@ def test_two_devices_learn_what_one_does(dataset, tmp_path, backend):
     np.testing.assert_allclose(losses["cpu:2"], losses["cpu"], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_two_machines_learn_together_with_jax(dataset, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -315,11 +385,11 @@ def test_two_machines_learn_together_with_jax(dataset, tmp_path):
 
 
 @pytest.fixture
-def finished_without(undisturbed, tmp_path) -> Callable[..., Path]:
+def finished_without(trained_run, tmp_path) -> Callable[..., Path]:
     """Makes a copy of the run that lacks files, as if its best epoch had been another."""
 
     def finished_without(*files: str, best_epoch: int) -> Path:
-        run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+        run = Path(shutil.copytree(trained_run, tmp_path / "run"))
         last = dict(np.load(run / "checkpoints/last.npz"))
         progress = json.loads(last["progress"].tobytes()) | {"best_epoch": best_epoch}
         last["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
@@ -335,7 +405,7 @@ def test_best_weights_that_are_gone_are_said_to_be_with_what_to_do(dataset, fini
     run = finished_without("model.keras", "checkpoints/best.npz", best_epoch=1)
 
     with pytest.raises(CxrError) as error:
-        train(str(dataset), str(run), CONFIG)
+        train(str(dataset), str(run), RUN_CONFIG)
     assert str(error.value) == (
         f"{run}/checkpoints/best.npz is missing: model.keras is made from it, the weights of epoch 1; "
         f"put it back, or remove {run}/checkpoints/last.npz to begin the run anew"
@@ -348,7 +418,7 @@ def test_best_weights_that_are_gone_are_taken_from_the_last_epoch_where_that_was
 ):
     run = finished_without("model.keras", "checkpoints/best.npz", best_epoch=2)
 
-    train(str(dataset), str(run), CONFIG)
+    train(str(dataset), str(run), RUN_CONFIG)
 
     last, best = arrays_of(run), arrays_of(run, "best.npz")
     assert_same_bits(
@@ -377,7 +447,7 @@ def test_best_weights_that_are_gone_are_taken_from_the_last_epoch_where_that_was
         (["--set", "epoch=3"], 2, "Error: --set epoch: no such setting (did you mean epochs?)"),
         (["--set", "model=resnet"], 2, "Error: "),
         (["--set", "loss=asymetric"], 2, "Error: "),
-        (["--task", "binary:Masss"], 2, "Error: found --task 'binary:Masss': unknown finding"),
+        (["--task", "binary:Masss"], 2, "Error: found --task binary:Masss: unknown finding 'Masss'"),
         (["--weights", "nowhere.keras"], 2, "Error: "),
     ],
 )
@@ -389,11 +459,11 @@ def test_a_mistake_is_answered_in_one_line(dataset, tmp_path, capfd, words, code
     assert lines[0].startswith(message)
 
 
-def test_a_run_with_other_settings_is_not_gone_on_with(dataset, undisturbed):
+def test_a_run_with_other_settings_is_not_gone_on_with(dataset, trained_run):
     with pytest.raises(UsageError) as error:
-        train(str(dataset), str(undisturbed), TrainConfig(**{**CONFIG.to_json(), "epochs": 5}))
+        train(str(dataset), str(trained_run), replace(RUN_CONFIG, epochs=5))
     assert str(error.value) == (
-        f"`run={undisturbed}` holds a run with epochs 2, this command says 5; "
+        f"`run={trained_run}` holds a run with epochs 2, this command says 5; "
         "give the same options to go on with it, or name another folder"
     )
 
@@ -402,7 +472,7 @@ def test_a_folder_that_holds_something_else_is_not_touched(dataset, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
 
     with pytest.raises(UsageError) as error:
-        train(str(dataset), str(tmp_path), CONFIG)
+        train(str(dataset), str(tmp_path), RUN_CONFIG)
     assert str(error.value) == (
         f"`run={tmp_path}` is not empty and no run of ours (it holds thesis.tex); name another"
     )
@@ -416,12 +486,12 @@ def test_a_damaged_shard_is_named(copied_dataset, tmp_path):
     shard.write_bytes(data)
 
     with pytest.raises(CxrError) as error:
-        train(str(copied_dataset), str(tmp_path / "run"), CONFIG)
+        train(str(copied_dataset), str(tmp_path / "run"), TINY)
     assert str(error.value).startswith(f"{shard} is damaged")
 
 
 def test_a_loss_that_is_no_number_ends_the_run(dataset, tmp_path):
-    config = TrainConfig(epochs=3, batch_size=16, learning_rate=1e30, clip_norm=0, warmup_epochs=0)
+    config = replace(TINY, epochs=3, learning_rate=1e38, clip_norm=0, warmup_epochs=0)
 
     with pytest.raises(CxrError) as error:
         train(str(dataset), str(tmp_path / "run"), config)

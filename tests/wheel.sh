@@ -16,7 +16,9 @@ venv/bin/python -m cxr_records --version
 venv/bin/python -c 'import importlib.util as u; assert not u.find_spec("tensorflow"), "TensorFlow came with the core"'
 venv/bin/cxr-records demo --out demo --num-images 60 --workers 1 >log 2>&1 || { cat log; exit 1; }
 tail -n 4 log
-venv/bin/python -c 'import pathlib, cxr_records.trainers.evaluation as t; assert (pathlib.Path(t.__path__[0]) / "report.css").exists()'
+for name in report.css templates/base.html templates/report.html; do
+    test -f venv/lib/python*/site-packages/cxr_records/trainers/evaluation/$name || { echo "no $name"; exit 1; }
+done
 said=$(venv/bin/cxr-records train demo/cxr14 --run run 2>&1) && exit 1
 test "$said" = "Error: tensorflow is not installed; pip install '.[train]' in a clone" || { echo "$said"; exit 1; }
 # Worker processes import the installed package, and nothing of the same name in the user's folder.

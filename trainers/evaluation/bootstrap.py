@@ -61,7 +61,11 @@ def intervals(
         patients: [n].
         draws: of each kind; 0 for values alone.
         seed: of the draws.
+
+    Raises:
+        UsageError: fewer than 0 draws.
     """
+    check_draws(draws)
     count = len(patients)
     values = statistic(np.ones((count, 1), np.int16))[0]
     drawn = {

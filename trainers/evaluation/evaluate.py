@@ -61,7 +61,6 @@ def evaluate(
     Raises:
         UsageError: fewer than 0 draws.
     """
-    check_draws(draws)
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
 

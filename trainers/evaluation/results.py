@@ -333,9 +333,9 @@ class Evaluation(Measures):
 
     def to_json(self) -> dict[str, Any]:
         """Returns what metrics.json holds."""
-        content = to_plain(self)
+        content: dict[str, Any] = to_plain(self)
         first = ("identity", "split_claim", "comparison", "leaks")
-        head: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        head = {"format": FORMAT, "version": VERSION}
         return head | {name: content[name] for name in first} | content
 
     @staticmethod

@@ -1,0 +1,127 @@
+"""What may be claimed of a result: official or not, by the images; leaks, by image and by patient."""
+
+import dataclasses
+import gzip
+
+import numpy as np
+import pytest
+from evaluations import make_predictions
+
+from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.splits import list_digest
+from cxr_records.trainers.evaluation import claims
+from cxr_records.trainers.evaluation.published import RESULTS, comparison
+
+
+def opened_as(path, official: bool = True, sizes: tuple[int, ...] = ()) -> Dataset:
+    """An open dataset whose manifest says that its splits are NIH's own, or that they have other sizes."""
+    dataset = open_dataset(path)
+    manifest = dataset.manifest
+    origin = dataclasses.replace(manifest.split_origin, official=official)
+    splits = dict(manifest.splits)
+    for (name, info), images in zip(manifest.splits.items(), sizes, strict=False):
+        splits[name] = dataclasses.replace(info, images=images)
+    dataset.manifest = dataclasses.replace(manifest, split_origin=origin, splits=splits)
+    return dataset
+
+
+def test_a_split_is_official_by_its_images_and_not_by_its_name(dataset, monkeypatch):
+    names = sorted(open_dataset(dataset).split("test").image_ids)
+    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(names))
+    official = opened_as(dataset)
+
+    assert claims.claim_of_run(official, "test").official is True
+    assert claims.claim_of_run(official, "validation").official is False
+    other = claims.claim_of_run(opened_as(dataset, official=False), "test")
+    assert other.official is False
+    assert other.text.startswith("not NIH's official test split: ")
+    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest([*names, "one_more.png"]))
+    part = claims.claim_of_run(official, "test")
+    assert part.official is False
+    assert part.text == f"{len(names)} of the 25,596 images of NIH's official test split: a part"
+
+
+def test_the_official_images_stay_official_where_the_task_leaves_some_out(build, tmp_path, monkeypatch):
+    build(tmp_path / "data", task="multiclass")
+    build(tmp_path / "all")
+    names = open_dataset(tmp_path / "all").split("test").image_ids
+    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(list(names)))
+
+    assert claims.claim_of_run(opened_as(tmp_path / "data"), "test").official is True
+
+
+def test_the_sizes_of_chexnets_split_are_never_official(dataset):
+    claim = claims.claim_of_run(opened_as(dataset, sizes=(78_468, 11_219, 22_433)), "test")
+
+    assert claim.official is False
+    assert "the size of CheXNet's random split" in claim.text
+
+
+def test_a_table_of_all_official_images_is_official(nih):
+    names = gzip.decompress((nih / "test_list.txt.gz").read_bytes()).decode().split()
+
+    assert claims.claim_of_table(names, None).official is True
+    assert claims.claim_of_table(names[:-1], names).official is False
+
+
+def test_the_splits_on_which_settings_are_chosen_are_called_that(dataset):
+    claim = claims.claim_of_run(open_dataset(dataset), "validation")
+
+    assert claim.text.startswith("split validation, on which settings are chosen: ")
+    assert claim.list_sha256 == list_digest(list(open_dataset(dataset).split("validation").image_ids))
+
+
+@pytest.mark.parametrize(
+    ("count", "test_list", "text"),
+    [
+        (
+            22_433,
+            None,
+            "22,433 images: the size of CheXNet's random split (78,468 / 11,219 / 22,433), which is",
+        ),
+        (3, "official", "3 of the 25,596 images of NIH's official test list: a part"),
+        (3, "another", "3 images, not the 25,596 of NIH's official test list"),
+        (3, None, "3 images, not the 25,596 of NIH's official test list"),
+    ],
+)
+def test_a_table_is_what_its_images_are(monkeypatch, count, test_list, text):
+    official = [f"{i}.png" for i in range(10)]
+    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(official))
+    chosen = {"official": official, "another": official[:-1], None: None}[test_list]
+
+    claim = claims.claim_of_table([f"{i}.png" for i in range(count)], chosen)
+
+    assert not claim.official
+    assert claim.text.startswith(text)
+
+
+def test_leaks_are_images_and_patients_of_the_training_split_alone(dataset):
+    opened = open_dataset(dataset)
+    train, test = opened.split("train"), opened.split("test")
+    clean = dataclasses.replace(
+        make_predictions(n=4), image_ids=test.image_ids[:4], patient_ids=test.patient_ids[:4]
+    )
+    patient = dataclasses.replace(clean, patient_ids=np.array([*test.patient_ids[:3], train.patient_ids[0]]))
+    both = dataclasses.replace(patient, image_ids=np.array([*train.image_ids[:2], *test.image_ids[:2]]))
+
+    assert claims.find_leaks(opened, clean) == ()
+    said = (
+        f"1 patients of the scored images are in the training split of {opened.path} "
+        f"(first: {train.patient_ids[0]})"
+    )
+    assert claims.find_leaks(opened, patient) == (said,)
+    assert claims.find_leaks(opened, both) == (
+        f"2 of 4 scored images are among the training records of {opened.path} (first: {train.image_ids[0]})",
+        said,
+    )
+
+
+@pytest.mark.parametrize(
+    ("official", "task", "comparable"),
+    [(True, "multilabel", True), (False, "multilabel", False), (True, "binary:Mass", False)],
+)
+def test_published_results_compare_with_official_multilabel_ones_alone(official, task, comparable):
+    found = comparison(official, task)
+
+    assert found.comparable is comparable
+    assert found.published == RESULTS
