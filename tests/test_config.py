@@ -43,12 +43,17 @@ def test_changes_take_the_kind_of_their_setting_and_the_last_wins():
             "prior_bias=no",
             "loss=focal",
             "loss_options.gamma=1.5",
+            "loss_options.alpha=0.25",
             "epochs=4",
         ],
     )
 
     assert config == TrainConfig(
-        epochs=4, learning_rate=1e-4, prior_bias=False, loss="focal", loss_options={"gamma": 1.5}
+        epochs=4,
+        learning_rate=1e-4,
+        prior_bias=False,
+        loss="focal",
+        loss_options={"gamma": 1.5, "alpha": 0.25},
     )
     assert [type(value) for value in (config.epochs, config.prior_bias)] == [int, bool]
 

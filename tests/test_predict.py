@@ -14,8 +14,10 @@ from cxr_records import open as open_dataset
 from cxr_records.cli import run as run_command
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS
+from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.predict import load_model, predict_run
 from cxr_records.trainers.runs import open_run
+from cxr_records.trainers.train import train
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,20 @@ def test_every_image_of_validation_and_test_has_its_scores_and_labels(dataset, t
         found = rows[[f"prob_{name}" for name in FINDINGS]].to_numpy()
         np.testing.assert_allclose(found, expected, atol=1e-6)
         np.testing.assert_array_equal(rows[[f"label_{name}" for name in FINDINGS]], held.labels)
+
+
+def test_a_derived_task_is_scored_with_its_own_images_and_labels(dataset, tmp_path):
+    derived = open_dataset(dataset).as_task("binary:Effusion")
+    config = TrainConfig(model=f"{Path(__file__).parent / 'tiny_model.py'}:make", batch_size=16, epochs=1)
+    train(derived, str(tmp_path / "run"), config)
+
+    table = predict_run(str(tmp_path / "run"), ["test"])
+
+    records = derived.split("test")
+    assert len(records) < len(open_dataset(dataset).split("test"))
+    assert table["image_id"].tolist() == records.image_ids.tolist()
+    np.testing.assert_array_equal(table["label_Effusion"], records.labels)
+    assert [name for name in table if name.startswith("prob_")] == ["prob_Effusion"]
 
 
 def test_another_dataset_than_the_runs_is_refused(trained, build, tmp_path):

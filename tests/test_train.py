@@ -81,6 +81,28 @@ def test_history_has_a_row_for_each_epoch(dataset, trained_run):
     assert float(rows[-1]["learning_rate"]) == pytest.approx(0, abs=1e-6)  # the cosine has come to its end
 
 
+def test_the_learning_rate_rises_to_its_peak_and_falls_by_half_a_cosine(dataset, trained_run):
+    with open(trained_run / "history.csv") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+
+    steps = open_dataset(dataset).steps_per_epoch("train", 16)
+    warmup, peak = round(0.5 * steps), RUN_CONFIG.learning_rate
+    falling = [(done - warmup) / (2 * steps - warmup) for done in (steps, 2 * steps)]
+    expected = [peak * (1 + math.cos(math.pi * share)) / 2 for share in falling]
+    assert rates == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize(("task", "loss"), [("multilabel", "bce"), ("multiclass", "ce")])
+def test_training_begins_at_the_frequencies_of_the_classes(dataset, tmp_path, task, loss):
+    config = replace(TINY, epochs=1, loss=loss, learning_rate=1e-9)
+    run, _ = train(str(dataset), str(tmp_path / "run"), config, task=task)
+
+    share = np.array([count.records for count in run.classes.values()]) / run.train_records
+    share = np.clip(share, 1e-4, 1 - 1e-4)
+    expected = np.log(share) if task == "multiclass" else np.log(share / (1 - share))
+    np.testing.assert_allclose(arrays_of(tmp_path / "run")["model/head/bias"], expected, rtol=1e-4)
+
+
 def test_the_saved_model_takes_raw_bytes_of_pixels_and_gives_probabilities(dataset, trained_run):
     model = keras.saving.load_model(trained_run / "model.keras", compile=False)
     images = next(iter(open_dataset(dataset).load("validation", 4)))[0]
@@ -228,8 +250,8 @@ def test_the_command_reads_the_manifest_at_most_twice_and_the_table_of_records_o
 
         return read
 
-    for name in ("read_bytes", "open_read"):
-        monkeypatch.setattr(storage, name, counted(getattr(storage, name)))
+    # By way of which read_bytes reads, too.
+    monkeypatch.setattr(storage, "open_read", counted(storage.open_read))
     run = tmp_path / "run"
 
     code = run_command(
@@ -287,6 +309,11 @@ def test_training_stops_when_validation_no_longer_gets_better(dataset, tmp_path,
 
     assert [row["val_macro_auroc"] for row in trained.history] == [0.6, 0.8, 0.7, 0.75]
     assert trained.best_epoch == 2
+    # The model is that of the best epoch, not of the last.
+    best, last = arrays_of(tmp_path / "run", "best.npz"), arrays_of(tmp_path / "run")
+    head = keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False).get_layer("head")
+    np.testing.assert_array_equal(head.get_weights()[0], best["model/head/kernel"])
+    assert (best["model/head/kernel"] != last["model/head/kernel"]).any()
     assert checkpoints.load(str(tmp_path / "run/checkpoints/best.npz")).progress.epoch == 2
 
 
