@@ -181,7 +181,7 @@ def test_checkpoints_inside_an_epoch_come_by_the_clock_and_never_for_its_last_ba
     assert always.saved == [("last.npz", 0, done) for done in (1, 2, 3, 4)]
 
     clock = iter([0.0, 59.0, 60.0, 60.0, 61.0, 119.0, 120.0, 120.0])
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     now_and_then = Run(tmp_path, monkeypatch, minutes=1)
     now_and_then.keeper.on_epoch_begin(0)
     for batch in range(4):
@@ -246,7 +246,7 @@ def test_history_is_a_table_with_six_digits(tmp_path, monkeypatch):
 
 def test_speed_leaves_out_the_first_batch_of_all_and_counts_what_was_waited(monkeypatch):
     now, meter = [0.0], SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
     speed, logs = callbacks.Speed(10, meter), {}
 
     def batches(count: int) -> None:

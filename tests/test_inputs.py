@@ -1,20 +1,44 @@
 """The meter of how long a trainer waits: it counts what it should, and changes no batch."""
 
-import time
+import threading
+from types import SimpleNamespace
 
-import numpy as np
+import pytest
 import tensorflow as tf
 
+from cxr_records.trainers import inputs
 from cxr_records.trainers.inputs import WaitMeter
 
 
-def batches(seconds: float = 0.0) -> tf.data.Dataset:
-    def slow(x):
-        time.sleep(seconds)
+class Clock:
+    """Stands still until it is told to go on; with `tick`, goes on with each look at it."""
+
+    def __init__(self, tick: float = 0.0):
+        self.now, self.tick, self.looked = 0.0, tick, threading.Semaphore(0)
+
+    def monotonic(self) -> float:
+        self.now += self.tick
+        self.looked.release()
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(inputs, "time", clock)
+    return clock
+
+
+def batches(permits: threading.Semaphore | None = None) -> tf.data.Dataset:
+    """12 batches, each of which takes a permit."""
+
+    def made(x):
+        if permits:
+            permits.acquire()
         return x
 
     return tf.data.Dataset.range(12).map(
-        lambda x: (tf.ensure_shape(tf.numpy_function(slow, [x], tf.int64), []), x * 2)
+        lambda x: (tf.ensure_shape(tf.numpy_function(made, [x], tf.int64), []), x * 2)
     )
 
 
@@ -25,38 +49,45 @@ def test_batches_pass_unchanged_and_in_order():
     assert measured.element_spec == batches().element_spec
 
 
-def test_a_slow_input_is_waited_for_all_of_its_time():
-    meter = WaitMeter()
+def test_only_the_time_between_asking_for_a_batch_and_having_it_is_counted(clock):
+    meter, permits = WaitMeter(), threading.Semaphore(0)
+    iterator = iter(meter.measure(batches(permits)))
 
-    for _ in meter.measure(batches(0.05)):
-        pass
+    def taken_late(seconds: float) -> None:
+        """Takes a batch that is made so long after it was asked for."""
+        taking = threading.Thread(target=next, args=[iterator])
+        taking.start()
+        clock.looked.acquire()  # it has been asked for
+        clock.now += seconds
+        permits.release()
+        taking.join()
+        clock.looked.acquire()  # and has come
 
-    assert meter.seconds >= 12 * 0.05
-
-
-def test_a_fast_input_behind_a_slow_trainer_is_hardly_waited_for():
-    meter = WaitMeter()
-    iterator = iter(meter.measure(batches(0.01)))
-    next(iterator)
-    before = meter.seconds
-
-    for _ in range(8):
-        time.sleep(0.1)  # the trainer works; four batches are made ahead meanwhile
+    taken_late(5)
+    assert meter.seconds == 5
+    clock.now += 100  # the trainer works; meanwhile batches are made
+    permits.release(4)
+    for _ in range(4):
         next(iterator)
+        clock.looked.acquire()
+        clock.looked.acquire()
+        clock.now += 100
+    assert meter.seconds == 5
+    taken_late(2)
+    assert meter.seconds == 7
+    permits.release(12)  # whoever makes the next ones can end
 
-    assert meter.seconds - before < 0.4  # of 0.8 s, if it were not made ahead
 
-
-def test_it_counts_inside_a_graph_as_a_trainer_runs_it():
+def test_it_counts_inside_a_graph_as_a_trainer_runs_it(monkeypatch):
+    monkeypatch.setattr(inputs, "time", SimpleNamespace(monotonic=Clock(tick=1).monotonic))
     meter = WaitMeter()
 
     @tf.function
     def total(iterator):
-        found = tf.constant(0, tf.int64)
+        summed = tf.constant(0, tf.int64)
         for _ in tf.range(12):
-            found += next(iterator)[1]
-        return found
+            summed += next(iterator)[1]
+        return summed
 
-    assert int(total(iter(meter.measure(batches(0.02))))) == 2 * sum(range(12))
-    assert np.isfinite(meter.seconds)
-    assert meter.seconds >= 12 * 0.02
+    assert int(total(iter(meter.measure(batches())))) == 2 * sum(range(12))
+    assert meter.seconds == 12

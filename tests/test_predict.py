@@ -15,7 +15,7 @@ from cxr_records.cli import run as run_command
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers.config import TrainConfig
-from cxr_records.trainers.predict import load_model, predict_run
+from cxr_records.trainers.predict import load_model, predict_files, predict_run
 from cxr_records.trainers.runs import open_run
 from cxr_records.trainers.train import train
 
@@ -56,6 +56,20 @@ def test_a_derived_task_is_scored_with_its_own_images_and_labels(dataset, tmp_pa
     assert table["image_id"].tolist() == records.image_ids.tolist()
     np.testing.assert_array_equal(table["label_Effusion"], records.labels)
     assert [name for name in table if name.startswith("prob_")] == ["prob_Effusion"]
+
+
+def test_a_file_goes_through_the_codec_of_the_dataset(build, lookalike, tmp_path):
+    build(tmp_path / "data", codec="jpeg")
+    config = TrainConfig(
+        model=f"{Path(__file__).parent / 'tiny_model.py'}:make_of_pixels", batch_size=16, epochs=1
+    )
+    train(str(tmp_path / "data"), str(tmp_path / "run"), config)
+    row = predict_run(str(tmp_path / "run"), ["test"]).iloc[0]
+
+    (score,) = predict_files(str(tmp_path / "run"), [str(next(lookalike.images.rglob(row["image_id"])))])
+
+    expected = [row[f"prob_{name}"] for name in FINDINGS]
+    np.testing.assert_allclose([score.scores[name] for name in FINDINGS], expected, atol=2e-6)
 
 
 def test_another_dataset_than_the_runs_is_refused(trained, build, tmp_path):

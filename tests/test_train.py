@@ -241,17 +241,13 @@ def wait_until(true, process: subprocess.Popen) -> None:
 def test_the_command_reads_the_manifest_at_most_twice_and_the_table_of_records_once(
     dataset, tmp_path, monkeypatch, capfd
 ):
-    opened = collections.Counter()
+    opened, open_read = collections.Counter(), storage.open_read
 
-    def counted(function):
-        def read(path, *arguments):
-            opened[Path(path).name] += 1
-            return function(path, *arguments)
+    def counted(path):
+        opened[Path(path).name] += 1
+        return open_read(path)
 
-        return read
-
-    # By way of which read_bytes reads, too.
-    monkeypatch.setattr(storage, "open_read", counted(storage.open_read))
+    monkeypatch.setattr(storage, "open_read", counted)  # by which `read_bytes` reads too
     run = tmp_path / "run"
 
     code = run_command(
