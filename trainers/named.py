@@ -68,14 +68,14 @@ def choose(setting: str, name: str, known: Mapping[str, Maker], said: str = "") 
 def _resolve(setting: str, name: str) -> Any:
     place, attribute = _place(name), name.rpartition(":")[2]
     module = load(f"`{setting}={name}`", place)
-    found = getattr(module, attribute, None)
-    if found is None:
+    make = getattr(module, attribute, None)
+    if make is None:
         public = [key for key in vars(module) if not key.startswith("_")]
         raise UsageError(f"`{setting}={name}`: {place} has no {attribute!r}{nearest(attribute, public)}")
-    if not callable(found):
-        kind = type(found).__name__
+    if not callable(make):
+        kind = type(make).__name__
         raise UsageError(f"`{setting}={name}`: expected a function, found {attribute!r} of type {kind}")
-    return found
+    return make
 
 
 def load(what: str, place: str) -> ModuleType:
