@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from cxr_records import storage
 from cxr_records.errors import CxrError
+from cxr_records.parquet import read_parquet
 
 ARCHIVE_ENDINGS = {".zip": "zip", ".tar": "tar", ".tar.gz": "targz", ".tgz": "targz"}
 GZIP_SPACING = 4 << 20  # bytes between restart points: 32 MB of index for an NIH archive of 4 GB
@@ -140,7 +141,7 @@ def _list_targz(
 ) -> Members:
     index = _index_path(index_folder, path, storage.mtime_ns(path)) if index_folder else None
     if index and _read_kept(index) and (kept := _read_kept(_members_path(index))):
-        rows = pq.read_table(io.BytesIO(kept)).to_pylist()
+        rows = read_parquet(kept).to_pylist()
         return Members([Member(row["member"], row["offset"], row["num_bytes"]) for row in rows], "")
     with storage.open_read(path) as file:
         if file.read(2) != b"\x1f\x8b":

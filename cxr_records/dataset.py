@@ -1,7 +1,6 @@
 """A finished dataset as one object: opened once, typed, without TensorFlow."""
 
 import functools
-import io
 import os
 import threading
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
@@ -19,6 +17,7 @@ from cxr_records.examples import decode_example
 from cxr_records.images import ImageFormat
 from cxr_records.layout import MANIFEST_FILE, RECORDS_FILE
 from cxr_records.manifest import Manifest, SplitInfo, read_manifest
+from cxr_records.parquet import read_parquet
 from cxr_records.tasks import Task
 from cxr_records.tasks import as_task as task_of
 from cxr_records.tfrecord import read_records
@@ -219,7 +218,7 @@ class _Opened:
         self.check_unchanged()
         path = storage.join(self._path, RECORDS_FILE)
         try:
-            return pq.read_table(io.BytesIO(storage.read_bytes(path)))
+            return read_parquet(storage.read_bytes(path))
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(self._path, error) from None
 

@@ -25,6 +25,7 @@ from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import example_parts
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
+from cxr_records.parquet import read_parquet
 from cxr_records.sources import Entry, SourceReader, SourceReadError
 from cxr_records.tfrecord import frame_parts
 
@@ -142,9 +143,9 @@ class ImageStore:
                 continue  # someone removed the images: decode them again
             path = storage.join(self.path, name)
             try:
-                with storage.open_read(path) as file:
-                    table = pq.read_table(file, schema=INDEX_SCHEMA)
-            except (pa.ArrowException, OSError) as error:
+                table = read_parquet(storage.read_bytes(path))
+                table = table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+            except (pa.ArrowException, OSError, KeyError) as error:
                 reason = " ".join(str(error).split())
                 raise CxrError(
                     f"{path}: cannot be read ({reason}); delete it, its images are decoded again"

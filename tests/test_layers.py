@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "errors", "findings", "seeding", "progress", "quiet", "layout", "storage", "tfrecord",
-    "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest", "dataset",
+    "__init__", "errors", "findings", "seeding", "progress", "quiet", "layout", "storage", "parquet",
+    "tfrecord", "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest", "dataset",
     "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
@@ -125,6 +125,19 @@ def test_the_two_other_packages_are_found_under_their_one_name():
     assert [
         path for path in every if {n.split(".")[0] for n in imports(path)} & {"pipelines", "trainers"}
     ] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*modules("cxr_records"), *modules("pipelines"), *modules("trainers")],
+    ids=lambda path: f"{path.parent.name}.{path.stem}",
+)
+def test_parquet_files_are_read_in_one_way(path):
+    """The other ways may abort the process at its end; see `parquet.read_parquet`."""
+    called = {node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    names = {ast.unparse(function) for function in called}
+
+    assert names & {"pq.read_table", "pq.read_pandas", "pd.read_parquet", "ds.dataset"} == set()
 
 
 def test_trainers_import_no_pipelines():

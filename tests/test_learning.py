@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cxr_records.cli import run as run_command
+from cxr_records.dataset import open_dataset
 from cxr_records.lookalike import LookalikePaths, make_lookalike
-from cxr_records.reader import load_split, split_records
+from cxr_records.reader import load_split
 
 pytestmark = [pytest.mark.learn, pytest.mark.timeout(1200)]
 
@@ -104,7 +105,7 @@ def test_real_images_go_through_build_train_and_evaluate(nih, nih64, tmp_path, c
     found = json.loads(capfd.readouterr().out)
 
     data = str(tmp_path / "data")
-    patients = [set(split_records(data, split).patient_ids) for split in ("train", "validation", "test")]
+    patients = [set(open_dataset(data).split(split).patient_ids) for split in ("train", "validation", "test")]
     assert len(set.union(*patients)) == sum(map(len, patients))
     baseline = logistic_regression(data, task)
     print(f"{task}: macro AUROC {found['macro_auroc']['value']}, logistic regression {baseline:.3f}")
@@ -125,7 +126,7 @@ def logistic_regression(data: str, task: str) -> float:
     def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
         batches = load_split(data, split, 64, shuffle=False, last_batch="smaller")
         pixels = np.concatenate([images.numpy() for images, _ in batches]).reshape(-1, 64 * 64)
-        held = split_records(data, split)
+        held = open_dataset(data).split(split)
         return pixels / 255, runs.class_rows(held.task, held.labels)
 
     (x, y), (test_x, test_y) = arrays("train"), arrays("test")

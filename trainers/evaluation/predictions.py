@@ -8,6 +8,7 @@ import pandas as pd
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
+from cxr_records.parquet import read_parquet
 from cxr_records.trainers.runs import PREDICTIONS_FILE, Run
 
 
@@ -69,7 +70,7 @@ def read_run_predictions(run: Run, split: str) -> Predictions:
         UsageError: the table has no rows of the split, or lacks a class of the run.
     """
     path = run.file(PREDICTIONS_FILE)
-    table = pd.read_parquet(io.BytesIO(storage.read_bytes(path)))
+    table = read_parquet(storage.read_bytes(path)).to_pandas()
     names = run.score_names
     if lacking := [name for name in names if f"prob_{name}" not in table]:
         raise UsageError(f"{path}: found no column prob_{lacking[0]}; remove it to have it made again")

@@ -15,6 +15,7 @@ from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.metadata import Metadata
+from cxr_records.parquet import read_parquet
 from cxr_records.tasks import ANY_FINDING, Task
 from cxr_records.trainers import runs
 from cxr_records.trainers.evaluation.predictions import Predictions
@@ -186,7 +187,8 @@ def _read(path: str) -> pd.DataFrame:
     content = storage.read_bytes(path)
     try:
         if path.lower().endswith(".parquet"):
-            return pd.read_parquet(io.BytesIO(content))
+            table: pd.DataFrame = read_parquet(content).to_pandas()
+            return table
         text = gzip.decompress(content) if path.lower().endswith(".gz") else content
         image_column = _image_column(pd.read_csv(io.BytesIO(text), nrows=0))
         return pd.read_csv(io.BytesIO(text), dtype={image_column: str})  # 00000001 is a name
