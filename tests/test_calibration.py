@@ -200,6 +200,16 @@ def test_without_a_run_or_validation_scores_are_measured_as_they_are():
     )
 
 
+def test_validation_labels_of_one_kind_give_no_temperature_and_none_is_said_to_be_fitted():
+    scored = make_predictions(n=60)
+    validation = make_predictions(n=60, split="validation")
+    validation.labels[:] = 0
+
+    found = calibration.calibrate(scored, validation, None)
+
+    assert (found.temperature, found.temperature_fitted_on) == (None, None)
+
+
 @pytest.mark.parametrize("loss", ["weighted_bce", "weighted_ce", "focal", "asymmetric"])
 def test_a_loss_that_moves_probabilities_is_named(loss):
     assert calibration.warning_of_loss(shifted_run(loss)) == (

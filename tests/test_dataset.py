@@ -58,6 +58,16 @@ def test_the_table_of_records_is_that_on_disk(dataset):
     assert open_dataset(dataset).records.equals(pq.read_table(dataset / "records.parquet"))
 
 
+def test_steps_per_epoch_are_those_that_the_reader_counts_for_the_task_and_the_hosts(dataset):
+    from cxr_records import reader
+
+    for opened in (open_dataset(dataset), open_dataset(dataset).as_task("binary:Mass")):
+        one, two = (opened.steps_per_epoch("train", 3, num_hosts=hosts) for hosts in (1, 2))
+        assert one == reader.steps_per_epoch(opened, "train", 3)
+        assert two == reader.steps_per_epoch(opened, "train", 3, num_hosts=2)
+        assert one > two > 0
+
+
 def test_another_task_leaves_out_who_has_no_part_in_it(dataset):
     opened = open_dataset(dataset)
     every, mass = opened.split("train"), opened.as_task("binary:Mass").split("train")

@@ -1,10 +1,12 @@
 """Evaluation: the real numbers of a real model, intervals, claims, leaks, runs side by side."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,16 @@ from evaluations import NAMES, make_predictions
 from cxr_records.cli import run as run_command
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import UsageError
+from cxr_records.findings import FINDINGS
+from cxr_records.metadata import read_metadata
+from cxr_records.splits import list_digest
 from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation.bootstrap import draws_of
 from cxr_records.trainers.evaluation.evaluate import compare_runs, evaluate, evaluate_run, evaluate_table
 from cxr_records.trainers.evaluation.metrics import Ranking, youden_threshold
 from cxr_records.trainers.evaluation.predictions import write_predictions
-from cxr_records.trainers.evaluation.results import Evaluation, Interval
+from cxr_records.trainers.evaluation.results import Evaluation, Identity, ImageTable, Interval
 
 # Of a DenseNet-121 on CheXNet's kind of split, as its authors and we have reproduced them (jrzech, 2022).
 REAL_AUROC = {
@@ -161,6 +166,38 @@ def test_a_run_is_evaluated_with_thresholds_and_temperature_of_validation(scored
         assert sum(each.images for each in found.subgroups if each.by == by) == len(records)
 
 
+def test_a_thousand_draws_of_seed_0_are_what_is_drawn_unless_told_otherwise():
+    for function in (evaluate, evaluate_run, evaluate_table, compare_runs):
+        defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+        assert (defaults["draws"], defaults["seed"]) == (1000, 0)
+
+
+def test_an_evaluation_says_what_was_measured(scored_run, dataset):
+    run = scored_run()
+
+    identity = evaluate_run(str(run), draws=0, seed=3).identity
+
+    opened = open_dataset(dataset)
+    records = opened.split("test")
+    assert identity == Identity(
+        name="run",
+        run=str(run),
+        dataset=opened.path,
+        dataset_id=opened.id,
+        model="small_cnn",
+        task="multilabel",
+        predictions_sha256=sha256((run / "predictions.parquet").read_bytes()).hexdigest(),
+        versions={"keras": "3"},
+        table=ImageTable(opened.manifest.table.dialect, opened.manifest.table.sha256),
+        kind="multilabel",
+        split="test",
+        images=len(records),
+        patients=len(set(records.patient_ids)),
+        draws=0,
+        seed=3,
+    )
+
+
 def test_a_class_without_positives_is_left_out_of_the_mean_and_said(scored_run):
     run = scored_run()
     table = pd.read_parquet(run / "predictions.parquet")
@@ -210,6 +247,24 @@ def test_a_table_is_checked_for_leaks_against_a_dataset(lookalike, dataset, tmp_
 
     assert run_command([str(word) for word in words]) == 3
     assert "1 of" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["multilabel", "binary"])
+def test_a_table_is_claimed_by_the_images_that_are_listed_and_scored(lookalike, tmp_path, task):
+    names = read_metadata(str(lookalike.metadata)).table["image_id"].tolist()
+    scores = pd.DataFrame(0.5, index=range(10), columns=list(FINDINGS)).assign(image=names[:10])
+    scores.to_csv(tmp_path / "s.csv", index=False)
+    (tmp_path / "list.txt").write_text("\n".join(names[5:20]))
+
+    listed = evaluate_table(
+        str(tmp_path / "s.csv"), str(lookalike.metadata), task, str(tmp_path / "list.txt"), draws=0
+    )
+    all_scored = evaluate_table(str(tmp_path / "s.csv"), str(lookalike.metadata), task, draws=0)
+
+    assert (listed.identity.split, listed.identity.images) == ("test list", 5)
+    assert listed.split_claim.list_sha256 == list_digest(names[5:10])
+    assert (all_scored.identity.split, all_scored.identity.images) == ("all scored images", 10)
+    assert all_scored.split_claim.list_sha256 == list_digest(names[:10])
 
 
 def test_runs_are_compared_on_the_same_draws(scored_run):

@@ -21,6 +21,7 @@ from cxr_records.finish import check_folder, clear_stale, left_out_csv
 from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
 from cxr_records.metadata import read_metadata
 from cxr_records.planning import ShardSpec
+from cxr_records.splits import SplitOptions
 from cxr_records.tfrecord import read_records
 
 CHANGES = [
@@ -255,6 +256,22 @@ def test_mean_and_std_are_those_of_the_pixels_of_the_original_training_images(
     assert len(pixels) == len(train)
     assert result.manifest.pixels.mean == pytest.approx(np.mean(pixels), abs=1e-6)
     assert result.manifest.pixels.std == pytest.approx(np.std(pixels), abs=1e-6)
+
+
+def test_a_dataset_without_training_images_has_no_mean_and_no_std(build, lookalike, tmp_path):
+    metadata = read_metadata(str(lookalike.metadata))
+    listed = set(lookalike.train_val_list.read_text().split())
+    mass = metadata.findings[:, FINDINGS.index("Mass")] > 0
+    no_part = metadata.table["image_id"][metadata.findings.any(axis=1) & ~mass]
+    (tmp_path / "train_val.txt").write_text(next(name for name in no_part if name in listed) + "\n")
+    lists = SplitOptions(str(tmp_path / "train_val.txt"), str(lookalike.test_list), validation_fraction=0)
+
+    build(tmp_path / "out", task="binary:Mass", split_options=lists)
+
+    assert manifest_json(tmp_path / "out")["pixels"] == {"mean": None, "std": None}
+    read = read_manifest(str(tmp_path / "out"))
+    assert list(read.splits) == ["test"]
+    assert (read.pixels.mean, read.pixels.std) == (None, None)
 
 
 # Images left out

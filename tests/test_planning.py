@@ -263,6 +263,11 @@ def test_the_smallest_and_the_largest_shard_size_are_taken(shard_mb):
     assert config(shard_mb=shard_mb).shard_mb == shard_mb
 
 
+def test_copies_of_a_class_that_the_task_does_not_have_are_refused_before_anything_is_read():
+    with pytest.raises(UsageError, match=r"^`copies_of=Hernia`: no such class"):
+        config("binary:Mass", HERNIA)
+
+
 # Who takes part
 
 

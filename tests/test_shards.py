@@ -99,6 +99,24 @@ def test_two_attempts_at_once_leave_the_bytes_of_one(spec, plan_of):
         assert not list(Path(spec.dataset).rglob("*.tmp-*"))
 
 
+@pytest.mark.parametrize("images_at_a_time", [1, 2, 7])
+def test_a_shard_is_the_same_however_few_images_are_fetched_at_a_time(
+    spec, plan_of, monkeypatch, images_at_a_time
+):
+    asked = []
+    fetch = shards.fetch_images
+    monkeypatch.setattr(shards, "LOT_BYTES", (images_at_a_time - 1) * 32 * 32)
+    monkeypatch.setattr(
+        shards, "fetch_images", lambda store, places: asked.append(len(places)) or fetch(store, places)
+    )
+
+    write_shard(spec)
+
+    whole, rest = divmod(spec.num_records, images_at_a_time)
+    assert asked == [images_at_a_time] * whole + [rest] * (rest > 0)
+    assert Path(spec.path).read_bytes() == (plan_of["raw"][2] / spec.file).read_bytes()
+
+
 @pytest.mark.parametrize("sidecar", [None, b"", b"{", b"[]", b"null", b'{"digest": "0"}', b"\xff\xfe"])
 def test_a_shard_without_a_whole_sidecar_is_written_again_with_the_same_bytes(spec, sidecar):
     info = write_shard(spec)

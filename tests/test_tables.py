@@ -201,3 +201,25 @@ def test_images_of_a_list_alone(scores, metadata, tmp_path):
     assert found.warnings == ("10 of the 15 images of the test list have no scores",)
     with pytest.raises(UsageError, match="found no scored image for task multilabel in `test_list`"):
         match(table, metadata, parse_task("multilabel"), "", names[30:])
+
+
+def test_the_other_side_of_a_binary_task_has_what_is_left_to_one(scores, metadata, tmp_path):
+    scores.loc[0, list(FINDINGS)] = 0.0
+    scores.loc[1, list(FINDINGS)] = 1.0  # both are probabilities
+    table = read_score_table(written(scores, tmp_path / "s.csv"))
+    p, count = scores[list(FINDINGS)].to_numpy(), metadata.findings.sum(axis=1)
+    effusion = FINDINGS.index("Effusion")
+    against_none = (count == 0) | (metadata.findings[:, effusion] == 1)
+
+    any_first = match(table, metadata, parse_task("binary:Effusion,No Finding"), "")
+    np.testing.assert_allclose(any_first.scores[:, 0], 1 - p[against_none, effusion])
+    assert any_first.labels[:, 0].tolist() == (count == 0)[against_none].astype(int).tolist()
+
+
+def test_a_binary_task_needs_the_scores_of_its_own_findings_alone(scores, metadata, tmp_path):
+    table = read_score_table(written(scores[["image", "Effusion"]], tmp_path / "s.csv"))
+
+    assert match(table, metadata, parse_task("binary:Effusion"), "").names == ("Effusion",)
+    for task in ("binary", "multiclass"):
+        with pytest.raises(UsageError, match=f"^`task={task}`: found no scores for Atelectasis, "):
+            match(table, metadata, parse_task(task), "")

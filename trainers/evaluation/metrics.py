@@ -43,8 +43,8 @@ def auroc_per_class(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def macro(values: np.ndarray) -> float:
     """Returns the mean of the classes that have a value; NaN when none has."""
     values = np.asarray(values, float)
-    held = values[~np.isnan(values)]
-    return float(held.mean()) if len(held) else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
