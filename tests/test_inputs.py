@@ -1,6 +1,7 @@
 """The meter of how long a trainer waits: it counts what it should, and changes no batch."""
 
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,14 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
+@pytest.fixture
+def permits() -> Iterator[threading.Semaphore]:
+    """Each lets one batch be made; in the end all of them, so that whoever waits can end."""
+    permits = threading.Semaphore(0)
+    yield permits
+    permits.release(24)
+
+
 def batches(permits: threading.Semaphore | None = None) -> tf.data.Dataset:
     """12 batches, each of which takes a permit."""
 
@@ -49,8 +58,8 @@ def test_batches_pass_unchanged_and_in_order():
     assert measured.element_spec == batches().element_spec
 
 
-def test_only_the_time_between_asking_for_a_batch_and_having_it_is_counted(clock):
-    meter, permits = WaitMeter(), threading.Semaphore(0)
+def test_only_the_time_between_asking_for_a_batch_and_having_it_is_counted(clock, permits):
+    meter = WaitMeter()
     iterator = iter(meter.measure(batches(permits)))
 
     def taken_late(seconds: float) -> None:
@@ -75,7 +84,7 @@ def test_only_the_time_between_asking_for_a_batch_and_having_it_is_counted(clock
     assert meter.seconds == 5
     taken_late(2)
     assert meter.seconds == 7
-    permits.release(12)  # whoever makes the next ones can end
+    permits.release(12)  # the iterator ends when nobody waits any more
 
 
 def test_it_counts_inside_a_graph_as_a_trainer_runs_it(monkeypatch):
