@@ -9,12 +9,19 @@ export PATH="$folder/venv/bin:$PATH"
 mkdir "$folder/wheels"
 cp constraints.txt "$folder/wheels"
 git ls-files -z | xargs -0 cp --parents -t "$(mkdir "$folder/source" && echo "$folder/source")"
-cd "$folder/source"
+# The first stage builds the wheel among the sources; the second has no sources, so it runs elsewhere.
+where=$folder
 count=0
-while IFS= read -r step; do
-    bash -euo pipefail -c "${step//\/wheels/$folder/wheels}" >"$folder/log" 2>&1 || { echo "$step"; cat "$folder/log"; exit 1; }
-    count=$((count + 1))
-done < <(sed -e ':join' -e '/\\$/{N;s/\\\n//;b join' -e '}' "$1" | sed -n 's/^RUN //p')
+while read -r word step; do
+    case $word in
+    FROM) where=$(test "$where" = "$folder" && echo "$folder/source" || echo "$folder") ;;
+    RUN)
+        (cd "$where" && bash -euo pipefail -c "${step//\/wheels/$folder/wheels}") >"$folder/log" 2>&1 ||
+            { echo "$step"; cat "$folder/log"; exit 1; }
+        count=$((count + 1))
+        ;;
+    esac
+done < <(sed -e ':join' -e '/\\$/{N;s/\\\n//;b join' -e '}' "$1")
 test "$count" -ge 2 # a file without steps would pass unseen
 cd /
 cxr-records --version
