@@ -22,6 +22,10 @@ class Clock:
         self.looked.release()
         return self.now
 
+    def await_look(self) -> None:
+        """Waits until somebody has looked at it once more."""
+        assert self.looked.acquire(timeout=60), "nobody looks at the clock"
+
 
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
@@ -66,11 +70,11 @@ def test_only_the_time_between_asking_for_a_batch_and_having_it_is_counted(clock
         """Takes a batch that is made so long after it was asked for."""
         taking = threading.Thread(target=next, args=[iterator])
         taking.start()
-        clock.looked.acquire()  # it has been asked for
+        clock.await_look()  # it has been asked for
         clock.now += seconds
         permits.release()
         taking.join()
-        clock.looked.acquire()  # and has come
+        clock.await_look()  # and has come
 
     taken_late(5)
     assert meter.seconds == 5
@@ -78,8 +82,8 @@ def test_only_the_time_between_asking_for_a_batch_and_having_it_is_counted(clock
     permits.release(4)
     for _ in range(4):
         next(iterator)
-        clock.looked.acquire()
-        clock.looked.acquire()
+        clock.await_look()
+        clock.await_look()
         clock.now += 100
     assert meter.seconds == 5
     taken_late(2)
