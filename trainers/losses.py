@@ -134,7 +134,7 @@ class FocalLoss(_FromLogits):
         UsageError: a value is out of its range.
     """
 
-    def __init__(self, gamma: float = 2.0, alpha: float | None = None):
+    def __init__(self, gamma: float, alpha: float | None = None):
         super().__init__("focal")
         _check(gamma=gamma)
         if alpha is not None:
@@ -167,7 +167,7 @@ class AsymmetricLoss(_FromLogits):
         UsageError: a value is out of its range.
     """
 
-    def __init__(self, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05):
+    def __init__(self, gamma_neg: float, gamma_pos: float, clip: float):
         super().__init__("asymmetric")
         _check(gamma_neg=gamma_neg, gamma_pos=gamma_pos)
         _check(below=1, clip=clip)
