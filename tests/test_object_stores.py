@@ -163,11 +163,11 @@ def test_a_run_lives_in_a_bucket(bucket, upload, dataset, tmp_path, monkeypatch,
     config = TrainConfig(epochs=1, batch_size=16, patience=0)
 
     train(remote, run, config)
-    local = train(str(dataset), str(tmp_path / "run"), config)
+    _, local = train(str(dataset), str(tmp_path / "run"), config)
 
     assert storage.list_names(run) == ["checkpoints", "config.json", "history.csv", "model.keras"]
-    (row,) = train(remote, run, config)["history"]  # as the checkpoint there holds it
-    assert row["loss"] == local["history"][0]["loss"]
+    _, progress = train(remote, run, config)  # as the checkpoint there holds it
+    assert [row["loss"] for row in progress.history] == [row["loss"] for row in local.history]
     predict_run(run)
     assert run_command(["evaluate", run, "--draws", "0"]) == 0
     assert f"report: {run}/report.html" in capfd.readouterr().out
