@@ -447,3 +447,16 @@ def test_padding_of_a_derived_task_has_label_zero_and_no_weight(dataset, task):
     assert mask.numpy().tolist() == [1.0] * count + [0.0] * 3
     assert label.numpy()[count:].tolist() == [0, 0, 0]
     assert label.numpy().min() == 0
+
+
+def test_a_derived_task_leaves_out_its_records_shard_by_shard(many_shards):
+    opened = open_dataset(many_shards).as_task("binary:Effusion")
+    known = opened.split("train")
+
+    batches = list(opened.load("train", 5, shuffle=False, last_batch="smaller"))
+    assert len(known.shards) == 7
+    assert not known.takes_part.all()
+    assert np.concatenate([label.numpy() for _, label in batches]).tolist() == known.labels.tolist()
+    every = [pixels(values, "raw") for values in stored(many_shards, "train")]
+    expected = [image for image, part in zip(every, known.takes_part, strict=True) if part]
+    np.testing.assert_array_equal(np.concatenate([image.numpy() for image, _ in batches]), expected)
