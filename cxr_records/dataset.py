@@ -104,6 +104,7 @@ class Dataset:
         Raises:
             CxrError: it is missing, damaged, or was rebuilt since the dataset was opened.
         """
+        self.check_unchanged()
         return self._opened.records
 
     def as_task(self, task: Task | str | None) -> "Dataset":
@@ -131,6 +132,7 @@ class Dataset:
             UsageError: there is no such split, or no image of it takes part in the task.
             CxrError: the table of records is damaged, or was rebuilt since the dataset was opened.
         """
+        self.check_unchanged()
         return self._opened.split(self.info(name), name, self.task)
 
     def info(self, split: str) -> SplitInfo:

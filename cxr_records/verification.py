@@ -74,7 +74,7 @@ class _Record:
         return Problem(self.shard.path, message, self.number, self.image)
 
 
-def check_dataset(dataset: Dataset | str, deep: bool = False) -> list[Problem]:
+def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False) -> list[Problem]:
     """Checks a finished dataset.
 
     Always: the manifest against its own digest; presence, size and sha256 of every file that it names, and
@@ -92,12 +92,13 @@ def check_dataset(dataset: Dataset | str, deep: bool = False) -> list[Problem]:
     Raises:
         CxrError: there is no finished dataset.
     """
+    folder = dataset.path if isinstance(dataset, Dataset) else storage.absolute(os.fspath(dataset))
     try:
         dataset = open_dataset(dataset)
+        dataset.check_unchanged()
     except DamagedManifestError as error:
-        path = storage.join(storage.absolute(str(dataset)), MANIFEST_FILE)
+        path = storage.join(folder, MANIFEST_FILE)
         return [Problem(path, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}: "))]
-    dataset.check_unchanged()
     files = dataset.manifest.files
     problems = [problem for entry in files if (problem := _check_file(dataset.path, entry))]
     problems += _check_strays(dataset)

@@ -159,9 +159,25 @@ def test_a_table_that_was_read_before_is_not_taken_for_the_rebuilt_ones(build, c
     opened.split("train")
     build(copied_dataset, seed=5)
 
-    for use in (lambda: opened.examples(rows), lambda: opened.load("train", 4)):
+    for use in (
+        lambda: opened.examples(rows),
+        lambda: opened.load("train", 4),
+        lambda: opened.split("train"),
+        lambda: opened.records,
+    ):
         with pytest.raises(CxrError, match="was rebuilt since it was opened"):
             use()
+
+
+def test_a_manifest_damaged_under_an_open_dataset_is_a_problem_to_verify(copied_dataset):
+    opened = open_dataset(copied_dataset)
+    path = copied_dataset / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    (problem,) = cxr_records.verify(opened)
+    assert cxr_records.verify(copied_dataset) == [problem]
+    assert problem.path == str(path)
+    assert problem.message.startswith("damaged: its bytes are not those that were written")
 
 
 def test_a_build_under_way_is_no_dataset_to_read(copied_dataset):
