@@ -33,6 +33,7 @@ _EXTRAS = {
     **dict.fromkeys(("tensorflow", "keras", "jinja2", "matplotlib", "sklearn"), "train"),
     "jax": "jax",
 }
+_MAPPED = ("cxr_records.pipelines", "cxr_records.trainers")  # which setup.cfg puts below this package
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the check found problems, or too many images were "
     "rejected; 130 and 143 ended by Ctrl-C and SIGTERM."
@@ -162,6 +163,12 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
             return _say(f"Error: {error.name} is not installed; pip install '.[{extra}]' in a clone", 1)
+        if isinstance(error, ModuleNotFoundError) and error.name in _MAPPED:
+            # Python looks where it was started first, and a checkout's cxr_records/ is not the whole package.
+            folder = os.path.dirname(__file__)
+            return _say(
+                f"Error: {folder} hides the installed package; call cxr-records from another folder", 1
+            )
         if isinstance(error, OSError) and error.strerror:
             return _say(f"Error: {error.filename or 'the system says'}: {error.strerror}", 1)
         text = " ".join(str(error).split())

@@ -1,8 +1,10 @@
 """What `import cxr_records` gives."""
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +74,19 @@ def test_packages_of_a_stranger_with_the_names_of_our_folders_are_not_taken(tmp_
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "cxr-records" in done.stdout
+
+
+def test_a_checkout_that_hides_the_installed_package_is_named(tmp_path):
+    """Where it was not installed with -e, its folder cxr_records/ is not the whole package."""
+    hiding = tmp_path / "cxr_records"
+    shutil.copytree(Path(cxr_records.__file__).parent, hiding)
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
+        "from cxr_records.cli import main; main(['build', '--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: {hiding} hides the installed package; call cxr-records from another folder\n"
+    )
