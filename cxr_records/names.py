@@ -1,0 +1,58 @@
+"""Names of images: one rule for tables, lists, sources and scores.
+
+An image is named in the table by its file name. Elsewhere folders may stand before the name, and its ending
+may be another one of an image file (a DICOM of the same image), of another case, or none.
+"""
+
+import re
+from collections.abc import Iterable
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+_NIH_NAME = re.compile(r"([0-9]{8})_[0-9]{3}")
+
+
+def base_name(path: str) -> str:
+    """Returns the last part of a path; some are written with backslashes."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def has_image_ending(path: str) -> bool:
+    """Tells whether a name ends as an image file does."""
+    return path.lower().endswith(IMAGE_ENDINGS)
+
+
+def stem(path: str) -> str:
+    """Returns a name without folders and without the ending of an image file.
+
+    Other endings are part of the name: DICOM's identifiers are numbers with dots between them.
+    """
+    name = base_name(path)
+    ending = next((end for end in IMAGE_ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ending)]
+
+
+def patient_in_name(path: str) -> int | None:
+    """Returns the patient whom a name of NIH's form tells, 13 for 00000013_005.png; None for other names."""
+    match = _NIH_NAME.fullmatch(stem(path))
+    return int(match[1]) if match else None
+
+
+class ImageNames:
+    """The images of a table, found by whatever name they have elsewhere.
+
+    A name that is in the table, folders aside, is that image. Otherwise it is the one image that differs from
+    it in its ending alone; where several do (a.png and a.jpg for "a"), it is none of them.
+    """
+
+    def __init__(self, image_ids: Iterable[str]):
+        self._ids = frozenset(image_ids)
+        self._by_stem: dict[str, str | None] = {}
+        for image_id in self._ids:
+            key = stem(image_id)
+            self._by_stem[key] = None if key in self._by_stem else image_id
+
+    def find(self, name: str) -> str | None:
+        """Returns the image_id that a name stands for, None where it is no image of the table."""
+        base = base_name(name.strip())
+        return base if base in self._ids else self._by_stem.get(stem(base))

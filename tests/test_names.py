@@ -1,0 +1,57 @@
+"""One rule for the names of images."""
+
+import pytest
+
+from cxr_records.names import ImageNames, base_name, patient_in_name, stem
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("00000001_000.png", "00000001_000.png"),
+        ("images_001/images/00000001_000.png", "00000001_000.png"),
+        ("C:\\nih\\00000001_000.png", "00000001_000.png"),
+        ("00000001_000", "00000001_000.png"),
+        ("images/00000001_000.dcm", "00000001_000.png"),
+        ("00000001_000.PNG", "00000001_000.png"),
+        (" 00000001_000.JPEG ", "00000001_000.png"),
+        ("00000001_000.txt", None),
+        ("00000001_001.png", None),
+        ("1.2.840.113", "1.2.840.113.png"),
+        ("1.2.840", None),
+        ("", None),
+    ],
+)
+def test_an_image_is_found_with_or_without_folder_and_ending(name, expected):
+    assert ImageNames(["00000001_000.png", "1.2.840.113.png"]).find(name) == expected
+
+
+def test_of_two_images_that_differ_in_their_ending_each_is_found_by_its_whole_name_alone():
+    names = ImageNames(["a.png", "a.jpg"])
+    assert [names.find(name) for name in ("a.png", "x/a.jpg", "a", "a.dcm")] == ["a.png", "a.jpg", None, None]
+
+
+def test_only_endings_of_images_are_taken_off():
+    assert [stem(name) for name in ("x/1.2.3", "1.2.3.dcm", "a.tar.png", "b.DICOM")] == [
+        "1.2.3",
+        "1.2.3",
+        "a.tar",
+        "b",
+    ]
+    assert base_name("a\\b/c") == "c"
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [
+        ("00000013_005.png", 13),
+        ("x/00030805_000.dcm", 30805),
+        ("00000013_005", 13),
+        ("0000013_005.png", None),
+        ("00000013_05.png", None),
+        ("a00000013_005.png", None),
+        ("00000013_005_b.png", None),
+    ],
+)
+def test_a_name_of_nihs_form_tells_the_patient(name, patient):
+    assert patient_in_name(name) == patient
