@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import importlib.metadata
 import io
 import warnings
 from collections.abc import Iterator
@@ -29,6 +31,30 @@ JPEG_QUALITY = 95
 _GREY_OF_16_BITS = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # rounded to the nearest
 _DICOM_MARK = slice(128, 132)  # "DICM" stands after a preamble of 128 bytes (DICOM PS3.10, 7.1)
 _PREFERRED_FORMATS = ("PNG", "JPEG")
+
+
+DECODE_VERSION = 2  # raised whenever a file may give other pixels, or another verdict, than before
+# Packages that turn files into pixels, pydicom's plugins among them.
+_DECODERS = (
+    "pillow",
+    "pydicom",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "pyjpegls",
+    "python-gdcm",
+)
+
+
+@functools.cache
+def decoder_version() -> str:
+    """Names all that decodes here, with versions: what was rejected by other decoders may be read by these."""
+    found = []
+    for package in _DECODERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    return "; ".join([f"cxr_records {DECODE_VERSION}", *found])
 
 
 class ImageDecodeError(ValueError):
