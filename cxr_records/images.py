@@ -49,7 +49,7 @@ _DECODERS = (
 
 @functools.cache
 def decoder_version() -> str:
-    """Names all that decodes here, with versions: what was rejected by other decoders may be read by these."""
+    """Names all that decodes here, with versions: what others have rejected, these may be able to read."""
     found = []
     for package in _DECODERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
