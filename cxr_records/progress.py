@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -13,6 +13,12 @@ SECONDS_BETWEEN_LINES = 15.0
 def say(text: str) -> None:
     """Prints one line for people, beside results on stdout and above a bar that may be on the screen."""
     tqdm.write(text, file=sys.stderr)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Prints each warning on a line of its own."""
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 class Progress:

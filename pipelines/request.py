@@ -149,6 +149,7 @@ def build_request_of(
             validation_fraction,
             test_fraction,
             seed,
+            allow_missing,
         ),
         store=_path(store),
         allow_missing=allow_missing,
