@@ -27,8 +27,15 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SEPARATOR_LINE = re.compile(r"sep=[,;\t](?=\r?\n)", re.IGNORECASE)  # Excel's own, before the header
 _HEADER_CHARACTERS = 1 << 16  # the first line is looked for in so many
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")  # in the XML of a sheet
+_EXACT_IN_EXCEL = 10**15  # a cell holds 15 digits of a number
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
+# How text begins that is sent in place of a file.
+_STAND_INS = {
+    b"<!doctype html": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself with git lfs pull"),
+}
 # What `file_type` found, and what to do.
 _KINDS = {
     "tar": ("a tar archive", "unpack it and name the table in it"),
@@ -126,6 +133,9 @@ def read_content(path: str, argument: str) -> bytes:
     if kind not in ("", "zip"):
         what, remedy = _KINDS.get(kind, (f"a {kind} file", "unpack it"))
         raise UsageError(f"{path}: found {what}; `{argument}` must be text or an .xlsx workbook: {remedy}")
+    beginning = content[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if stand_in := next((told for mark, told in _STAND_INS.items() if beginning.startswith(mark)), None):
+        raise CxrError(f"{path}: found {stand_in[0]}; {stand_in[1]}, or correct `{argument}`")
     if not content.strip():
         raise CxrError(f"{path}: found an empty file; download it again, or correct `{argument}`")
     return content
@@ -363,11 +373,19 @@ def _sheet(sheet: Any) -> _Sheet:
     sheet.reset_dimensions()  # some programs write wrong ones, and rows would be cut
     rows, lines = [], []
     for line, values in enumerate(sheet.iter_rows(values_only=True), start=1):
-        row = tuple("" if value is None else str(value) for value in values)
+        row = tuple(map(_cell_text, values))
         if any(row):
             rows.append(row)
             lines.append(line)
     return _Sheet(sheet.title, sheet.sheet_state != "visible", rows, lines)
+
+
+def _cell_text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and abs(value) > _EXACT_IN_EXCEL:
+        return f"{value:E}"  # its last digits are lost, and must not pass for those of an identity
+    return str(value)
 
 
 def _has_formulas(content: bytes) -> bool:

@@ -497,8 +497,8 @@ def test_patients_other_than_the_names_of_their_images_tell_are_one_problem(copi
         number,
         first["image_id"],
         f"patient {first['patient_id']}, the name says patient {told[wrong.index(first['image_id'])]} (so in "
-        f"{count} of {len(rows)} records); such patients may be in several splits: build again from NIH's own "
-        "table",
+        f"{count} of {len(rows)} records); such patients may be in several splits: build again from NIH's "
+        "own table",
     )
     assert [problem for problem in problems if problem[0] == "records.parquet"] == problems[:1]
 
