@@ -183,6 +183,14 @@ def read_rows(path: str, argument: str, is_header: Callable[[Sequence[str]], boo
     return _csv_rows(path, as_text(path, content), is_header)
 
 
+def filled(header: Sequence[str]) -> list[str]:
+    """Returns a header without the empty cells at its end."""
+    cells = list(header)
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
 def short(text: object, limit: int = 400) -> str:
     """Returns the text on one line and not endless: what a broken file holds may be anything."""
     line = " ".join(str(text).split())
@@ -305,7 +313,7 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
     first, *more = taken
     header = _stripped(first.rows[0])
     for sheet in more:
-        if _filled(_stripped(sheet.rows[0])) != _filled(header):
+        if filled(_stripped(sheet.rows[0])) != filled(header):
             raise CxrError(
                 f"{path}: found sheets {first.name!r} and {sheet.name!r} with different columns; give both "
                 "the same, or save the table as one CSV"
@@ -334,14 +342,6 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
     header += [""] * (width - len(header))
     rows = [row + ("",) * (width - len(row)) for row in rows]
     return Rows(path, header, rows, lines, "", tuple(starts) if more else (), tuple(warnings))
-
-
-def _filled(header: Sequence[str]) -> list[str]:
-    """A header without the empty cells at its end."""
-    cells = list(header)
-    while cells and not cells[-1]:
-        cells.pop()
-    return cells
 
 
 def _names_an_image(cell: str) -> bool:
