@@ -38,7 +38,7 @@ _STAND_INS = {
 }
 # What `file_type` found, and what to do.
 _KINDS = {
-    "tar": ("a tar archive", "unpack it and name the table in it"),
+    "tar": ("a tar archive", "unpack it and name the right file in it"),
     "parquet": ("a Parquet file", "save it as CSV"),
     "xls": (
         "an Excel workbook of the old kind (.xls) or with a password",
@@ -47,11 +47,11 @@ _KINDS = {
     "bzip2": ("a bzip2 file", "unpack it"),
     "xz": ("an xz file", "unpack it"),
     "zstd": ("a Zstandard file", "unpack it"),
-    "7z": ("a 7z archive", "unpack it and name the table in it"),
-    "rar": ("a RAR archive", "unpack it and name the table in it"),
-    "png": ("a PNG image", "name the table"),
-    "jpeg": ("a JPEG image", "name the table"),
-    "dicom": ("a DICOM file", "name the table"),
+    "7z": ("a 7z archive", "unpack it and name the right file in it"),
+    "rar": ("a RAR archive", "unpack it and name the right file in it"),
+    "png": ("a PNG image", "name the right file"),
+    "jpeg": ("a JPEG image", "name the right file"),
+    "dicom": ("a DICOM file", "name the right file"),
 }
 
 
@@ -132,7 +132,7 @@ def read_content(path: str, argument: str) -> bytes:
     kind = file_type(content[:HEAD_BYTES])
     if kind not in ("", "zip"):
         what, remedy = _KINDS.get(kind, (f"a {kind} file", "unpack it"))
-        raise UsageError(f"{path}: found {what}; `{argument}` must be text or an .xlsx workbook: {remedy}")
+        raise UsageError(f"{path}: found {what}, which `{argument}` cannot be; {remedy}")
     beginning = content[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if stand_in := next((told for mark, told in _STAND_INS.items() if beginning.startswith(mark)), None):
         raise CxrError(f"{path}: found {stand_in[0]}; {stand_in[1]}, or correct `{argument}`")

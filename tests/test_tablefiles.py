@@ -132,8 +132,8 @@ def test_a_table_is_what_its_first_bytes_say_whatever_its_name(name, content):
 @pytest.mark.parametrize(
     ("content", "what", "remedy"),
     [
-        (tarred("t.csv", TEXT.encode()), "a tar archive", "unpack it and name the table in it"),
-        (gzip.compress(tarred("t", b"")), "a tar archive", "unpack it and name the table in it"),
+        (tarred("t.csv", TEXT.encode()), "a tar archive", "unpack it and name the right file in it"),
+        (gzip.compress(tarred("t", b"")), "a tar archive", "unpack it and name the right file in it"),
         (bz2.compress(TEXT.encode()), "a bzip2 file", "unpack it"),
         (lzma.compress(TEXT.encode()), "an xz file", "unpack it"),
         (b"PAR1" + bytes(100), "a Parquet file", "save it as CSV"),
@@ -142,15 +142,13 @@ def test_a_table_is_what_its_first_bytes_say_whatever_its_name(name, content):
             "an Excel workbook of the old kind (.xls) or with a password",
             "save it as .xlsx without one, or as CSV",
         ),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image", "name the table"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image", "name the right file"),
         (gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"x")))), "a gzip file", "unpack it"),
     ],
     ids=["tar", "tar.gz", "bzip2", "xz", "parquet", "xls", "png", "gzips"],
 )
 def test_a_file_of_another_kind_is_named_and_refused(content, what, remedy):
-    assert refusal("t.csv", content, UsageError) == (
-        f": found {what}; `metadata` must be text or an .xlsx workbook: {remedy}"
-    )
+    assert refusal("t.csv", content, UsageError) == (f": found {what}, which `metadata` cannot be; {remedy}")
 
 
 @pytest.mark.parametrize(
@@ -162,8 +160,8 @@ def test_a_file_of_another_kind_is_named_and_refused(content, what, remedy):
         ),
         (
             zipped(**{f"{i}.png": "x" for i in range(9)}),
-            "a zip of 9 files ('0.png', '1.png', '2.png' and 6 more); `metadata` needs one: unpack it and name "
-            "that",
+            "a zip of 9 files ('0.png', '1.png', '2.png' and 6 more); `metadata` needs one: unpack it and "
+            "name that",
         ),
         (zipped(), "a zip of 0 files; `metadata` needs one: unpack it and name that"),
         (
