@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -245,9 +245,10 @@ def _image_ids(columns: _Columns, warnings: list[str]) -> list[str]:
         row = next(i for i, name in enumerate(image_ids) if not name or not name.isprintable())
         problem = "found no usable 'Image Index'; expected a file name such as 00000001_000.png"
         raise columns.error(row, problem)
-    if ":" in together and (row := next(_rows_where(image_ids, _DATE.fullmatch), None)) is not None:
+    dates = [row for row, name in enumerate(image_ids) if _DATE.fullmatch(name)] if ":" in together else []
+    if dates:
         problem = "found a date as 'Image Index'; expected a file name such as 00000001_000.png"
-        raise columns.error(row, problem)
+        raise columns.error(dates[0], problem)
     distinct = set(image_ids)
     if "Image Index" in distinct:
         row = image_ids.index("Image Index")
@@ -265,10 +266,6 @@ def _image_ids(columns: _Columns, warnings: list[str]) -> list[str]:
             "stands for files and names of its own ending only"
         )
     return image_ids
-
-
-def _rows_where(values: Sequence[str], test: Callable[[str], object]) -> Iterator[int]:
-    return (row for row, value in enumerate(values) if test(value))
 
 
 def _check_patients(columns: _Columns, image_ids: list[str], patient_ids: list[int]) -> None:

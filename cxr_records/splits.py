@@ -50,6 +50,7 @@ _ENDINGS = "|".join(re.escape(ending) for ending in IMAGE_ENDINGS)
 _NAME = re.compile(
     rf"""(?P<quote>["'])(?P<quoted>.*?)(?P=quote)|.*?(?:{_ENDINGS})(?=[\s,;]|$)|[^\s,;]+""", re.I
 )
+_MORE_THAN_NAMES = re.compile(r"[^\S\r\n]|[,;\"']")  # white space other than line ends, and such
 _BETWEEN = re.compile(r"[\s,;]+")
 
 _IMAGES = len(FINDINGS)  # the column after the findings: images of any kind
@@ -147,7 +148,8 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
             "found NIH's test list under `train_val_list` and its train_val list under `test_list`; swap them"
         )
     official = digests["train_val"] == OFFICIAL_TRAIN_VAL and digests["test"] == OFFICIAL_TEST
-    found = {name: _in_table(names, image_ids) for name, names in lists.items()}
+    known = frozenset(image_ids)
+    found = {name: _in_table(names, known) for name, names in lists.items()}
     _check_lists(lists, found, options, image_ids, official)
     warnings = _unlisted(lists, found, options, image_ids, official)
 
@@ -179,11 +181,16 @@ def read_list(path: str, argument: str) -> list[str]:
         UsageError: there is no such file. The message names the argument.
         CxrError: it cannot be read, is no text, holds no names, or several on a line.
     """
-    lines = as_text(path, read_content(path, argument)).splitlines()
-    read = _column_of_names(path, lines)
-    if read is None:
-        read = [_name_in(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    names = list(dict.fromkeys(filter(None, map(base_name, read))))
+    text = as_text(path, read_content(path, argument))
+    lines = text.splitlines()
+    names = _column_of_names(path, lines)
+    if names is None and _MORE_THAN_NAMES.search(text):
+        names = [_name_in(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    elif names is None:
+        names = list(map(str.strip, lines))
+    if "/" in text or "\\" in text:
+        names = list(map(base_name, names))
+    names = list(dict.fromkeys(filter(None, names)))
     if not names:
         raise CxrError(f"{path}: found no names; `{argument}` must hold one 'Image Index' per line")
     return names
@@ -234,9 +241,9 @@ def _name_in(path: str, number: int, line: str) -> str:
     return name.strip()
 
 
-def _in_table(names: Sequence[str], image_ids: Sequence[str]) -> dict[str, str]:
+def _in_table(names: Sequence[str], image_ids: frozenset[str]) -> dict[str, str]:
     """{name of a list: the image that it stands for}, without the names that the table does not have."""
-    if set(image_ids).issuperset(names):
+    if image_ids.issuperset(names):
         return dict(zip(names, names, strict=True))
     known = ImageNames(image_ids)
     return {name: image_id for name in names if (image_id := known.find(name)) is not None}
@@ -252,9 +259,9 @@ def _unlisted(
     """What to say of names that are in no row of the table; refuses too many of them."""
     warnings = []
     for name in ("train_val", "test"):
-        strange = [listed for listed in lists[name] if listed not in found[name]]
-        if not strange:
+        if len(found[name]) == len(lists[name]):
             continue
+        strange = [listed for listed in lists[name] if listed not in found[name]]
         told = (
             f"{getattr(options, f'{name}_list')}: {len(strange):,} of its {len(lists[name]):,} names (the "
             f"first is {_words(strange[0])}) are in no row of the table (whose first is {image_ids[0]})"
@@ -367,7 +374,11 @@ def _check_lists(
     """
 
     def images(name: str) -> dict[str, str]:  # an image may have another ending in another list
-        return {found[name].get(listed) or stem(listed): listed for listed in lists.get(name, ())}
+        of_table = found.get(name, {})
+        images = {image: listed for listed, image in of_table.items()}
+        if len(of_table) < len(lists.get(name, ())):
+            images.update({stem(listed): listed for listed in lists[name] if listed not in of_table})
+        return images
 
     train_val, test = images("train_val"), images("test")
     both = [test[image] for image in train_val.keys() & test.keys()]

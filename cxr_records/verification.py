@@ -145,7 +145,7 @@ def _check_patients(dataset: Dataset, table: pa.Table | None) -> list[Problem]:
     """Patients who are not those that the names of their images tell: they may be in several splits."""
     if table is None:
         return []
-    patients, images = table.column("patient_id").to_pylist(), table.column("image_id").to_pylist()
+    patients, images = table["patient_id"].to_numpy().tolist(), table["image_id"].to_numpy().tolist()
     told = patients_told(images, patients)
     if not told:
         return []
