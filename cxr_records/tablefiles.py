@@ -61,7 +61,7 @@ class Rows:
 
     Attributes:
         path: of the file.
-        header: the first row, without white space around its cells.
+        header: the first row, without white space around its cells and with single spaces within.
         rows: those after it. Rows of a CSV may be longer or shorter than the header.
         lines: the line of the file, or of the sheet, that each row stands on.
         separator: of a CSV; "" for a workbook.
@@ -151,7 +151,7 @@ def as_text(path: str, content: bytes) -> str:
         raise CxrError(f"{path}: found an .xlsx workbook where text is expected; save it as .csv or .txt")
     encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     try:
-        text = content.decode(encoding)
+        text = content.decode(encoding).lstrip("\ufeff")  # some programs add a mark to the one that is there
     except UnicodeDecodeError as error:
         place = f"byte {error.start} is 0x{content[error.start]:02x}"
         expected = "UTF-16 text, as its first bytes say" if encoding == "utf-16" else "UTF-8 text"
@@ -171,7 +171,7 @@ def read_rows(path: str, argument: str, is_header: Callable[[Sequence[str]], boo
     Args:
         path: local path or fsspec URL.
         argument: what it was given as, for the errors.
-        is_header: tells whether cells, without white space around them, are the header that is wanted.
+        is_header: tells whether cells, as `Rows.header` has them, are the header that is wanted.
 
     Raises:
         UsageError: there is no such file, or it is of another kind.
@@ -273,7 +273,7 @@ def _csv_rows(path: str, text: str, is_header: Callable[[Sequence[str]], bool]) 
     except csv.Error as error:
         problem = f"found what is no CSV ({error}); expected a table with {_SEPARATORS[separator]}"
         raise CxrError(f"{path}, line {reader.line_num}: {problem}; download it again") from error
-    return Rows(path, _stripped(cells[0]) if cells else [], cells[1:], lines[1:], separator)
+    return Rows(path, _header(cells[0]) if cells else [], cells[1:], lines[1:], separator)
 
 
 def _separator(text: str, is_header: Callable[[Sequence[str]], bool]) -> str:
@@ -285,20 +285,21 @@ def _separator(text: str, is_header: Callable[[Sequence[str]], bool]) -> str:
             row = next(filter(any, csv.reader(head, delimiter=separator, strict=True)), [])
         except csv.Error:
             row = []
-        if is_header(_stripped(row)):
+        if is_header(_header(row)):
             return separator
         width_of[separator] = len(row)
     return max(width_of, key=width_of.__getitem__)  # the first of several
 
 
-def _stripped(cells: Sequence[str]) -> list[str]:
-    return [cell.strip() for cell in cells]
+def _header(cells: Sequence[str]) -> list[str]:
+    """The first row's cells without the white space that nobody sees, such as a no-break space in a name."""
+    return [" ".join(cell.split()) for cell in cells]
 
 
 def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]], bool]) -> Rows:
     """Reads every sheet; those whose first row is a header are taken together, if they are not hidden."""
     sheets = [sheet for sheet in _sheets(path, content) if sheet.rows]
-    tables = [sheet for sheet in sheets if is_header(_stripped(sheet.rows[0]))]
+    tables = [sheet for sheet in sheets if is_header(_header(sheet.rows[0]))]
     taken = [sheet for sheet in tables if not sheet.hidden]
     others = [sheet for sheet in sheets if sheet not in taken]
     if not taken and tables:
@@ -309,11 +310,11 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
     if not taken:
         shown = next((sheet for sheet in sheets if not sheet.hidden), None)
         rows, lines = (shown.rows, shown.lines) if shown else ([], [])
-        return Rows(path, _stripped(rows[0]) if rows else [], rows[1:], lines[1:])
+        return Rows(path, _header(rows[0]) if rows else [], rows[1:], lines[1:])
     first, *more = taken
-    header = _stripped(first.rows[0])
+    header = _header(first.rows[0])
     for sheet in more:
-        if filled(_stripped(sheet.rows[0])) != filled(header):
+        if filled(_header(sheet.rows[0])) != filled(header):
             raise CxrError(
                 f"{path}: found sheets {first.name!r} and {sheet.name!r} with different columns; give both "
                 "the same, or save the table as one CSV"
@@ -323,10 +324,10 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
         told = ", ".join(f"{sheet.name!r} ({len(sheet.rows) - 1:,} rows)" for sheet in taken)
         warnings.append(f"the table is on {len(taken)} sheets, which are read together: {told}")
     for sheet in others:
-        if not sheet.hidden and any(map(_names_an_image, sheet.rows[0])):
+        if not sheet.hidden and any(_names_an_image(cell) for row in sheet.rows[:2] for cell in row):
             raise CxrError(
-                f"{path}: found images from the first line of sheet {sheet.name!r} on, and no header; give "
-                f"it that of sheet {first.name!r}"
+                f"{path}: found images on sheet {sheet.name!r}, whose first line is no header like that of "
+                f"sheet {first.name!r}; give it that header, or remove the sheet"
             )
         what = "hidden sheet" if sheet.hidden else "sheet"
         told = f"{len(sheet.rows) - 1:,} rows of such a table" if sheet in tables else "no such table"

@@ -250,7 +250,7 @@ def test_of_a_table_as_nih_gives_it_nothing_is_said(text):
         ("Patient Gender", "patient gender"),
         ("Patient Gender", "Patient_Gender"),
         ("Patient Gender", "Pateint Gender"),
-        ("Patient Gender", "Patient\u00a0Gender"),
+        ("Patient Gender", "Patient-Gender"),
         ("Patient Age", "Age"),
         ("Patient Age", "Patient Age (years)"),
         ("View Position", "View"),

@@ -111,6 +111,8 @@ def warnings_of(content: bytes) -> list[str]:
         "sep=;\r\n" + TEXT.replace(",", ";"),
         "sep=,\n" + TEXT,
         TEXT.encode("utf-8-sig"),
+        b"\xef\xbb\xbf" + TEXT.encode("utf-8-sig"),
+        TEXT.replace("Patient ID", " Patient\u00a0 ID "),
         TEXT.replace(",", "\t").encode("utf-16"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
         TEXT.replace("\n", "\r\n"),
@@ -119,7 +121,7 @@ def warnings_of(content: bytes) -> list[str]:
     ids=[
         "csv", "gzip", "gzip twice", "gzip in parts", "zip", "zip of macOS", "gzip in zip", "xlsx",
         "xlsx in zip", "xlsx in gzip", "tabs", "semicolons", "sep= line", "sep= line of commas", "bom",
-        "utf-16", "utf-16 big endian", "CRLF", "CR",
+        "bom twice", "spaces", "utf-16", "utf-16 big endian", "CRLF", "CR",
     ],
 )  # fmt: skip
 def test_a_table_is_what_its_first_bytes_say_whatever_its_name(name, content):
@@ -356,9 +358,11 @@ def test_a_sheet_that_holds_no_table_is_said_and_one_of_images_without_header_re
     assert warnings_of(workbook(("notes", [["Source", "NIH"]]), ("Sheet", [HEADER, *ROWS]))) == [
         "sheet 'notes' is left out: it holds no such table"
     ]
-    assert refusal("t.xlsx", workbook(("Sheet", [HEADER, *ROWS[:2]]), ("more", ROWS[2:]))) == (
-        ": found images from the first line of sheet 'more' on, and no header; give it that of sheet 'Sheet'"
-    )
+    for more in ROWS[2:], [["Image_Index", *HEADER[1:]], *ROWS[2:]]:
+        assert refusal("t.xlsx", workbook(("Sheet", [HEADER, *ROWS[:2]]), ("more", more))) == (
+            ": found images on sheet 'more', whose first line is no header like that of sheet 'Sheet'; give "
+            "it that header, or remove the sheet"
+        )
 
 
 def test_a_workbook_without_the_needed_columns_is_refused_with_those_of_its_first_sheet_that_shows():
