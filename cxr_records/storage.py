@@ -20,6 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.urls import redacted as redacted  # asked for here, with all else of paths
 
 # Of remote storage: reading so many bytes for nothing is cheaper than another request.
 GAP_BYTES = 128 << 10
