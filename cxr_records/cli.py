@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from cxr_records import streams
 from cxr_records.errors import CxrError, FoundProblems
 
 # name: (module of cxr_records:function, what it does)
@@ -123,22 +124,27 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line; every error of the user's is one line, and every process has ended after it."""
+    streams.reopen()
     arguments = sys.argv[1:] if arguments is None else arguments
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish is kept
             signal.signal(number, _terminate)
     code = run(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     # Beam leaves threads behind that Python would wait for, for ever after an interruption.
     os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; what went wrong has been said in one line on stderr."""
+    with streams.doors() as (out, _):
+        code = _run(arguments)
+        out.flush()
+        if out.error is not None and code == 0:
+            code = _say(f"Error: standard output: {out.error.strerror}; the work itself is done", 1)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         return cli.main(arguments, prog_name="cxr-records", standalone_mode=False) or 0
     except click.exceptions.Exit as error:
@@ -153,8 +159,6 @@ def run(arguments: list[str]) -> int:
         return _say("stopped; the same command goes on from here", 130)
     except _Terminated as error:
         return _say("told to end; the same command goes on from here", 128 + error.args[0])
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "errors", "findings", "names", "filetypes", "seeding", "urls", "progress", "quiet", "layout",
-    "storage", "parquet",
+    "__init__", "errors", "findings", "names", "filetypes", "seeding", "urls", "streams", "progress", "quiet",
+    "layout", "storage", "parquet",
     "tfrecord", "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest",
     "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
