@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from cxr_records import streams
-from cxr_records.errors import CxrError, FoundProblems
+from cxr_records.errors import CxrError, FoundProblems, UsageError
 
 # name: (module of cxr_records:function, what it does)
 COMMANDS = {
@@ -39,6 +39,24 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the check found problems, or too many images were "
     "rejected; 130 and 143 ended by Ctrl-C and SIGTERM."
 )
+
+
+class PathType(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click
+    """A path or URL of the user's: every option and argument that takes one is of this type."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Applies the one rule for paths, `storage.given`."""
+        from cxr_records import storage
+
+        try:
+            return storage.given(value)
+        except UsageError as error:
+            raise UsageError(f"`{param.name}`: {error}" if param else str(error)) from None
+
+
+PATH = PathType()
 
 
 class LazyGroup(click.Group):
@@ -85,7 +103,7 @@ def cli() -> None:
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", type=PATH)
 @click.option("--deep", is_flag=True, help="Read and check every record, not only the bytes of each file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")

@@ -15,10 +15,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.registry import available_protocols
 
+from cxr_records import urls
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.urls import redacted as redacted  # asked for here, with all else of paths
 
@@ -26,22 +29,87 @@ from cxr_records.urls import redacted as redacted  # asked for here, with all el
 GAP_BYTES = 128 << 10
 SPAN_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # which have no folders
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")
+_ONE_SLASH = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)")
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{32}$")
 
 
 def is_url(path: str) -> bool:
     """Tells whether a path is for fsspec ("s3://...", "https://...") and not a local one."""
-    return "://" in path and not path.startswith("file://")
+    return bool(_SCHEME.match(path)) and not path.lower().startswith("file:")
 
 
-def local_path(path: str) -> Path:
-    """Returns the path of a local file or folder, given plainly or as a file:// URL."""
-    return Path(path.removeprefix("file://"))
+def given(path: str | os.PathLike[str]) -> str:
+    """Returns a path as all functions here take it. This is the one rule for paths that come from outside.
+
+    - A URL stays as it is, its scheme in small letters.
+    - file:///data/x, file://localhost/data/x and file:x are local; %20 in them is a space, as in any URL.
+    - ~ and ~user at the start are home folders, as in a shell, which leaves --out=~/x as it is. ./~x is not.
+    - All else stays as it is: variables are the shell's, and *, ? and [ are for `expand`.
+
+    Raises:
+        UsageError: the path is empty, or one that no system has; the message says why.
+    """
+    path = os.fspath(path)
+    if not path or "\0" in path:
+        raise UsageError(f"found {path!r}, expected the path of a file or folder")
+    if is_url(path):
+        scheme, mark, rest = path.partition("://")
+        urls.remember(path)
+        return f"{scheme.lower()}{mark}{rest}"
+    if path.lower().startswith("file:"):
+        path = _path_of_file_url(path)
+    elif (match := _ONE_SLASH.match(path)) and match[1].lower() in available_protocols():
+        # pathlib makes it of a URL.
+        raise UsageError(f"found {path}; a URL has two slashes after {match[1]}:, give it as text")
+    if path.startswith("~"):
+        home = os.path.expanduser(path)
+        if home == path and not os.path.lexists(path):
+            raise UsageError(f"{path}: no home folder of that name is known; for a folder here give ./{path}")
+        path = home
+    # What is here and called so must not be taken for a home when it is asked for again.
+    return os.path.abspath(path) if os.path.normpath(path).startswith("~") else path
 
 
-def absolute(path: str) -> str:
-    """Returns a path that means the same in every process: URLs as they are, local paths from the root."""
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(local_path(path)))
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a local file or folder, which may be given as a file: URL.
+
+    Raises:
+        UsageError: as `given`, or it is on another machine.
+    """
+    path = given(path)
+    if is_url(path):
+        raise UsageError(f"found {redacted(path)}, expected a local path")
+    return Path(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Returns a path that means the same in every process: URLs as they are, local paths from the root.
+
+    Raises:
+        UsageError: as `given`.
+    """
+    path = given(path)
+    if not is_url(path):
+        return os.path.abspath(path)
+    # On the web, a folder and the page of its name are two things.
+    on_web = path.startswith(("http://", "https://")) or urls.name_of(path) != path
+    return path if on_web or path.endswith("://") else path.rstrip("/")
+
+
+def _path_of_file_url(url: str) -> str:
+    rest = url[len("file:") :]
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() in ("", "localhost"):
+            rest = slash + path
+        elif host.startswith(("~", ".")):
+            rest = rest[2:]
+        else:
+            raise UsageError(
+                f"{url}: names the machine {host!r}; a local path has three slashes, file:///..."
+            )
+    return unquote(rest) or "/"
 
 
 def join(folder: str, *names: str) -> str:
@@ -130,8 +198,11 @@ def list_names(folder: str) -> list[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """Returns the paths that a pattern with * or ? names, sorted; a plain path is returned as it is."""
-    if not any(mark in pattern for mark in "*?[") or exists(pattern):
+    """Returns the paths that a pattern with * or ? names, sorted; a plain path is returned as it is.
+
+    So is a URL with a query, which begins with ? and belongs to one file.
+    """
+    if not any(mark in pattern for mark in "*?[") or urls.name_of(pattern) != pattern or exists(pattern):
         return [pattern]
     if is_url(pattern):
         filesystem, name = _filesystem(pattern)
@@ -315,6 +386,7 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UsageError: the kind of URL is unknown, or the package that reads it is not installed.
     """
+    urls.remember(url)
     try:
         filesystem, name = url_to_fs(url)
     except (ImportError, ValueError) as error:
