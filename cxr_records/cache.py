@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,13 +87,13 @@ class ShardCache:
         while True:
             if held := self._hold(final, num_bytes, sha256):
                 return held
-            with self._part_of(final) as descriptor:
+            with self._part_of(final) as (descriptor, part):
                 if descriptor is None or final.exists():
                     continue  # another thread or process has fetched it meanwhile
                 self._make_room(path, descriptor, num_bytes)
                 _download(path, descriptor, num_bytes, sha256)
                 os.fsync(descriptor)
-                os.rename(f"{final}{_PART}", final)
+                os.rename(part, final)
                 self._checked.add((final.name, os.fstat(descriptor).st_ino))
 
     def _hold(self, final: Path, num_bytes: int, sha256: str) -> HeldFile | None:
@@ -102,7 +103,7 @@ class ShardCache:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            storage.flock(descriptor, fcntl.LOCK_SH, str(self.folder))
             status = os.fstat(descriptor)
             if status.st_nlink == 0:  # evicted between our open and our lock
                 os.close(descriptor)
@@ -122,21 +123,25 @@ class ShardCache:
         return HeldFile(str(final), descriptor)
 
     @contextlib.contextmanager
-    def _part_of(self, final: Path) -> Iterator[int | None]:
+    def _part_of(self, final: Path) -> Iterator[tuple[int | None, Path]]:
         """Opens and locks the temporary file of a fetch, waiting for who fetches the same.
 
-        Yields None where that one is done. What is left of it after an error is removed; what a killed
+        Yields its number and path; None and the path where that one is done. Where there are no locks, each
+        fetch has a file of its own. What is left of it after an error is removed; what a killed
         process left is taken over.
         """
         part = Path(f"{final}{_PART}")
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_file(descriptor, part):
-                yield None
+            if not storage.flock(descriptor, fcntl.LOCK_EX, str(self.folder)):
+                os.close(descriptor)
+                part = Path(f"{final}.{uuid.uuid4().hex}{_PART}")
+                descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+            elif not _is_file(descriptor, part):
+                yield None, part
                 return
             try:
-                yield descriptor
+                yield descriptor, part
             finally:
                 if _is_file(descriptor, part):
                     part.unlink()
@@ -147,7 +152,7 @@ class ShardCache:
         """Evicts what was not used for the longest time, then takes the room for a file."""
         lock = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            storage.flock(lock, fcntl.LOCK_EX, str(self.folder))
             os.ftruncate(part, 0)
             files = sorted(self._files(), key=lambda entry: entry[1].st_mtime_ns)
             total = sum(status.st_size for _, status in files)
@@ -241,11 +246,14 @@ def _is_file(descriptor: int, path: Path) -> bool:
 def _remove_unheld(file: Path) -> bool:
     """Removes a file unless somebody holds it; tells whether it is gone."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDWR)  # which NFS asks for where a lock is to be exclusive
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not storage.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, str(file.parent)):
+            return False  # who holds it cannot be known
         file.unlink(missing_ok=True)
     except BlockingIOError:
         return False

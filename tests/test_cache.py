@@ -1,7 +1,10 @@
 """The cache of remote shards: bounded, checked, shared, never evicting what is about to be read."""
 
+import concurrent.futures
+import errno
 import fcntl
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,45 @@ def test_the_one_not_used_for_the_longest_time_goes(source, tmp_path):
         cache.fetch(*wanted).release()
 
     assert files(cache) == {"a", "c"}
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system that has no locks."""
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    monkeypatch.setattr(storage, "_told", set())
+
+
+def test_without_locks_files_are_had_and_none_is_evicted(source, tmp_path, no_locks, capsys):
+    cache = ShardCache(str(tmp_path / "cache"), 2000)
+    for name in "aba":
+        held = cache.fetch(*source(name))
+        assert Path(held.path).read_bytes() == name.encode() * 1000
+        held.release()
+
+    with pytest.raises(CxrError, match="may hold 2,000 bytes, and 2,000 of them are in use now"):
+        cache.fetch(*source("c"))
+    assert {name for name in files(cache) if not name.endswith(".part")} == {"a", "b"}
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path / 'cache'}: this file system has no locks (No locks available); see to it that no "
+        "other command works there at the same time\n"
+    )
+
+
+def test_without_locks_threads_that_fetch_one_file_all_have_it_whole(source, tmp_path, no_locks):
+    cache, wanted = ShardCache(str(tmp_path / "cache"), 1 << 20), source("a")
+    start = threading.Barrier(8)
+
+    def fetch(_: int) -> bytes:
+        start.wait()
+        return Path(cache.fetch(*wanted).path).read_bytes()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(fetch, range(8))) == {b"a" * 1000}
 
 
 def test_what_is_held_stays_and_more_than_fits_is_refused(source, tmp_path):

@@ -425,6 +425,41 @@ def test_a_lock_can_be_taken_again_after_success_and_after_failure(tmp_path):
         second.__enter__()
 
 
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def no_locks(request, monkeypatch) -> str:
+    """Makes a file system that has no locks; what it says."""
+
+    def refuse(descriptor, operation):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    monkeypatch.setattr(storage, "_told", set())
+    return os.strerror(request.param)
+
+
+def test_where_there_are_no_locks_that_is_said_once_and_the_work_goes_on(tmp_path, no_locks, capsys):
+    for _ in range(2):
+        with (
+            storage.lock(str(tmp_path / "lock"), "the store"),
+            storage.lock(str(tmp_path / "lock"), "the store"),
+        ):
+            pass
+
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}: this file system has no locks ({no_locks}); see to it that no other command "
+        "works there at the same time\n"
+    )
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
+    def fail(descriptor, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(storage.fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"), storage.lock(str(tmp_path / "lock"), "it"):
+        pass
+
+
 def test_on_remote_storage_there_is_no_lock():
     with storage.lock("memory://x/lock", "it"), storage.lock("memory://x/lock", "it"):
         pass
