@@ -409,8 +409,8 @@ def flock(descriptor: int, operation: int, folder: str) -> bool:
         if folder not in _told:
             _told.add(folder)
             say(
-                f"warning: {folder}: this file system has no locks ({error.strerror}); see to it that no other "
-                "command works there at the same time"
+                f"warning: {folder}: this file system has no locks ({error.strerror}); see to it that no "
+                "other command works there at the same time"
             )
         return False
     return True

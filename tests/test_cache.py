@@ -79,8 +79,8 @@ def test_without_locks_files_are_had_and_none_is_evicted(source, tmp_path, no_lo
         cache.fetch(*source("c"))
     assert {name for name in files(cache) if not name.endswith(".part")} == {"a", "b"}
     assert capsys.readouterr().err == (
-        f"warning: {tmp_path / 'cache'}: this file system has no locks (No locks available); see to it that no "
-        "other command works there at the same time\n"
+        f"warning: {tmp_path / 'cache'}: this file system has no locks (No locks available); see to it that "
+        "no other command works there at the same time\n"
     )
 
 
