@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -14,6 +14,12 @@ def say(text: str) -> None:
     """Prints one line for people, beside results on stdout and above a bar that may be on the screen."""
     if sys.stderr is not None:  # as it is in a process without a terminal or a log
         tqdm.write(text, file=sys.stderr)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Prints each warning on a line of its own."""
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 class Progress:

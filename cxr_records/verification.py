@@ -20,6 +20,7 @@ from cxr_records.findings import NO_FINDING, format_findings
 from cxr_records.images import ImageFormat
 from cxr_records.layout import MANIFEST_FILE, RECORDS_FILE, is_shard
 from cxr_records.manifest import DamagedManifestError, FileEntry, ShardEntry
+from cxr_records.names import patients_told
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task
 from cxr_records.tfrecord import RecordError, read_records, unframe
@@ -78,9 +79,10 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
     """Checks a finished dataset.
 
     Always: the manifest against its own digest; presence, size and sha256 of every file that it names, and
-    that there are no other shards. Where a shard is damaged, which of its records are. With `deep` also every
-    record: both checksums, features, image, label against findings, the table of records, counts, copies in
-    train only and beside their original, no patient in two splits.
+    that there are no other shards; each patient against the name of the image, where that tells one. Where a
+    shard is damaged, which of its records are. With `deep` also every record: both checksums, features,
+    image, label against findings, the table of records, counts, copies in train only and beside their
+    original, no patient in two splits.
 
     Args:
         dataset: an open dataset, or the folder or URL of a finished one.
@@ -103,6 +105,7 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
     problems = [problem for entry in files if (problem := _check_file(dataset.path, entry))]
     problems += _check_strays(dataset)
     table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else dataset.records
+    problems += _check_patients(dataset, table)
     shards = list(_shards(dataset, table))
     with ThreadPoolExecutor() as pool:
         for of_shard in pool.map(_check_shard, shards):
@@ -136,6 +139,22 @@ def _check_strays(dataset: Dataset) -> list[Problem]:
         Problem(storage.join(dataset.path, name), "a shard that the manifest does not name")
         for name in strays
     ]
+
+
+def _check_patients(dataset: Dataset, table: pa.Table | None) -> list[Problem]:
+    """Patients who are not those that the names of their images tell: they may be in several splits."""
+    if table is None:
+        return []
+    patients, images = table.column("patient_id").to_pylist(), table.column("image_id").to_pylist()
+    told = patients_told(images, patients)
+    if not told:
+        return []
+    first, patient = next(iter(told.items()))
+    message = (
+        f"patient {patients[first]}, the name says patient {patient} (so in {len(told):,} of {len(images):,} "
+        "records); such patients may be in several splits: build again from NIH's own table"
+    )
+    return [Problem(storage.join(dataset.path, RECORDS_FILE), message, first, images[first])]
 
 
 def _shards(dataset: Dataset, table: pa.Table | None) -> Iterator[_Shard]:

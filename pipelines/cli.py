@@ -59,9 +59,10 @@ _OPTIONS = {
         click.option("--images", type=PATH, multiple=True, metavar="PATH...",
                      help="Folders, .zip, .tar, .tar.gz files and URLs that hold the images, any mix."),
         click.option("--metadata", type=PATH, required=True, metavar="TABLE",
-                     help="NIH's table: .csv, .csv.gz or .xlsx; 2017, 2020 or Kaggle's sample."),
+                     help="NIH's table: CSV or .xlsx, packed or not; 2017, 2020 or Kaggle's sample."),
         click.option("--allow-missing", is_flag=True,
-                     help="Go on although images of the table (beyond 1%) are in no source."),
+                     help="Go on although images of the table are in no source, or names of a list in no row "
+                          "of the table (beyond 1%)."),
         click.option("--max-rejected", type=float, default=0.01, show_default=True,
                      help="Share of the images at hand that may be undecodable."),
     ],

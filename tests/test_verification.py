@@ -439,12 +439,12 @@ def test_a_copy_without_its_original_is_named(copied_dataset):
     row = first_copy(copied_dataset)
 
     def change(shards):
-        shards[row["shard"]][row["place"]]["image_id"] = b"99999999_000.png"
+        shards[row["shard"]][row["place"]]["image_id"] = b"another.png"
 
     tamper(copied_dataset, change)
 
     assert said(check_dataset(str(copied_dataset), deep=True)) == [
-        (row["shard"], row["place"], "99999999_000.png", f"copy {row['copy']} without its original")
+        (row["shard"], row["place"], "another.png", f"copy {row['copy']} without its original")
     ]
 
 
@@ -462,15 +462,45 @@ def test_copies_are_not_blamed_where_their_original_cannot_be_read(copied_datase
 
 def test_a_patient_in_two_splits_is_named_with_an_image_of_each(copied_dataset):
     first = rows_of(copied_dataset, TRAIN)[0]
-    image = rows_of(copied_dataset, TEST)[7]["image_id"]
 
     def change(shards):
         shards[TEST][7]["patient_id"] = [first["patient_id"]]
+        shards[TEST][7]["image_id"] = b"of no patient.png"
 
     tamper(copied_dataset, change)
 
     message = f"patient {first['patient_id']} is in test and, with {first['image_id']}, in train"
-    assert said(check_dataset(str(copied_dataset), deep=True)) == [(TEST, 7, image, message)]
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [(TEST, 7, "of no patient.png", message)]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_patients_other_than_the_names_of_their_images_tell_are_one_problem(copied_dataset, deep):
+    """As a table with a column sorted alone made them; such a dataset agrees with itself in all else."""
+    splits = {row["image_id"]: row["patient_id"] for name in SHARDS for row in rows_of(copied_dataset, name)}
+    wrong = sorted(splits)[:2]
+    told = [splits[image] for image in wrong]
+
+    def change(shards):
+        for records in shards.values():
+            for values in records:
+                if values["image_id"].decode() in wrong:
+                    values["patient_id"] = [values["patient_id"][0] + 500_000]
+
+    tamper(copied_dataset, change)
+
+    rows = pq.read_table(copied_dataset / "records.parquet").to_pylist()
+    number, first = next((i, row) for i, row in enumerate(rows) if row["image_id"] in wrong)
+    count = sum(row["image_id"] in wrong for row in rows)
+    problems = said(check_dataset(str(copied_dataset), deep))
+    assert problems[0] == (
+        "records.parquet",
+        number,
+        first["image_id"],
+        f"patient {first['patient_id']}, the name says patient {told[wrong.index(first['image_id'])]} (so in "
+        f"{count} of {len(rows)} records); such patients may be in several splits: build again from NIH's "
+        "own table",
+    )
+    assert [problem for problem in problems if problem[0] == "records.parquet"] == problems[:1]
 
 
 def test_a_record_that_is_there_twice_is_named_with_its_twin(copied_dataset):
@@ -504,7 +534,8 @@ def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset, col
 
     rewrite_manifest(copied_dataset, change_manifest)
 
-    (problem,) = check_dataset(str(copied_dataset), deep=True)
+    *others, problem = check_dataset(str(copied_dataset), deep=True)
+    assert len(others) == (column == "patient_id")  # which the name of the image contradicts too
     assert (Path(problem.path).name, problem.record, problem.image) == (TEST, 0, row["image_id"])
     told = row | {column: wrong}
     assert problem.message.startswith(
