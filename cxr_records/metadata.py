@@ -50,12 +50,14 @@ class Metadata:
         findings: uint8 [num_images, 14], in the order of `FINDINGS`, aligned with the table; read-only.
         dialect: "2017", "v2020", "kaggle sample" or "other".
         digest: sha256 (hex) of the table and the findings, whatever file they came in.
+        warnings: what is odd in the file, a line each.
     """
 
     table: pd.DataFrame
     findings: np.ndarray
     dialect: str
     digest: str
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)

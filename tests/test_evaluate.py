@@ -112,7 +112,10 @@ def test_a_part_of_the_official_list_is_called_a_part(nih, real):
     found = real(test_list=str(nih / "test_list.txt.gz"))
 
     assert found.split_claim.text == "5,213 of the 25,596 images of NIH's official test list: a part"
-    assert found.warnings[0] == "20,383 of the 25,596 images of the test list have no scores"
+    assert (
+        found.warnings[0]
+        == "20,383 of the 25,596 images of the test list have no scores (first: 00000003_000.png)"
+    )
 
 
 @pytest.mark.parametrize(("task", "area"), [("binary", 0.718), ("binary:Pneumothorax", 0.886)])

@@ -22,7 +22,7 @@ _JSON = click.option(
 @click.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option("--split", default="test", show_default=True, help="Of a run's dataset: which split.")
-@click.option("--predictions", metavar="TABLE", help="Scores from anywhere: .csv, .csv.gz, .parquet.")
+@click.option("--predictions", metavar="TABLE", help="Scores from anywhere: CSV or Parquet.")
 @click.option("--metadata", metavar="TABLE", help="NIH's table of images, whose labels count.")
 @click.option("--test-list", metavar="FILE", help="Evaluate the images of this list alone.")
 @click.option("--task", default="multilabel", show_default=True, help="For --predictions: may be derived.")

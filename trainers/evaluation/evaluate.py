@@ -35,7 +35,7 @@ from cxr_records.trainers.evaluation.results import (
     SplitClaim,
 )
 from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS, subgroups
-from cxr_records.trainers.evaluation.tables import match, read_score_table
+from cxr_records.trainers.evaluation.tables import listed_images, match, read_score_table
 
 _MISTAKES = 12  # of each kind, shared out among the classes, and at least one for each
 _CURVE_POINTS = 200
@@ -310,8 +310,9 @@ def evaluate_table(
     """
     check_draws(draws)
     task = as_task(task)
-    table, images = read_score_table(predictions), read_metadata(metadata)
-    only = read_list(test_list, "test_list") if test_list else None
+    images = read_metadata(metadata)
+    table = read_score_table(predictions, images)
+    only = listed_images(read_list(test_list, "test_list"), images) if test_list else None
     scored = match(table, images, task, "test list" if only else "all scored images", only)
     dataset = open_dataset(trained_on) if trained_on else None
     identity = Identity(
@@ -336,7 +337,7 @@ def evaluate_table(
         listed &= set(only)
     claim = claims.claim_of_table(sorted(listed), only)
     leaks = claims.find_leaks(dataset, scored) if dataset else ()
-    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, [])
+    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, images.warnings)
 
 
 def complete(
