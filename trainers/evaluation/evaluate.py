@@ -9,6 +9,7 @@ import numpy as np
 from cxr_records import storage
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
 from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
@@ -72,6 +73,7 @@ def evaluate(
             at = [counts.sensitivity(0.90), counts.sensitivity(0.95)]
             columns.append([counts.auroc(), counts.average_precision(), *at])
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
+        each[:, 1][np.isnan(each[:, 0])] = np.nan  # both means are over the same classes
         macros = np.array([[metrics.macro(row) for row in draw[:2]] for draw in each])
         return np.concatenate([each.reshape(len(each), -1), macros], axis=1)
 
@@ -81,10 +83,14 @@ def evaluate(
         name: _class_measures(scored, validation, place, at_90[place], at_95[place])
         for place, name in enumerate(names)
     }
+    lacks = {*scored.lacking, *(name for name, each in zip(names, auroc, strict=True) if each.value is None)}
     calibrated = calibration.calibrate(scored, validation, run) if scored.are_probabilities else None
     return Measures(
         macro_auroc=macro_auroc,
         macro_auprc=macro_auprc,
+        macro_lacks=tuple(
+            name for name in dict.fromkeys((*FINDINGS, *names, *scored.lacking)) if name in lacks
+        ),
         auroc=dict(zip(names, auroc, strict=True)),
         auprc={
             name: PrecisionInterval(**vars(interval), prevalence=classes[name].prevalence)
@@ -361,7 +367,9 @@ def complete(
         **everything,
         identity=identity,
         split_claim=claim,
-        comparison=published.comparison(claim.official and not leaks, identity.task),
+        comparison=published.comparison(
+            claim.official and not leaks, identity.task, set(measures.auroc) - set(measures.macro_lacks)
+        ),
         leaks=leaks,
     )
 

@@ -72,16 +72,20 @@ def said_of_scores(names: Sequence[str], labels: np.ndarray, scores: np.ndarray)
         levels = len(np.unique(column))
         if levels <= 2 < len(column):
             (constant if levels == 1 else equal if (column == truth).all() else two).append(name)
+
+    def listed(some: list[str]) -> str:
+        return f"all {len(names)} classes" if len(some) == len(names) > 3 else ", ".join(some)
+
     said = []
     if equal:
-        said.append(f"the scores of {', '.join(equal)} equal the labels: no model's scores")
+        said.append(f"the scores of {listed(equal)} equal the labels: no model's scores")
     if two:
         said.append(
-            f"the scores of {', '.join(two)} hold two values only: thresholded, no ranking; an AUROC of them "
+            f"the scores of {listed(two)} hold two values only: thresholded, no ranking; an AUROC of them "
             "is that of one operating point"
         )
     if constant:
-        said.append(f"the scores of {', '.join(constant)} hold one value only: they rank nothing")
+        said.append(f"the scores of {listed(constant)} hold one value only: they rank nothing")
     return said
 
 
