@@ -19,7 +19,7 @@ import pandas as pd
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
 from cxr_records.names import base_name, patients_told, stem
-from cxr_records.tablefiles import Rows, read_rows, short
+from cxr_records.tablefiles import Rows, filled, read_rows, short
 
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # What each must hold to be read, for what is said of the others.
@@ -192,8 +192,10 @@ def _check_widths(rows: Rows, needed: int) -> None:
         needed: how many columns there are up to the last that matters.
     """
     widths = set(map(len, rows.rows))
-    # Some quote NIH's header 'OriginalImage[Width,Height]', whose values are two cells all the same.
-    most = sum(1 + cell.count(rows.separator) for cell in rows.header) if rows.separator else max(widths)
+    most = max(widths)
+    if rows.separator:
+        # Some quote NIH's header 'OriginalImage[Width,Height]', whose values are two cells all the same.
+        most = sum(1 + cell.count(rows.separator) for cell in filled(rows.header))
     if min(widths) >= needed and max(widths) <= most:
         return
     for row, values in enumerate(rows.rows):

@@ -38,7 +38,7 @@ _STAND_INS = {
 }
 # What `file_type` found, and what to do.
 _KINDS = {
-    "tar": ("a tar archive", "unpack it and name the table in it"),
+    "tar": ("a tar archive", "unpack it and name the right file in it"),
     "parquet": ("a Parquet file", "save it as CSV"),
     "xls": (
         "an Excel workbook of the old kind (.xls) or with a password",
@@ -47,11 +47,11 @@ _KINDS = {
     "bzip2": ("a bzip2 file", "unpack it"),
     "xz": ("an xz file", "unpack it"),
     "zstd": ("a Zstandard file", "unpack it"),
-    "7z": ("a 7z archive", "unpack it and name the table in it"),
-    "rar": ("a RAR archive", "unpack it and name the table in it"),
-    "png": ("a PNG image", "name the table"),
-    "jpeg": ("a JPEG image", "name the table"),
-    "dicom": ("a DICOM file", "name the table"),
+    "7z": ("a 7z archive", "unpack it and name the right file in it"),
+    "rar": ("a RAR archive", "unpack it and name the right file in it"),
+    "png": ("a PNG image", "name the right file"),
+    "jpeg": ("a JPEG image", "name the right file"),
+    "dicom": ("a DICOM file", "name the right file"),
 }
 
 
@@ -132,7 +132,7 @@ def read_content(path: str, argument: str) -> bytes:
     kind = file_type(content[:HEAD_BYTES])
     if kind not in ("", "zip"):
         what, remedy = _KINDS.get(kind, (f"a {kind} file", "unpack it"))
-        raise UsageError(f"{path}: found {what}; `{argument}` must be text or an .xlsx workbook: {remedy}")
+        raise UsageError(f"{path}: found {what}, which `{argument}` cannot be; {remedy}")
     beginning = content[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if stand_in := next((told for mark, told in _STAND_INS.items() if beginning.startswith(mark)), None):
         raise CxrError(f"{path}: found {stand_in[0]}; {stand_in[1]}, or correct `{argument}`")
@@ -181,6 +181,14 @@ def read_rows(path: str, argument: str, is_header: Callable[[Sequence[str]], boo
     if file_type(content[:HEAD_BYTES]) == "zip":
         return _workbook_rows(path, content, is_header)
     return _csv_rows(path, as_text(path, content), is_header)
+
+
+def filled(header: Sequence[str]) -> list[str]:
+    """Returns a header without the empty cells at its end."""
+    cells = list(header)
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
 
 
 def short(text: object, limit: int = 400) -> str:
@@ -305,7 +313,7 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
     first, *more = taken
     header = _stripped(first.rows[0])
     for sheet in more:
-        if _filled(_stripped(sheet.rows[0])) != _filled(header):
+        if filled(_stripped(sheet.rows[0])) != filled(header):
             raise CxrError(
                 f"{path}: found sheets {first.name!r} and {sheet.name!r} with different columns; give both "
                 "the same, or save the table as one CSV"
@@ -334,14 +342,6 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
     header += [""] * (width - len(header))
     rows = [row + ("",) * (width - len(row)) for row in rows]
     return Rows(path, header, rows, lines, "", tuple(starts) if more else (), tuple(warnings))
-
-
-def _filled(header: Sequence[str]) -> list[str]:
-    """A header without the empty cells at its end."""
-    cells = list(header)
-    while cells and not cells[-1]:
-        cells.pop()
-    return cells
 
 
 def _names_an_image(cell: str) -> bool:

@@ -359,8 +359,8 @@ def test_names_that_differ_in_their_ending_alone_are_said():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("Mass|Atelectasis", '"Mass, Atelectasis"', "'Finding Labels': found 'Mass, Atelectasis'; findings are separated by '|'"),
-        ("Mass|Atelectasis", "Mass;Atelectasis", "'Finding Labels': found 'Mass;Atelectasis'; findings are separated by '|'"),
+        ("Mass|Atelectasis", '"Mass, Edema"', "found 'Mass, Edema'; findings are separated by '|'"),
+        ("Mass|Atelectasis", "Mass;Atelectasis", "found 'Mass;Atelectasis'; findings are separated by '|'"),
         (",7,3,81", ",7,3E+00,81", "found '3E+00'; expected a whole number, such as 1 or 00000001"),
         (",7,3,81", ',7,"3,000",81', "found '3,000'; expected a whole number, such as 1 or 00000001"),
         (",7,3,81", ",7,3.000,81", "found '3.000'; expected a whole number, such as 1 or 00000001"),
@@ -378,6 +378,14 @@ def test_names_that_differ_in_their_ending_alone_are_said():
 )  # fmt: skip
 def test_cells_that_people_and_programs_changed_are_refused(old, new, message):
     assert refusal("t.csv", V2020.replace(old, new)).endswith(f": {message}")
+
+
+def test_a_cell_too_many_is_found_below_the_header_of_2017_too_which_ends_in_a_comma():
+    assert refusal("t.csv", V2017.replace("Atelectasis|Mass", "Atelectasis,Mass")) == (
+        ", line 4: found 12 values where the header has 11 columns; quote the cell that holds ',', or "
+        "download the table again"
+    )
+    assert len(read_metadata(write("t.csv", V2017.replace("0.171,0.171", "0.171,0.171,,,")))) == 3
 
 
 @pytest.mark.parametrize("text", ["3.", "3.0", "3.00", "3.000000", "03", " 3 "])
