@@ -27,6 +27,12 @@ from cxr_records.errors import CxrError, UsageError
 GAP_BYTES = 128 << 10
 SPAN_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # which have no folders
+
+
+class NoFileError(CxrError):
+    """Under a name that should be a file's is something else: a folder, a FIFO, a device, a link."""
+
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -84,12 +90,12 @@ def read_bytes(path: str) -> bytes:
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Opens a file as `open_read`, unless it is a FIFO, a device or a socket, from which reading may never end.
+    """Opens a file as `open_read`, but no FIFO, device or socket, from which reading may never end.
 
     For files that came with a dataset. Links are followed: many tools keep large files behind them.
 
     Raises:
-        CxrError: it is something else than a file.
+        NoFileError: it is something else than a file.
         OSError: it is missing, or cannot be opened.
     """
     if is_url(path):
@@ -108,7 +114,7 @@ def read_regular(path: str, most_bytes: int) -> bytes:
     """Returns all bytes of a file as `open_regular` opens it.
 
     Raises:
-        CxrError: as `open_regular`, or it has more than so many bytes.
+        CxrError: as `open_regular`; or it has more than so many bytes.
     """
     with open_regular(path) as file:
         data = file.read(most_bytes + 1)
@@ -128,18 +134,18 @@ def open_own(path: str, flags: int) -> int:
         The descriptor, which the caller closes.
 
     Raises:
-        CxrError: there is something else under that name.
+        NoFileError: there is something else under that name.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise CxrError(f"{path} is a link, expected a file of ours; remove the link") from None
+        raise NoFileError(f"{path} is a link, expected a file of ours; remove the link") from None
     try:
         _check_regular(descriptor, path)
         if flags & os.O_RDWR and os.fstat(descriptor).st_nlink > 1:
-            raise CxrError(f"{path} is a link to another file, expected one of ours; remove the link")
+            raise NoFileError(f"{path} is a link to another file, expected one of ours; remove the link")
     except BaseException:
         os.close(descriptor)
         raise
@@ -150,7 +156,7 @@ def _check_regular(descriptor: int, path: str) -> None:
     """Refuses what is no file, in words of what it is."""
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        raise CxrError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a file")
+        raise NoFileError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a file")
 
 
 def identity(path: str) -> object:
