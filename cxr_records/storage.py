@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,18 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")
 _ONE_SLASH = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _told: set[str] = set()  # for what this process has said that there are no locks
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{32}$")
+
+
+class NoFileError(CxrError):
+    """Under a name that should be a file's is something else: a folder, a FIFO, a device, a link."""
 
 
 def is_url(path: str) -> bool:
@@ -145,6 +157,98 @@ def read_bytes(path: str) -> bytes:
     """Returns all bytes of a file."""
     with open_read(path) as file:
         return file.read()
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Opens a file as `open_read`, but no FIFO, device or socket, from which reading may never end.
+
+    For files that came with a dataset. Links are followed: many tools keep large files behind them.
+
+    Raises:
+        NoFileError: it is something else than a file.
+        OSError: it is missing, or cannot be opened.
+    """
+    if is_url(path):
+        return open_read(path)
+    # Without waiting for who writes into a FIFO; of files it means nothing.
+    descriptor = os.open(local_path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(descriptor, path)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str, most_bytes: int) -> bytes:
+    """Returns all bytes of a file as `open_regular` opens it.
+
+    Raises:
+        CxrError: as `open_regular`; or it has more than so many bytes.
+    """
+    with open_regular(path) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise CxrError(f"{path} has more than {most_bytes:,} bytes, which none of ours has")
+    return data
+
+
+def open_own(path: str, flags: int) -> int:
+    """Opens a local file that only this program makes and changes, and nothing that a link leads to.
+
+    Args:
+        path: of the file.
+        flags: of `os.open`; what is created may be read by all.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        NoFileError: there is something else under that name.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise NoFileError(f"{path} is a link, expected a file of ours; remove the link") from None
+    try:
+        _check_regular(descriptor, path)
+        if flags & os.O_RDWR and os.fstat(descriptor).st_nlink > 1:
+            raise NoFileError(f"{path} is a link to another file, expected one of ours; remove the link")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(descriptor: int, path: str) -> None:
+    """Refuses what is no file, in words of what it is."""
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        raise NoFileError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a file")
+
+
+def identity(path: str) -> object:
+    """Returns what changes when a file is written anew, whatever it then holds.
+
+    None where it is missing, or its storage does not tell more than a size.
+    """
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        with _said_clearly(path):
+            try:
+                info = filesystem.info(name)
+            except FileNotFoundError:
+                return None
+        told = tuple(str(info[key]) for key in ("ETag", "etag", "generation", "md5") if info.get(key))
+        told += (str(time),) if (time := _mtime_ns(info)) else ()
+        return (*told, info.get("size")) if told else None
+    try:
+        status = local_path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def file_size(path: str) -> int:
@@ -365,12 +469,13 @@ def lock(path: str, what: str) -> Iterator[None]:
     process never blocks. On remote storage there is no lock; writes are whole and idempotent there.
 
     Raises:
-        CxrError: another command holds it; the message names its process and machine.
+        CxrError: another command holds it; the message names its process and machine. Or the lock file is a
+            link, whose file would be written over.
     """
     if is_url(path):
         yield
         return
-    descriptor = os.open(local_path(path), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_own(str(local_path(path)), os.O_RDWR | os.O_CREAT)
     try:
         try:
             flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, os.path.dirname(path))

@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import fcntl
 import hashlib
+import os
 import threading
 from pathlib import Path
 
@@ -208,3 +209,77 @@ def test_names_and_sizes_of_a_folder_are_listed(tmp_path):
     for name, data in (("a", b"123"), ("b", b"12")):
         storage.write_bytes(f"memory://listed/{name}", data)
     assert listed_sizes("memory://listed") == {"a": 3, "b": 2}
+
+
+# What is not ours
+
+
+@pytest.mark.parametrize(
+    "sha256",
+    ["../thesis", "/etc/passwd", "", "0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n", "../" * 20 + "abcd"],
+)
+def test_what_is_no_sha256_names_no_file_and_removes_none(tmp_path, sha256):
+    mine = tmp_path / "thesis-a"
+    mine.write_bytes(b"years of work")
+    (tmp_path / "a").write_bytes(b"other")
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+
+    with pytest.raises(CxrError) as error:
+        cache.fetch(str(tmp_path / "a"), 5, sha256)
+    assert str(error.value) == (
+        f"{str(tmp_path / 'a')!r} with sha256 {sha256!r}: expected a plain name and 64 hexadecimal digits; "
+        "nothing was fetched"
+    )
+    assert mine.read_bytes() == b"years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "cache", "thesis-a"]
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_files_of_other_names_are_neither_counted_nor_removed(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 1000)
+    (cache.folder / "thesis.tex").write_bytes(b"x" * 5000)
+    (cache.folder / ("0" * 64 + "-folder")).mkdir()
+    (cache.folder / ("1" * 64 + "-link")).symlink_to(cache.folder / "thesis.tex")
+
+    for name in "ab":
+        cache.fetch(*source(name)).release()
+
+    assert files(cache) == {"b", "", "folder", "link"}  # "": a name without a dash
+    assert (cache.folder / "thesis.tex").read_bytes() == b"x" * 5000
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard"])
+@pytest.mark.parametrize("name", ["lock", "{0}-a.part"])
+def test_a_link_in_the_cache_is_not_written_through(source, tmp_path, kind, name):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    mine, link = tmp_path / "mine", cache.folder / name.format(digest)
+    if kind != "dangling":
+        mine.write_bytes(b"years of work")
+    link.hardlink_to(mine) if kind == "hard" else link.symlink_to(mine)
+
+    with pytest.raises(CxrError) as error:
+        cache.fetch(path, size, digest)
+    assert str(error.value).startswith(f"{link} is a link")
+    assert str(error.value).endswith("; remove the link")
+    assert mine.exists() == (kind != "dangling")
+    assert kind == "dangling" or mine.read_bytes() == b"years of work"
+
+
+def test_a_link_under_the_name_of_a_fetched_file_is_not_read(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    (cache.folder / f"{digest}-a").symlink_to(path)
+
+    with pytest.raises(CxrError, match=r"-a is a link, expected a file of ours; remove the link$"):
+        cache.fetch(path, size, digest)
+    assert Path(path).read_bytes() == b"a" * 1000
+
+
+def test_a_fifo_in_the_cache_is_said_and_not_waited_for(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    os.mkfifo(cache.folder / f"{digest}-a")
+
+    with pytest.raises(CxrError, match=r"-a is a FIFO, expected a file$"):
+        cache.fetch(path, size, digest)

@@ -15,7 +15,7 @@ ORDER = [
     "__init__", "errors", "findings", "names", "filetypes", "seeding", "urls", "streams", "progress", "quiet",
     "layout", "storage", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling", "images", "config",
-    "manifest", "dataset", "cache", "tfio", "reader",
+    "manifest_schema", "manifest", "record_table", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
     "cli", "bench", "demo", "__main__",
