@@ -22,6 +22,7 @@ from cxr_records.metadata import read_metadata
 from cxr_records.splits import list_digest
 from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.evaluation import claims
 from cxr_records.trainers.evaluation.bootstrap import draws_of
 from cxr_records.trainers.evaluation.evaluate import compare_runs, evaluate, evaluate_run, evaluate_table
 from cxr_records.trainers.evaluation.metrics import Ranking, youden_threshold
@@ -112,7 +113,10 @@ def test_a_part_of_the_official_list_is_called_a_part(nih, real):
     found = real(test_list=str(nih / "test_list.txt.gz"))
 
     assert found.split_claim.text == "5,213 of the 25,596 images of NIH's official test list: a part"
-    assert found.warnings[0] == "20,383 of the 25,596 images of the test list have no scores"
+    assert (
+        found.warnings[0]
+        == "20,383 of the 25,596 images of the test list have no scores (first: 00000003_000.png)"
+    )
 
 
 @pytest.mark.parametrize(("task", "area"), [("binary", 0.718), ("binary:Pneumothorax", 0.886)])
@@ -208,9 +212,47 @@ def test_a_class_without_positives_is_left_out_of_the_mean_and_said(scored_run):
 
     assert found.auroc["Hernia"] == Interval(None)
     assert "Hernia: no positive image, so no measure" in found.warnings
+    assert found.macro_lacks == ("Hernia",)
     others = [entry.value for entry in found.auroc.values() if entry.value is not None]
     assert found.macro_auroc.value == pytest.approx(np.mean(others), abs=1e-6)
     assert found.curves["Hernia"] is None
+
+
+def test_a_table_without_a_class_has_a_mean_of_the_others_and_says_so(lookalike, tmp_path, capfd):
+    names = read_metadata(str(lookalike.metadata)).table["image_id"]
+    random = np.random.default_rng(0).random((len(names), 14))
+    scores = pd.DataFrame(random, columns=list(FINDINGS)).assign(image=names)
+    scores.drop(columns="Mass").to_csv(tmp_path / "s.csv", index=False)
+    words = ["evaluate", "--predictions", tmp_path / "s.csv", "--metadata", lookalike.metadata]
+    words = [str(word) for word in [*words, "--out", tmp_path / "out", "--draws", "0"]]
+
+    assert run_command(words) == 0
+    out = capfd.readouterr().out
+    assert "\nmacro (13 of 14 classes: no Mass) " in out
+    assert "\ncalibration error (13 of 14 classes: no Mass) " in out
+    assert "; compare with no published result\n" in out
+    assert run_command([*words, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["macro_lacks"] == ["Mass"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["macro_lacks"] == ["Mass"]
+    assert "macro (13 of 14 classes: no Mass)" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_mean_of_fewer_classes_is_not_set_beside_published_ones(lookalike, tmp_path, monkeypatch):
+    images = read_metadata(str(lookalike.metadata))
+    names = images.table["image_id"]
+    monkeypatch.setattr(claims, "OFFICIAL_TEST", list_digest(list(names)))
+    random = np.random.default_rng(0).random((len(names), 14))
+    scores = pd.DataFrame(random, columns=list(FINDINGS)).assign(image=names)
+
+    def evaluated(table: pd.DataFrame) -> Evaluation:
+        table.to_csv(tmp_path / "s.csv", index=False)
+        return evaluate_table(str(tmp_path / "s.csv"), str(lookalike.metadata), draws=0)
+
+    whole, lacking = evaluated(scores), evaluated(scores.drop(columns="Mass"))
+    assert images.findings.any(axis=0).all()
+    assert (whole.comparison.comparable, whole.macro_lacks) == (True, ())
+    assert lacking.split_claim.official
+    assert (lacking.comparison.comparable, lacking.macro_lacks) == (False, ("Mass",))
 
 
 def test_scored_images_that_were_trained_on_are_found(scored_run, dataset, tmp_path, capfd):

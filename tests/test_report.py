@@ -1,6 +1,7 @@
 """The report: self-contained, complete, escaped, the same bytes for the same numbers."""
 
 import dataclasses
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from evaluations import NAMES, read_expected
 
+from cxr_records.findings import FINDINGS
 from cxr_records.trainers.evaluation.published import RESULTS, comparison
 from cxr_records.trainers.evaluation.report import write_comparison, write_report
 from cxr_records.trainers.evaluation.results import Difference, Evaluation, RunComparison
-from cxr_records.trainers.evaluation.summary import interval, number
+from cxr_records.trainers.evaluation.summary import difference_lines, interval, number, table_lines
 
 HISTORY = [
     {"epoch": e + 1.0, "loss": 0.5 / (e + 1), "val_loss": 0.4, "val_macro_auroc": 0.7, "learning_rate": 1e-3}
@@ -122,6 +124,59 @@ def test_the_same_numbers_give_the_same_bytes(evaluation, tmp_path, text):
     assert written(evaluation, tmp_path / "b.html", history=HISTORY, thumbnails=pixels) == text
 
 
+def squeezed(page: str) -> str:
+    return " ".join(" ".join(Page(page).text).split())
+
+
+def test_a_mean_over_fewer_classes_says_so_wherever_it_stands(evaluation, tmp_path):
+    history = [{**row, "val_auroc_Mass": 0.7, "val_auroc_Hernia": math.nan} for row in HISTORY]
+    lacking = dataclasses.replace(evaluation, macro_lacks=("Edema", "Hernia"))  # of Edema there are no scores
+    shown = squeezed(written(lacking, tmp_path / "r.html", history=history))
+
+    over = "(2 of 4 classes: no Edema, Hernia)"
+    value = evaluation.macro_auroc.value
+    assert f"{value:.3f} macro AUROC {over} (95% interval" in shown
+    assert f"macro {over} {interval(evaluation.macro_auroc)}" in shown
+    assert "mean (3 of 4 classes: no Edema)" in shown
+    group = evaluation.subgroups[0]
+    assert group.lacks == ("Hernia",)
+    assert f"macro {number(group.macro_auroc)} (2 of 4 classes)" in shown
+    assert f"on a split of ours, a mean over fewer classes {over}. Published" in shown
+    assert "Validation macro AUROC (1 of 2 classes: no Hernia)" in shown
+    whole = dataclasses.replace(evaluation, macro_lacks=())
+    assert "classes:" not in squeezed(written(bare(whole), tmp_path / "w.html", history=HISTORY))
+
+
+def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
+    difference = Difference("runs/first", "runs/second", 9, evaluation.macro_auroc, evaluation.auroc)
+    second = dataclasses.replace(evaluation.identity, run="runs/second")
+    compared = RunComparison((evaluation, dataclasses.replace(evaluation, identity=second)), (difference,))
+
+    write_comparison(compared, str(tmp_path / "c.html"))
+
+    shown, over = squeezed((tmp_path / "c.html").read_text()), "(2 of 3 classes: no Hernia)"
+    assert (
+        f"macro {interval(evaluation.macro_auroc)} {over} {interval(evaluation.macro_auroc)} {over}" in shown
+    )
+    assert f"macro {over} {interval(evaluation.macro_auroc, signed=True)}" in shown
+    assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared.differences))
+
+
+def test_a_balanced_accuracy_over_fewer_classes_says_so(tmp_path):
+    several = bare(read_expected("multiclass"))
+    rows = ((0, 0, 0), *several.multiclass.confusion[1:])
+    changed = dataclasses.replace(
+        several, multiclass=dataclasses.replace(several.multiclass, confusion=rows), macro_lacks=("Mass",)
+    )
+    over = "(2 of 3 classes: no Mass)"
+
+    shown = squeezed(written(changed, tmp_path / "r.html"))
+
+    assert f"balanced accuracy {over}; " in shown
+    assert f"Largest score: balanced accuracy {over} " in shown
+    assert f"\nbalanced accuracy {over} 0." in "\n".join(table_lines(changed))
+
+
 def bare(evaluation: Evaluation, **changes) -> Evaluation:
     """Without what takes long to draw."""
     curves = dict.fromkeys(evaluation.curves)
@@ -141,9 +196,10 @@ def test_what_a_stranger_named_is_escaped(evaluation, tmp_path):
 
 def test_published_results_are_beside_an_official_one_alone(evaluation, tmp_path):
     claim = dataclasses.replace(evaluation.split_claim, official=False)
-    changed = bare(evaluation, split_claim=claim, comparison=comparison(False, "multilabel"))
+    changed = bare(evaluation, split_claim=claim)
+    comparable = bare(evaluation, comparison=comparison(True, "multilabel", FINDINGS))
     own = "".join(Page(written(changed, tmp_path / "a.html")).text)
-    official = "".join(Page(written(bare(evaluation), tmp_path / "b.html")).text)
+    official = "".join(Page(written(comparable, tmp_path / "b.html")).text)
 
     assert "This result is not comparable with them" in own
     assert "not the official split" in own

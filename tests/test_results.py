@@ -11,7 +11,14 @@ from cxr_records.images import ImageFormat
 from cxr_records.tasks import parse_task
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation.evaluate import complete, evaluate
-from cxr_records.trainers.evaluation.results import Evaluation, Identity, ImageTable, SplitClaim, json_bytes
+from cxr_records.trainers.evaluation.results import (
+    Evaluation,
+    Identity,
+    ImageTable,
+    SplitClaim,
+    json_bytes,
+    mean_over,
+)
 from cxr_records.trainers.runs import ClassCount, Run
 
 
@@ -69,6 +76,26 @@ def test_metrics_json_gives_the_evaluation_back(kind):
 
     assert evaluation == make_evaluation(kind)
     assert json_bytes(evaluation.to_json()) == (EXPECTED / f"metrics_{kind}.json").read_bytes()
+
+
+def test_an_evaluation_of_before_says_which_classes_have_no_area():
+    content = json.loads((EXPECTED / "metrics_multilabel.json").read_text())
+    del content["macro_lacks"]
+
+    assert Evaluation.from_json(content) == read_expected("multilabel")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "total", "named", "text"),
+    [
+        ((), 14, True, ""),
+        (("Mass",), 14, True, " (13 of 14 classes: no Mass)"),
+        (("A", "B", "C", "D", "E"), 14, True, " (9 of 14 classes: no A, B, C and 2 more)"),
+        (("Mass",), 14, False, " (13 of 14 classes)"),
+    ],
+)
+def test_a_mean_is_called_by_its_classes(lacks, total, named, text):
+    assert mean_over(lacks, total, named) == text
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"format": "another"}])

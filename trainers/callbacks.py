@@ -16,6 +16,7 @@ from cxr_records.errors import CxrError
 from cxr_records.progress import Progress, say
 from cxr_records.trainers import checkpoints, runs, scoring
 from cxr_records.trainers.evaluation import metrics
+from cxr_records.trainers.evaluation.results import mean_over
 from cxr_records.trainers.inputs import WaitMeter
 
 BATCHES_BETWEEN_SUMMARIES = 100
@@ -58,7 +59,9 @@ class Validation:
             "val_loss": float(self._loss(self._labels.astype(np.int32), logits)),
             "val_macro_auroc": float(np.nanmean(each)) if np.isfinite(each).any() else math.nan,
         }
-        return measured | {f"val_auroc_{name}": float(v) for name, v in zip(self._names, each, strict=True)}
+        return measured | {
+            f"{runs.CLASS_AUROC}{name}": float(v) for name, v in zip(self._names, each, strict=True)
+        }
 
 
 class RunKeeper(_Callback):
@@ -236,7 +239,10 @@ class Display(_Callback):
         parts = [f"epoch {epoch + 1}/{self._epochs}: loss {logs['loss']:.4f}"]
         if "val_macro_auroc" in logs:
             best = " (best so far)" if self._keeper.progress.best_epoch == epoch + 1 else ""
-            parts.append(f"validation macro AUROC {logs['val_macro_auroc']:.4f}{best}")
+            classes = [key for key in logs if key.startswith(runs.CLASS_AUROC)]
+            lacks = [key.removeprefix(runs.CLASS_AUROC) for key in classes if math.isnan(logs[key])]
+            over = mean_over(lacks, len(classes))
+            parts.append(f"validation macro AUROC{over} {logs['val_macro_auroc']:.4f}{best}")
         if self._speed._batches:
             parts.append(f"{logs['images_per_second']:,.0f} images/s")
             parts.append(f"waited for input {logs['input_wait_share']:.1%} of the time")
@@ -273,6 +279,7 @@ class Summaries(_Callback):
         with self._writer.as_default(step=epoch + 1):
             for key, value in logs.items():
                 if isinstance(value, float) and math.isfinite(value):
-                    name = f"auroc/{key[10:]}" if key.startswith("val_auroc_") else f"epoch/{key}"
+                    of_class = key.startswith(runs.CLASS_AUROC)
+                    name = f"auroc/{key.removeprefix(runs.CLASS_AUROC)}" if of_class else f"epoch/{key}"
                     tf.summary.scalar(name, value)
         self._writer.flush()

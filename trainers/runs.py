@@ -23,6 +23,7 @@ LAST_FILE = "checkpoints/last.npz"
 BEST_FILE = "checkpoints/best.npz"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FILE = "predictions.parquet"
+CLASS_AUROC = "val_auroc_"  # begins the columns of history.csv that are of one class
 TENSORBOARD_FOLDER = "tensorboard"
 
 _FORMAT = "cxr_records run"

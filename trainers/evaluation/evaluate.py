@@ -9,6 +9,7 @@ import numpy as np
 from cxr_records import storage
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
 from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
@@ -35,7 +36,7 @@ from cxr_records.trainers.evaluation.results import (
     SplitClaim,
 )
 from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS, subgroups
-from cxr_records.trainers.evaluation.tables import match, read_score_table
+from cxr_records.trainers.evaluation.tables import listed_images, match, read_score_table
 
 _MISTAKES = 12  # of each kind, shared out among the classes, and at least one for each
 _CURVE_POINTS = 200
@@ -72,6 +73,7 @@ def evaluate(
             at = [counts.sensitivity(0.90), counts.sensitivity(0.95)]
             columns.append([counts.auroc(), counts.average_precision(), *at])
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
+        each[:, 1][np.isnan(each[:, 0])] = np.nan  # both means are over the same classes
         macros = np.array([[metrics.macro(row) for row in draw[:2]] for draw in each])
         return np.concatenate([each.reshape(len(each), -1), macros], axis=1)
 
@@ -81,10 +83,14 @@ def evaluate(
         name: _class_measures(scored, validation, place, at_90[place], at_95[place])
         for place, name in enumerate(names)
     }
+    lacks = {*scored.lacking, *(name for name, each in zip(names, auroc, strict=True) if each.value is None)}
     calibrated = calibration.calibrate(scored, validation, run) if scored.are_probabilities else None
     return Measures(
         macro_auroc=macro_auroc,
         macro_auprc=macro_auprc,
+        macro_lacks=tuple(
+            name for name in dict.fromkeys((*FINDINGS, *names, *scored.lacking)) if name in lacks
+        ),
         auroc=dict(zip(names, auroc, strict=True)),
         auprc={
             name: PrecisionInterval(**vars(interval), prevalence=classes[name].prevalence)
@@ -310,8 +316,9 @@ def evaluate_table(
     """
     check_draws(draws)
     task = as_task(task)
-    table, images = read_score_table(predictions), read_metadata(metadata)
-    only = read_list(test_list, "test_list") if test_list else None
+    images = read_metadata(metadata)
+    table = read_score_table(predictions, images)
+    only = listed_images(read_list(test_list, "test_list"), images) if test_list else None
     scored = match(table, images, task, "test list" if only else "all scored images", only)
     dataset = open_dataset(trained_on) if trained_on else None
     identity = Identity(
@@ -336,7 +343,7 @@ def evaluate_table(
         listed &= set(only)
     claim = claims.claim_of_table(sorted(listed), only)
     leaks = claims.find_leaks(dataset, scored) if dataset else ()
-    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, [])
+    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, images.warnings)
 
 
 def complete(
@@ -360,7 +367,9 @@ def complete(
         **everything,
         identity=identity,
         split_claim=claim,
-        comparison=published.comparison(claim.official and not leaks, identity.task),
+        comparison=published.comparison(
+            claim.official and not leaks, identity.task, set(measures.auroc) - set(measures.macro_lacks)
+        ),
         leaks=leaks,
     )
 

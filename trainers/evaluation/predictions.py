@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ class Predictions:
         scores: float64 [n, k].
         mean_scores: float64 [k], over all rows that the model scored, also those that take no part, and
             before scores of 14 findings were made to sum to 1.
+        lacking: classes of the task for which there are no scores.
         warnings: what is to be said of the table.
     """
 
@@ -43,6 +45,7 @@ class Predictions:
     labels: np.ndarray
     scores: np.ndarray
     mean_scores: np.ndarray
+    lacking: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -54,6 +57,36 @@ class Predictions:
     def are_probabilities(self) -> bool:
         """Whether all scores lie between 0 and 1."""
         return bool(((self.scores >= 0) & (self.scores <= 1)).all())
+
+
+def said_of_scores(names: Sequence[str], labels: np.ndarray, scores: np.ndarray) -> list[str]:
+    """Returns what is to be said of scores that rank little or nothing, or that give the labels away.
+
+    Args:
+        names: of the k classes.
+        labels: [n, k], zeros and ones.
+        scores: float64 [n, k].
+    """
+    equal, constant, two = list[str](), list[str](), list[str]()
+    for name, truth, column in zip(names, labels.T, scores.T, strict=True):
+        levels = len(np.unique(column))
+        if levels <= 2 < len(column):
+            (constant if levels == 1 else equal if (column == truth).all() else two).append(name)
+
+    def listed(some: list[str]) -> str:
+        return f"all {len(names)} classes" if len(some) == len(names) > 3 else ", ".join(some)
+
+    said = []
+    if equal:
+        said.append(f"the scores of {listed(equal)} equal the labels: no model's scores")
+    if two:
+        said.append(
+            f"the scores of {listed(two)} hold two values only: thresholded, no ranking; an AUROC of them "
+            "is that of one operating point"
+        )
+    if constant:
+        said.append(f"the scores of {listed(constant)} hold one value only: they rank nothing")
+    return said
 
 
 def write_predictions(path: str, table: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ It shows what metrics.json holds, and nothing that is not in it. The same metric
 import base64
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from cxr_records.trainers.evaluation.results import (
     Interval,
     Multiclass,
     RunComparison,
+    mean_over,
 )
 from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
 from cxr_records.trainers.evaluation.summary import number
@@ -178,9 +180,12 @@ def _training_pictures(histories: Mapping[str, History]) -> list[tuple[str, str]
     """Title and picture of each column of history.csv that is shown."""
     if not histories:
         return []
+    classes = {key for rows in histories.values() for key in rows[-1] if key.startswith(runs.CLASS_AUROC)}
+    lacks = [key for key in classes if any(math.isnan(rows[-1].get(key, 0)) for rows in histories.values())]
+    over = mean_over([key.removeprefix(runs.CLASS_AUROC) for key in sorted(lacks)], len(classes))
     shown = (
         ("Loss", ("loss", "val_loss")),
-        ("Validation macro AUROC", ("val_macro_auroc",)),
+        (f"Validation macro AUROC{over}", ("val_macro_auroc",)),
         ("Learning rate", ("learning_rate",)),
     )
     return [(title, plots.history(histories, keys, f"{title} by epoch")) for title, keys in shown]

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxr_records.errors import UsageError
@@ -114,6 +114,12 @@ class Multiclass:
     prior_corrected_confusion: tuple[tuple[int, ...], ...]
     accuracy: float
 
+    @property
+    def over(self) -> str:
+        """Behind the name of a balanced accuracy: `mean_over` of the classes that have images."""
+        empty = [name for name, row in zip(self.class_names, self.confusion, strict=True) if not sum(row)]
+        return mean_over(empty, len(self.class_names))
+
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
@@ -186,6 +192,11 @@ class Subgroup:
     macro_auroc: float | None
     auroc: Mapping[str, SubgroupAuroc]
 
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """Classes with scores that its mean is not over."""
+        return tuple(name for name, each in self.auroc.items() if each.value is None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
@@ -228,7 +239,9 @@ class Measures:
 
     Attributes:
         macro_auroc: mean over the classes that have one.
-        macro_auprc: the same.
+        macro_auprc: mean over the same classes.
+        macro_lacks: classes of the task that these means are not over: without scores, or without
+            positives or negatives among the images.
         auroc: areas under the ROC curve.
         auprc: average precisions.
         classes: counts, sensitivities, operating points.
@@ -242,6 +255,7 @@ class Measures:
 
     macro_auroc: Interval
     macro_auprc: Interval
+    macro_lacks: tuple[str, ...]
     auroc: Mapping[str, Interval]
     auprc: Mapping[str, PrecisionInterval]
     classes: Mapping[str, ClassMeasures]
@@ -251,6 +265,29 @@ class Measures:
     mistakes: tuple[Mistake, ...]
     curves: Mapping[str, Curves | None]
     warnings: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the task, also those without scores."""
+        return len({*self.auroc, *self.macro_lacks})
+
+    @property
+    def over(self) -> str:
+        """Behind the name of a macro AUROC or AUPRC: `mean_over` of its classes."""
+        return mean_over(self.macro_lacks, self.num_classes)
+
+    @property
+    def calibration_over(self) -> str:
+        """Behind the name of a mean of calibration: `mean_over` of the classes that have scores."""
+        return mean_over(self._without_scores, self.num_classes)
+
+    def group_over(self, group: Subgroup) -> str:
+        """Behind the mean of a subgroup: `mean_over` of its classes."""
+        return mean_over((*group.lacks, *self._without_scores), self.num_classes, named=False)
+
+    @property
+    def _without_scores(self) -> tuple[str, ...]:
+        return tuple(name for name in self.macro_lacks if name not in self.auroc)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,6 +388,9 @@ class Evaluation(Measures):
             or content.get("version") != VERSION
         ):
             raise UsageError(f"found no {FORMAT!r} of version {VERSION}; evaluate again")
+        if "macro_lacks" not in content:  # as evaluations of before are
+            lacks = [name for name, area in content["auroc"].items() if area["value"] is None]
+            content = {**content, "macro_lacks": lacks}
         evaluation: Evaluation = _from_plain(Evaluation, content)
         return evaluation
 
@@ -373,6 +413,11 @@ class Difference:
     macro_auroc: Interval
     auroc: Mapping[str, Interval]
 
+    @property
+    def over(self) -> str:
+        """Behind the name of its mean: `mean_over` of its classes."""
+        return mean_over([name for name, each in self.auroc.items() if each.value is None], len(self.auroc))
+
 
 @dataclasses.dataclass(frozen=True)
 class RunComparison:
@@ -389,6 +434,20 @@ class RunComparison:
             "runs": [evaluation.to_json() for evaluation in self.runs],
             "differences": to_plain(self.differences),
         }
+
+
+def mean_over(lacks: Sequence[str], total: int, named: bool = True) -> str:
+    """Returns what stands behind the name of a mean that is over fewer classes than the task has; else "".
+
+    Args:
+        lacks: classes that it is not over.
+        total: classes of the task.
+        named: whether these are named, such as " (13 of 14 classes: no Mass)", or only counted.
+    """
+    if not lacks:
+        return ""
+    names = ", ".join(lacks[:3]) + (f" and {len(lacks) - 3} more" if len(lacks) > 3 else "")
+    return f" ({total - len(lacks)} of {total} classes{f': no {names}' if named else ''})"
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:

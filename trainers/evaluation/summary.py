@@ -17,6 +17,7 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
         "auprc": {name: thin(interval) for name, interval in evaluation.auprc.items()},
         "macro_auroc": thin(evaluation.macro_auroc),
         "macro_auprc": thin(evaluation.macro_auprc),
+        "macro_lacks": list(evaluation.macro_lacks),
         "split": evaluation.identity.split,
         "official": evaluation.split_claim.official,
         "leaks": list(evaluation.leaks),
@@ -41,16 +42,18 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         area, precision = interval(evaluation.auroc[name]), number(evaluation.auprc[name].value)
         row = f"{name:<20} {about.positives:>9,} {about.positive_patients:>8,}  {area:<22} "
         lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
-    macro = f"{'macro':<20} {'':>9} {'':>8}  {interval(evaluation.macro_auroc):<22} "
+    macro = f"{'macro' + evaluation.over:<38}  {interval(evaluation.macro_auroc):<22} "
     lines.append(macro + number(evaluation.macro_auprc.value))
     if several := evaluation.multiclass:
         corrected = interval(several.prior_corrected_balanced_accuracy)
-        lines.append(f"balanced accuracy {interval(several.balanced_accuracy)}; prior-corrected {corrected}")
+        balanced = interval(several.balanced_accuracy)
+        lines.append(f"balanced accuracy{several.over} {balanced}; prior-corrected {corrected}")
     if measured := evaluation.calibration:
         error, brier = number(measured.macro_ece), number(measured.macro_brier)
         undone = " (the shift by copies undone)" if measured.prior_shift_undone else ""
-        lines.append(f"calibration error {error}, Brier score {brier}{undone}")
-    compare = "" if evaluation.split_claim.official else "; compare with no published result"
+        over = evaluation.calibration_over
+        lines.append(f"calibration error{over} {error}, Brier score {brier}{undone}")
+    compare = "" if evaluation.comparison.comparable else "; compare with no published result"
     lines.append(f"split: {evaluation.split_claim.text}{compare}")
     if evaluation.comparison.comparable:
         official = [result for result in evaluation.comparison.published if result.split == "official"]
@@ -64,7 +67,7 @@ def difference_lines(differences: Sequence[Difference]) -> list[str]:
     lines = ["\ndifference in AUROC, second run less first, on the same images; 95% intervals over patients"]
     for difference in differences:
         macro = interval(difference.macro_auroc, signed=True)
-        lines.append(f"{difference.b} less {difference.a}: macro {macro}")
+        lines.append(f"{difference.b} less {difference.a}: macro{difference.over} {macro}")
         for name, each in difference.auroc.items():
             if each.low is not None and each.high is not None and not each.low <= 0 <= each.high:
                 lines.append(f"  {name:<20} {interval(each, signed=True)}")

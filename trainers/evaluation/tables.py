@@ -3,24 +3,28 @@
 Labels and patients come from NIH's table alone, never from the table of scores.
 """
 
+import csv
 import dataclasses
-import gzip
 import io
+import math
 import re
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
-from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.filetypes import HEAD_BYTES, file_type
 from cxr_records.findings import FINDINGS, NO_FINDING
-from cxr_records.metadata import Metadata
+from cxr_records.metadata import Metadata, as_text, read_content
+from cxr_records.names import ImageNames
 from cxr_records.parquet import read_parquet
 from cxr_records.tasks import ANY_FINDING, Task
 from cxr_records.trainers import runs
-from cxr_records.trainers.evaluation.predictions import Predictions
+from cxr_records.trainers.evaluation.predictions import Predictions, said_of_scores
 
-ENDINGS = (".csv", ".csv.gz", ".parquet")
 # What heads the column of image names, without case and signs.
 _IMAGE_COLUMNS = (
     "imageid",
@@ -34,58 +38,88 @@ _IMAGE_COLUMNS = (
     "id",
 )
 _PREFIXES = ("prob", "probability", "score", "pred", "prediction", "logit", "p")
+_SEPARATORS = (",", ";", "\t")
+# Rows without a score are left out and said up to this share of a table; beyond it something else is wrong.
+_MAX_WITHOUT_SCORE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """Scores of images for findings, as they stood in a table.
+    """Scores of images for findings, as they stood in a table; one row for each image.
 
     Attributes:
-        image_ids: object [n], names as in NIH's table.
+        image_ids: object [n], the names in NIH's table; of images that are not in it, as they stood.
+        known: bool [n], whether an image is in NIH's table.
         names: of the k findings that have scores.
         scores: float64 [n, k].
         warnings: what had to be left out or assumed.
     """
 
     image_ids: np.ndarray
+    known: np.ndarray
     names: tuple[str, ...]
     scores: np.ndarray
     warnings: tuple[str, ...]
 
 
-def read_score_table(path: str) -> ScoreTable:
-    """Reads a table of scores: .csv, .csv.gz or .parquet, local or any fsspec URL.
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """The cells of a file by column, as text or as the values that they are.
 
-    A column heads a finding's scores if it is the finding's name, in any case and with any signs between the
-    words, with or without a prefix such as prob_. Image names may have folders before them and lack ".png".
+    Attributes:
+        path: of the file.
+        header: names of the columns.
+        columns: aligned with it.
+        places: where each row stands, for messages: "line 5", "row 4".
+    """
+
+    path: str
+    header: list[str]
+    columns: list[Sequence[Any]]
+    places: list[str]
+
+
+def read_score_table(path: str, metadata: Metadata) -> ScoreTable:
+    """Reads a table of scores: CSV or Parquet, compressed or not; local or any fsspec URL.
+
+    What kind of file it is, its first bytes tell and not its name. CSV may have commas, semicolons or tabs. A
+    column heads a finding's scores if it is the finding's name, in any case and with any signs between the
+    words, with or without a prefix such as prob_. Beside columns with a prefix, those without one that hold
+    zeros and ones alone are labels that the table brings along: they are not read. Images are named as
+    `names.ImageNames.find` takes them.
+
+    Args:
+        path: of the table.
+        metadata: NIH's table, whose images are meant.
 
     Raises:
-        UsageError: another ending, no file, or no column for images or for any finding.
-        CxrError: the file is damaged, a score is no number, or an image has two different rows.
+        UsageError: no file, or no column for images or for any finding, or two for one.
+        CxrError: the file is damaged or of another kind, a score is no number, more than 1% of the rows lack
+            one, or an image has two different rows.
     """
     table = _read(path)
-    image_column = _image_column(table)
-    if image_column is None:
-        raise UsageError(
-            f"{path}: found columns {_listed(table.columns)}; expected one of image names, such as "
-            "image_id or Image Index"
-        )
-    columns = _finding_columns(path, table)
+    image_ids = _image_names(table)
+    columns, warnings = _finding_columns(table)
     if not columns:
         raise UsageError(
-            f"{path}: found columns {_listed(table.columns)}; expected scores under names of findings, such "
+            f"{path}: found columns {_listed(table.header)}; expected scores under names of findings, such "
             f"as prob_{FINDINGS[0]} or {FINDINGS[0]}"
         )
-    warnings = []
-    if lacking := [name for name in FINDINGS if name not in columns]:
-        warnings.append(f"no scores for {', '.join(lacking)}")
-    try:
-        scores = table[list(columns.values())].to_numpy(np.float64)
-    except (ValueError, TypeError) as error:
-        raise CxrError(f"{path}: found a score that is no number ({error})") from None
-    image_ids = table[image_column].astype(str).map(_image_id).to_numpy(object)
-    kept, said = _checked(path, image_ids, scores)
-    return ScoreTable(image_ids[kept], tuple(columns), scores[kept], (*warnings, *said))
+    scores = _scores(table, image_ids, columns)
+    with_score, said = _with_scores(table, image_ids, columns, scores)
+    warnings += said
+    found = _in_table(image_ids, ImageNames(metadata.table["image_id"]))
+    names = np.array([image_id or name for image_id, name in zip(found, image_ids, strict=True)], object)
+    rows = np.flatnonzero(with_score)
+    kept, said = _once_each(table, names, image_ids, scores, rows)
+    known = np.array([image_id is not None for image_id in found], bool)
+    return ScoreTable(names[kept], known[kept], tuple(columns), scores[kept], (*warnings, *said))
+
+
+def listed_images(names: Sequence[str], metadata: Metadata) -> list[str]:
+    """Returns the images that a list names, each once; names of no image in NIH's table as they stand."""
+    found = _in_table(names, ImageNames(metadata.table["image_id"]))
+    return list(dict.fromkeys(image_id or name for image_id, name in zip(found, names, strict=True)))
 
 
 def match(
@@ -101,7 +135,7 @@ def match(
         metadata: NIH's table.
         task: which task.
         split: what to call the images.
-        only: names of the images to evaluate; None for all that were scored.
+        only: the images to evaluate, of `listed_images`; None for all that were scored.
 
     Raises:
         UsageError: no image is left, or the task needs scores that are not there.
@@ -109,7 +143,7 @@ def match(
     row_of = dict(zip(metadata.table["image_id"], range(len(metadata)), strict=True))
     rows = np.array([row_of.get(image_id, -1) for image_id in table.image_ids], np.int64)
     warnings = list(table.warnings)
-    known = rows >= 0
+    known = table.known.copy()
     if not known.any():
         raise UsageError(
             f"found {len(rows):,} images with scores, none of which is in the table of images, "
@@ -127,8 +161,12 @@ def match(
     if only is not None:
         wanted = set(only)
         listed = np.array([image_id in wanted for image_id in table.image_ids], bool)
-        if lacking := len(wanted) - int((listed & known).sum()):
-            warnings.append(f"{lacking:,} of the {len(wanted):,} images of the test list have no scores")
+        scored = set(table.image_ids[listed & known])
+        if lacking := [name for name in only if name not in scored]:
+            warnings.append(
+                f"{len(lacking):,} of the {len(wanted):,} images of the test list have no scores "
+                f"(first: {lacking[0]})"
+            )
         known &= listed
     selection = task.select(metadata.findings[rows])
     kept = known & selection.kept
@@ -136,6 +174,10 @@ def match(
         raise UsageError(
             f"found no scored image for task {task.name}" + " in `test_list`" * (only is not None)
         )
+    used = [place for place, name in enumerate(table.names) if name in _needed(task)]
+    used_names = [table.names[place] for place in used]
+    labels = metadata.findings[rows[kept]][:, [FINDINGS.index(name) for name in used_names]]
+    warnings += said_of_scores(used_names, labels, table.scores[kept][:, used])
     about = metadata.table.iloc[rows[kept]]
     places = [runs.score_names(task).index(name) for name in names]
     return Predictions(
@@ -150,8 +192,17 @@ def match(
         labels=runs.class_rows(task, selection.labels[kept])[:, places].astype(np.int64),
         scores=scores[kept],
         mean_scores=mean_scores,
+        lacking=tuple(name for name in runs.score_names(task) if name not in names),
         warnings=tuple(warnings),
     )
+
+
+def _needed(task: Task) -> tuple[str, ...]:
+    """The findings whose scores a task is made of."""
+    sides = task.class_names[:2]
+    if task.kind != "binary" or ANY_FINDING in sides:
+        return FINDINGS
+    return tuple(name for name in sides if name != NO_FINDING)
 
 
 def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -162,13 +213,12 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
         raise UsageError(f"`task={task.name}`: can be derived from probabilities only, not from other scores")
     if task.with_no_finding:
         raise UsageError(f"`task={task.name}`: No Finding has no score in a table of findings")
-    first, second = task.class_names[0], task.class_names[1]
-    needed = FINDINGS if task.kind == "multiclass" or ANY_FINDING in (first, second) else (first, second)
-    if lacking := [name for name in needed if name not in (*table.names, NO_FINDING)]:
+    if lacking := [name for name in _needed(task) if name not in table.names]:
         raise UsageError(f"`task={task.name}`: found no scores for {', '.join(lacking)}")
     by_name = dict(zip(table.names, table.scores.T, strict=True))
     if task.kind == "multiclass":
         return np.stack([by_name[name] for name in FINDINGS], axis=1), FINDINGS
+    first, second = task.class_names[0], task.class_names[1]
     if ANY_FINDING in (first, second):
         score = 1 - np.prod([1 - by_name[name] for name in FINDINGS], axis=0)
         score = score if second == ANY_FINDING else 1 - score
@@ -179,40 +229,138 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
     return score[:, np.newaxis], (second,)
 
 
-def _read(path: str) -> pd.DataFrame:
-    if not path.lower().endswith(ENDINGS):
-        raise UsageError(f"`predictions={path}`: expected a file that is one of {', '.join(ENDINGS)}")
-    if not storage.exists(path):
-        raise UsageError(f"`predictions={path}`: no such file")
-    content = storage.read_bytes(path)
+def _read(path: str) -> _Table:
+    content = read_content(path, "predictions")
+    kind = file_type(content[:HEAD_BYTES])
+    if kind == "parquet":
+        return _parquet_table(path, content)
+    if kind:
+        what = "an Excel workbook or another zip" if kind == "zip" else f"a file of kind {kind}"
+        raise CxrError(f"{path}: found {what}; expected a table of scores as CSV or Parquet: save it as .csv")
+    return _csv_table(path, as_text(path, content))
+
+
+def _parquet_table(path: str, content: bytes) -> _Table:
     try:
-        if path.lower().endswith(".parquet"):
-            table: pd.DataFrame = read_parquet(content).to_pandas()
-            return table
-        text = gzip.decompress(content) if path.lower().endswith(".gz") else content
-        image_column = _image_column(pd.read_csv(io.BytesIO(text), nrows=0))
-        return pd.read_csv(io.BytesIO(text), dtype={image_column: str})  # 00000001 is a name
-    except Exception as error:  # pandas and pyarrow raise many kinds
+        table = read_parquet(content)
+        columns = [_values(column) for column in table.columns]
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise CxrError(f"{path} cannot be read as a table ({' '.join(str(error).split())})") from error
+    places = [f"row {row}" for row in range(1, len(table) + 1)]
+    return _Table(path, list(map(str, table.column_names)), columns, places)
 
 
-def _image_column(table: pd.DataFrame) -> str | None:
-    plain = {_plain(column): column for column in table.columns}
-    return next((plain[name] for name in _IMAGE_COLUMNS if name in plain), None)
+def _values(column: pa.ChunkedArray) -> Sequence[Any]:
+    """Numbers as float64, nulls NaN; everything else as the Python values that stand there."""
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        values: Sequence[Any] = column.to_numpy().astype(np.float64)
+        return values
+    values = column.to_pylist()
+    return values
 
 
-def _finding_columns(path: str, table: pd.DataFrame) -> dict[str, str]:
-    """The column of each finding, in the order of FINDINGS."""
-    heads: dict[str, str] = {}
-    for column in table.columns:
-        # Labels that the table brings along are none of our business.
-        if (name := _finding_of(column)) and pd.api.types.is_numeric_dtype(table[column]):
-            if name in heads:
-                raise UsageError(
-                    f"{path}: found two columns of {name}: {heads[name]} and {column}; remove one"
-                )
-            heads[name] = column
-    return {name: heads[name] for name in FINDINGS if name in heads}
+def _csv_table(path: str, text: str) -> _Table:
+    rows, places = [], []
+    try:
+        for line, row in _csv_rows(text, _separator(text)):
+            rows.append(row)
+            places.append(f"line {line}")
+    except csv.Error as error:
+        raise CxrError(f"{path} cannot be read as a table ({error}); expected CSV or Parquet") from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    while header and not header[-1]:  # lines may end in a separator
+        header.pop()
+    for place, row in zip(places, rows, strict=True):
+        if len(row) < len(header) or any(row[len(header) :]):
+            raise CxrError(
+                f"{path}, {place}: found {len(row)} values where the first line has {len(header)} columns; "
+                "complete the line, or write the table again"
+            )
+    columns = list(zip(*(row[: len(header)] for row in rows[1:]), strict=True))
+    return _Table(path, header, columns or [()] * len(header), places[1:])
+
+
+def _csv_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, with the line on which each ends."""
+    # strict: without it, a quote that is never closed swallows the rows after it in silence.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    yield from ((reader.line_num, row) for row in reader if any(row))
+
+
+def _separator(text: str) -> str:
+    """The one that makes a column of image names of the first line; a comma where none does."""
+    for separator in _SEPARATORS:
+        _, header = next(_csv_rows(text, separator), (0, []))
+        if any(_plain(name) in _IMAGE_COLUMNS for name in header):
+            return separator
+    return _SEPARATORS[0]
+
+
+def _image_names(table: _Table) -> list[str]:
+    """The names of images, as they stand."""
+    plain = [_plain(name) for name in table.header]
+    wanted = next((name for name in _IMAGE_COLUMNS if name in plain), None)
+    if wanted is None:
+        raise UsageError(
+            f"{table.path}: found columns {_listed(table.header)}; expected one of image names, such as "
+            "image_id or Image Index"
+        )
+    places = [place for place, name in enumerate(plain) if name == wanted]
+    if len(places) > 1:
+        one, other = (table.header[place] for place in places[:2])
+        raise UsageError(f"{table.path}: found two columns of image names: {one} and {other}; remove one")
+    values = table.columns[places[0]]
+    if not len(values):
+        raise CxrError(f"{table.path}: found a header and no rows; expected one row for each image")
+    names = [_text(value) for value in values]
+    for place, name in zip(table.places, names, strict=True):
+        if not name:
+            raise CxrError(f"{table.path}, {place}: found no name of an image; expected one in each row")
+    return names
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
+
+
+def _finding_columns(table: _Table) -> tuple[dict[str, int], list[str]]:
+    """The place of each finding's column, in the order of FINDINGS, and what is to be said of the choice."""
+    heads: dict[str, list[int]] = {}
+    for place, column in enumerate(table.header):
+        if name := _finding_of(column):
+            heads.setdefault(name, []).append(place)
+    bare = [place for name, places in heads.items() for place in places if _is_bare(table, place)]
+    labels = [place for place in bare if _holds_labels(table.columns[place])]
+    if len(bare) == sum(map(len, heads.values())):
+        labels = []  # nothing else could be scores
+    chosen = {}
+    for name in FINDINGS:
+        places = [place for place in heads.get(name, ()) if place not in labels]
+        if len(places) > 1:
+            one, other = (table.header[place] for place in places[:2])
+            raise UsageError(f"{table.path}: found two columns of {name}: {one} and {other}; remove one")
+        if places:
+            chosen[name] = places[0]
+    said = []
+    if labels:
+        said.append(
+            f"columns of zeros and ones beside scores are taken for labels, and not read: "
+            f"{_listed([table.header[place] for place in labels])}"
+        )
+    if lacking := [name for name in FINDINGS if name not in chosen]:
+        said.append(f"no scores for {', '.join(lacking)}")
+    return chosen, said
+
+
+def _is_bare(table: _Table, place: int) -> bool:
+    """Whether a finding's column is headed by its name alone."""
+    return _plain(table.header[place]) in map(_plain, FINDINGS)
+
+
+def _holds_labels(values: Sequence[Any]) -> bool:
+    return all(str(value).strip().lower() in ("0", "1", "0.0", "1.0", "true", "false") for value in values)
 
 
 def _finding_of(column: str) -> str | None:
@@ -225,34 +373,90 @@ def _finding_of(column: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", str(text).lower())
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-def _image_id(text: str) -> str:
-    name = text.strip().replace("\\", "/").rsplit("/", 1)[-1]
-    return name if "." in name else f"{name}.png"
+def _scores(table: _Table, image_ids: Sequence[str], columns: dict[str, int]) -> np.ndarray:
+    """Returns float64 [n, k], NaN where a cell is empty; refuses what is no number."""
+    scores, bad = np.empty((len(image_ids), len(columns))), []
+    for column, place in enumerate(columns.values()):
+        values = table.columns[place]
+        if isinstance(values, np.ndarray):
+            scores[:, column] = values
+            continue
+        for row, value in enumerate(values):
+            try:
+                scores[row, column] = _number(value)
+            except ValueError:
+                bad.append((row, place, str(value)))
+                break
+    if bad:
+        row, place, text = min(bad)
+        raise CxrError(
+            f"{table.path}, {table.places[row]} (image {image_ids[row]!r}), column {table.header[place]!r}: "
+            f"found {text[:80]!r}; expected a number such as 0.25, or an empty cell"
+        )
+    return scores
 
 
-def _checked(path: str, image_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Which rows can be used, and what is to be said of the others."""
-    said, kept = [], np.isfinite(scores).all(axis=1)
-    if not kept.all():
-        said.append(f"{(~kept).sum():,} rows with a score that is NaN or infinite: left out")
-    if not kept.any():
-        raise CxrError(f"{path}: every row holds a score that is NaN or infinite")
-    frame = pd.DataFrame(scores).assign(image_id=image_ids)
-    doubled = frame.duplicated("image_id", keep="first").to_numpy()
-    if doubled.any():
-        different = doubled & ~frame.duplicated(keep="first").to_numpy()
-        if different.any():
-            name = image_ids[different][0]
-            raise CxrError(
-                f"{path}: found {different.sum():,} images with two different rows (the first is {name}); "
-                "expected one row for each image: average them first"
-            )
-        said.append(f"{doubled.sum():,} rows stand twice: counted once")
-    return kept & ~doubled, said
+def _number(value: Any) -> float:
+    """Returns the number that a cell holds, NaN for an empty one.
+
+    Raises:
+        ValueError: it holds something else, such as True, 12% or 0,5.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, str) or not value.isascii() or "_" in value:  # Python reads 1_5 as 15
+        raise ValueError
+    return float(value) if value.strip() else math.nan
 
 
-def _listed(columns: pd.Index) -> str:
-    return ", ".join(map(str, columns[:6])) + (", ..." if len(columns) > 6 else "")
+def _with_scores(
+    table: _Table, image_ids: Sequence[str], columns: dict[str, int], scores: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """Which rows have all their scores, and what is to be said of the others."""
+    missing = ~np.isfinite(scores)
+    rows = np.flatnonzero(missing.any(axis=1))
+    if not len(rows):
+        return np.ones(len(scores), bool), []
+    column = table.header[list(columns.values())[int(missing[rows[0]].argmax())]]
+    what = f"a score that is empty, NaN or infinite (first: {image_ids[rows[0]]}, column {column})"
+    if len(rows) > _MAX_WITHOUT_SCORE * len(scores):
+        raise CxrError(
+            f"{table.path}: {len(rows):,} of {len(scores):,} rows have {what}; expected at most "
+            f"{_MAX_WITHOUT_SCORE:.0%}: give them scores, or remove these rows or that column"
+        )
+    return ~missing.any(axis=1), [f"{len(rows):,} rows with {what}: left out"]
+
+
+def _in_table(names: Sequence[str], images: ImageNames) -> list[str | None]:
+    return [images.find(name) for name in names]
+
+
+def _once_each(
+    table: _Table, names: np.ndarray, as_written: Sequence[str], scores: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """Of some rows the first one of each image, and what is to be said of the others."""
+    first_of: dict[str, int] = {}
+    different: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        first = first_of.setdefault(names[row], row)
+        if first != row and (scores[first] != scores[row]).any():
+            different.setdefault(names[row], (first, row))
+    if different:
+        name, places = next(iter(different.items()))
+        spelled = " and ".join(f"{as_written[row]} in {table.places[row]}" for row in places)
+        raise CxrError(
+            f"{table.path}: found {len(different):,} images with two different rows (the first is {name}: "
+            f"{spelled}); expected one row for each image: average them first"
+        )
+    kept = np.array(list(first_of.values()), np.int64)
+    doubled = len(rows) - len(kept)
+    return kept, [f"{doubled:,} rows stand twice: counted once"] if doubled else []
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(columns[:6]) + (", ..." if len(columns) > 6 else "")
