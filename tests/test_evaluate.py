@@ -20,7 +20,7 @@ from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
 from cxr_records.splits import list_digest
-from cxr_records.trainers import runs
+from cxr_records.trainers import digests, runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import claims
 from cxr_records.trainers.evaluation.bootstrap import draws_of
@@ -44,6 +44,12 @@ def real(nih) -> Callable[..., Evaluation]:
         return evaluate_table(str(table), str(images), **{"draws": 0, **options})
 
     return real
+
+
+def write_config(run: Path, content: dict) -> None:
+    """Writes a changed config.json with the checksum that it has."""
+    content.pop("checksum", None)
+    (run / "config.json").write_bytes(digests.sealed(content))
 
 
 @pytest.fixture
@@ -515,18 +521,21 @@ def test_without_the_dataset_leaks_are_not_looked_for_and_that_is_said(scored_ru
     run = scored_run()
     shutil.copytree(dataset, tmp_path / "moved")
     described = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(described | {"dataset": str(tmp_path / "gone")}))
+    write_config(run, described | {"dataset": str(tmp_path / "gone")})
 
     found = evaluate_run(str(run), draws=0)
 
-    assert "the run's dataset is not at hand: leaks were not looked for" in found.warnings
+    assert (
+        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for"
+        in found.warnings
+    )
     assert found.split_claim.official is False
 
 
 def test_classes_must_be_the_same_to_be_compared(scored_run, build, tmp_path):
     one, other = scored_run("one"), scored_run("other")
     described = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(described | {"task": "binary:Effusion"}))
+    write_config(other, described | {"task": "binary:Effusion"})
 
     with pytest.raises(UsageError, match="cannot be compared: found classes"):
         compare_runs([str(one), str(other)], draws=0)
