@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import click
 
+from cxr_records.cli import PATH
 from cxr_records.quiet import load_tensorflow
 
 WARM_UP_SECONDS = 2.0
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", type=PATH)
 @click.option("--split", default="train", show_default=True, help="Which split is read.")
 @click.option("--task", help="Another task than the dataset's, derived while reading.")
 @click.option("--batch-size", default=256, show_default=True, help="Records of a batch.")

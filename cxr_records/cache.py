@@ -2,14 +2,18 @@
 
 A file here is named by its sha256, is checked before it gets its name, and is kept until room is needed for
 another; then the one not used for the longest time goes. What a process is about to read it holds with a
-lock of the kernel's (flock), which nobody's eviction passes over and which ends with its process.
+lock of the kernel's (flock), which nobody's eviction passes over and which ends with its process. Files of
+other names are not ours: neither counted nor removed. Links are never followed.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import os
+import re
+import stat
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +28,8 @@ FIRST_WAIT_SECONDS = 0.5  # before the second attempt; doubled for each further 
 BLOCK_BYTES = 4 << 20
 _PART = ".part"  # a file that is being fetched
 _LOCK_FILE = "lock"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE = re.compile(r"[0-9a-f]{64}-[^/]+", re.DOTALL)  # what is ours in the folder, with or without _PART
 
 
 def default_cache_folder() -> str:
@@ -58,7 +64,7 @@ class ShardCache:
 
         Args:
             folder: local; None is the user's cache folder.
-            limit_bytes: what all files in it, those half fetched included, may take together.
+            limit_bytes: what all files fetched into it, those half fetched included, may take together.
 
         Raises:
             UsageError: the folder is a URL.
@@ -80,29 +86,38 @@ class ShardCache:
             sha256: of its bytes, in hexadecimal.
 
         Raises:
-            CxrError: it cannot be fetched, its bytes are not those expected, or there is no room for it.
+            CxrError: it cannot be fetched, its bytes are not those expected, there is no room for it, or
+                `sha256` is none.
         """
-        final = self.folder / f"{sha256}-{path.rsplit('/', 1)[-1]}"
+        name = path.rsplit("/", 1)[-1]
+        # Both come from a manifest, which may come from anywhere: no other name than of this form, so that
+        # nothing outside of the folder is ever written or removed.
+        if not _SHA256.fullmatch(sha256) or not name.isprintable():
+            raise CxrError(
+                f"{path!r} with sha256 {sha256!r}: expected a plain name and 64 hexadecimal digits; nothing "
+                "was fetched"
+            )
+        final = self.folder / f"{sha256}-{name}"
         while True:
             if held := self._hold(final, num_bytes, sha256):
                 return held
-            with self._part_of(final) as descriptor:
+            with self._part_of(final) as (descriptor, part):
                 if descriptor is None or final.exists():
                     continue  # another thread or process has fetched it meanwhile
                 self._make_room(path, descriptor, num_bytes)
                 _download(path, descriptor, num_bytes, sha256)
                 os.fsync(descriptor)
-                os.rename(f"{final}{_PART}", final)
+                os.rename(part, final)
                 self._checked.add((final.name, os.fstat(descriptor).st_ino))
 
     def _hold(self, final: Path, num_bytes: int, sha256: str) -> HeldFile | None:
         """Locks a cached file; None where there is none, or it was damaged and is gone now."""
         try:
-            descriptor = os.open(final, os.O_RDONLY)
+            descriptor = storage.open_own(str(final), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            storage.flock(descriptor, fcntl.LOCK_SH, str(self.folder))
             status = os.fstat(descriptor)
             if status.st_nlink == 0:  # evicted between our open and our lock
                 os.close(descriptor)
@@ -122,21 +137,25 @@ class ShardCache:
         return HeldFile(str(final), descriptor)
 
     @contextlib.contextmanager
-    def _part_of(self, final: Path) -> Iterator[int | None]:
+    def _part_of(self, final: Path) -> Iterator[tuple[int | None, Path]]:
         """Opens and locks the temporary file of a fetch, waiting for who fetches the same.
 
-        Yields None where that one is done. What is left of it after an error is removed; what a killed
+        Yields its number and path; None and the path where that one is done. Where there are no locks, each
+        fetch has a file of its own. What is left of it after an error is removed; what a killed
         process left is taken over.
         """
         part = Path(f"{final}{_PART}")
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = storage.open_own(str(part), os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_file(descriptor, part):
-                yield None
+            if not storage.flock(descriptor, fcntl.LOCK_EX, str(self.folder)):
+                os.close(descriptor)
+                part = Path(f"{final}.{uuid.uuid4().hex}{_PART}")
+                descriptor = storage.open_own(str(part), os.O_RDWR | os.O_CREAT)
+            elif not _is_file(descriptor, part):
+                yield None, part
                 return
             try:
-                yield descriptor
+                yield descriptor, part
             finally:
                 if _is_file(descriptor, part):
                     part.unlink()
@@ -145,9 +164,9 @@ class ShardCache:
 
     def _make_room(self, path: str, part: int, num_bytes: int) -> None:
         """Evicts what was not used for the longest time, then takes the room for a file."""
-        lock = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = storage.open_own(str(self.folder / _LOCK_FILE), os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            storage.flock(lock, fcntl.LOCK_EX, str(self.folder))
             os.ftruncate(part, 0)
             files = sorted(self._files(), key=lambda entry: entry[1].st_mtime_ns)
             total = sum(status.st_size for _, status in files)
@@ -166,11 +185,14 @@ class ShardCache:
             os.close(lock)
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """The files that were fetched, or are being so, with what the system says of each."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name != _LOCK_FILE:
+                if _FILE.fullmatch(entry.name):
                     with contextlib.suppress(FileNotFoundError):
-                        yield Path(entry.path), entry.stat()
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            yield Path(entry.path), status
 
 
 def listed_sizes(folder: str) -> dict[str, int | None] | None:
@@ -233,7 +255,7 @@ def _digest(descriptor: int) -> str:
 def _is_file(descriptor: int, path: Path) -> bool:
     """Tells whether an open file is still the one of that name."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
 
@@ -241,11 +263,16 @@ def _is_file(descriptor: int, path: Path) -> bool:
 def _remove_unheld(file: Path) -> bool:
     """Removes a file unless somebody holds it; tells whether it is gone."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = storage.open_own(
+            str(file), os.O_RDWR
+        )  # which NFS asks for where a lock is to be exclusive
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not storage.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, str(file.parent)):
+            return False  # who holds it cannot be known
         file.unlink(missing_ok=True)
     except BlockingIOError:
         return False

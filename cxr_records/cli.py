@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import click
 
-from cxr_records.errors import CxrError, FoundProblems
+from cxr_records import streams
+from cxr_records.errors import CxrError, FoundProblems, UsageError
 
 # name: (module of cxr_records:function, what it does)
 COMMANDS = {
@@ -38,6 +39,24 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the check found problems, or too many images were "
     "rejected; 130 and 143 ended by Ctrl-C and SIGTERM."
 )
+
+
+class PathType(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click
+    """A path or URL of the user's: every option and argument that takes one is of this type."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Applies the one rule for paths, `storage.given`."""
+        from cxr_records import storage
+
+        try:
+            return storage.given(value)
+        except UsageError as error:
+            raise UsageError(f"`{param.name}`: {error}" if param else str(error)) from None
+
+
+PATH = PathType()
 
 
 class LazyGroup(click.Group):
@@ -84,7 +103,7 @@ def cli() -> None:
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", type=PATH)
 @click.option("--deep", is_flag=True, help="Read and check every record, not only the bytes of each file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -123,22 +142,27 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line; every error of the user's is one line, and every process has ended after it."""
+    streams.reopen()
     arguments = sys.argv[1:] if arguments is None else arguments
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish is kept
             signal.signal(number, _terminate)
     code = run(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     # Beam leaves threads behind that Python would wait for, for ever after an interruption.
     os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; what went wrong has been said in one line on stderr."""
+    with streams.doors() as (out, _):
+        code = _run(arguments)
+        out.flush()
+        if out.error is not None and code == 0:
+            code = _say(f"Error: standard output: {out.error.strerror}; the work itself is done", 1)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         return cli.main(arguments, prog_name="cxr-records", standalone_mode=False) or 0
     except click.exceptions.Exit as error:
@@ -153,8 +177,6 @@ def run(arguments: list[str]) -> int:
         return _say("stopped; the same command goes on from here", 130)
     except _Terminated as error:
         return _say("told to end; the same command goes on from here", 128 + error.args[0])
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()

@@ -15,17 +15,15 @@ from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import decode_example
 from cxr_records.images import ImageFormat
-from cxr_records.layout import MANIFEST_FILE, RECORDS_FILE
+from cxr_records.layout import MANIFEST_FILE
 from cxr_records.manifest import Manifest, SplitInfo, read_manifest
-from cxr_records.parquet import read_parquet
+from cxr_records.record_table import VERIFY, disagreements, label_rows, read_record_table
 from cxr_records.tasks import Task
 from cxr_records.tasks import as_task as task_of
 from cxr_records.tfrecord import read_records
 
 if TYPE_CHECKING:  # `load` alone needs TensorFlow
     import tensorflow as tf
-
-VERIFY = "run cxr-records verify on the dataset"  # what to do where something does not fit together
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,21 +162,24 @@ class Dataset:
             rows: of `records`.
 
         Raises:
-            CxrError: a record is damaged.
+            CxrError: a record is damaged, or the dataset was rebuilt since it was opened.
         """
         self.check_unchanged()
         examples = []
         for row in rows.select(["shard", "offset"]).to_pylist():
             path = storage.join(self.path, row["shard"])
-            with storage.open_read(path) as file:
-                file.seek(row["offset"])
-                try:
+            try:
+                with storage.open_regular(path) as file:
+                    file.seek(row["offset"])
                     _, data = next(read_records(file))
                     examples.append(decode_example(data))
-                except (StopIteration, ValueError) as error:
-                    raise CxrError(
-                        f"{path} is damaged at byte {row['offset']:,} ({error}); {VERIFY}"
-                    ) from None
+            except (StopIteration, ValueError, OSError) as error:
+                self.check_unchanged()  # a rebuild that began meanwhile is the cause
+                trouble = f"is damaged at byte {row['offset']:,} ({error})"
+                if isinstance(error, OSError):
+                    trouble = f"cannot be read ({error.strerror or error})"
+                raise CxrError(f"{path} {trouble}; {VERIFY}") from None
+        self.check_unchanged()  # a build takes the manifest away before it writes another shard
         return examples
 
     def check_unchanged(self) -> None:
@@ -202,7 +203,7 @@ def open_dataset(dataset: "str | os.PathLike[str] | Dataset") -> Dataset:
     if isinstance(dataset, Dataset):
         return dataset
     path = storage.absolute(os.fspath(dataset))
-    stamp = _stamp(path)
+    stamp = storage.identity(storage.join(path, MANIFEST_FILE))
     manifest = read_manifest(path)
     return Dataset(path, manifest, manifest.config.task, _Opened(path, manifest, stamp))
 
@@ -218,11 +219,16 @@ class _Opened:
     @functools.cached_property
     def records(self) -> pa.Table:
         self.check_unchanged()
-        path = storage.join(self._path, RECORDS_FILE)
         try:
-            return read_parquet(storage.read_bytes(path))
-        except (OSError, pa.ArrowException) as error:
-            raise _unreadable(self._path, error) from None
+            table = read_record_table(self._path, self._manifest)
+        except CxrError:
+            self.check_unchanged()  # a rebuild that began meanwhile is the cause
+            raise
+        for told in disagreements(table, self._manifest):
+            raise CxrError(
+                f"{self._path}: the table of records is not that of the manifest ({told}); {VERIFY}"
+            )
+        return table
 
     def split(self, info: SplitInfo, name: str, task: Task) -> SplitRecords:
         with self._lock:
@@ -232,16 +238,8 @@ class _Opened:
 
     def _read_split(self, info: SplitInfo, name: str, task: Task) -> SplitRecords:
         own = self._manifest.config.task
-        try:
-            table = self.records.filter(pc.field("split") == name)
-            files, values = table["shard"].to_pylist(), table["label"].to_pylist()
-        except (KeyError, pa.ArrowException) as error:
-            raise _unreadable(self._path, error) from None
-        if files != [shard.file for shard in info.shards for _ in range(shard.records)]:
-            raise CxrError(
-                f"{self._path}: the table of records is not that of the manifest's shards; {VERIFY}"
-            )
-        labels = np.array(values, np.int64).reshape(len(table), *own.label_shape)
+        table = self.records.filter(pc.field("split") == name)
+        labels = label_rows(table, own)
         takes_part = np.ones(len(table), bool)
         if task != own:
             selection = task.select(labels)
@@ -271,35 +269,19 @@ class _Opened:
         )
 
     def check_unchanged(self) -> None:
-        if self._stamp is None or _stamp(self._path) == self._stamp:
-            return
         path = storage.join(self._path, MANIFEST_FILE)
+        stamp = storage.identity(path)
+        if stamp is not None and stamp == self._stamp:
+            return
         if not storage.exists(path):
             raise CxrError(f"{self._path} is being rebuilt or was removed since it was opened; open it again")
-        stamp, now = _stamp(self._path), read_manifest(self._path).id
+        now = read_manifest(self._path).id
         if now != self._manifest.id:
             raise CxrError(
                 f"{self._path} was rebuilt since it was opened: found id {now}, expected "
                 f"{self._manifest.id}; open it again"
             )
         self._stamp = stamp
-
-
-def _stamp(dataset: str) -> object:
-    """What changes when a manifest is written anew; None without one, or where the storage does not tell."""
-    path = storage.join(dataset, MANIFEST_FILE)
-    if storage.is_url(path):
-        return None
-    try:
-        status = storage.local_path(path).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _unreadable(path: str, error: Exception) -> CxrError:
-    trouble = " ".join(str(error).split())
-    return CxrError(f"{path}: the table of records cannot be read ({trouble}); {VERIFY}")
 
 
 def _spoken(task: Task) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from cxr_records import contact_sheet, lookalike
-from cxr_records.cli import cli, in_options
+from cxr_records import contact_sheet, lookalike, storage
+from cxr_records.cli import PATH, cli, in_options
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
 
@@ -19,11 +19,15 @@ EPOCHS = 12
 
 
 @click.command()
-@click.option("--out", default="demo", show_default=True, metavar="DIR", help="Where everything goes.")
-@click.option("--images", multiple=True, metavar="PATH", help="Your images instead of the look-alike set.")
-@click.option("--metadata", metavar="TABLE", help="The table of your images.")
-@click.option("--train-val-list", metavar="FILE", help="As for build.")
-@click.option("--test-list", metavar="FILE", help="As for build.")
+@click.option(
+    "--out", type=PATH, default="demo", show_default=True, metavar="DIR", help="Where everything goes."
+)
+@click.option(
+    "--images", type=PATH, multiple=True, metavar="PATH", help="Your images instead of the look-alike set."
+)
+@click.option("--metadata", type=PATH, metavar="TABLE", help="The table of your images.")
+@click.option("--train-val-list", type=PATH, metavar="FILE", help="As for build.")
+@click.option("--test-list", type=PATH, metavar="FILE", help="As for build.")
 @click.option("--num-images", default=600, show_default=True, help="Size of the look-alike set.")
 @click.option("--workers", type=int, default=None, help="As for build.")
 def demo(
@@ -47,7 +51,7 @@ def demo(
     """
     if bool(images) != bool(metadata):
         raise UsageError("give --images and --metadata together, or neither for the look-alike set")
-    folder, own_images = Path(out), bool(images)
+    folder, own_images = storage.local_path(out), bool(images)
     _check_folder(folder)
     if not images:
         click.echo(f"Drawing {num_images:,} look-alike X-rays with planted findings in {folder / 'nih'}")

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.findings import NO_FINDING
 from cxr_records.lookalike_drawing import draw_image
@@ -64,7 +65,7 @@ class LookalikePaths:
 
 def lookalike_paths(out: Path) -> LookalikePaths:
     """Returns where the parts of a look-alike set in the folder `out` are, whether or not they exist."""
-    out = Path(out)
+    out = storage.local_path(out)
     return LookalikePaths(
         images=out / "images",
         metadata=out / "Data_Entry_2017_v2020.csv",
@@ -103,7 +104,7 @@ def make_lookalike(
         raise UsageError(f"`num_images={num_images}`: a look-alike set needs at least {MIN_IMAGES}")
     if image_size < MIN_IMAGE_SIZE:
         raise UsageError(f"`image_size={image_size}`: expected at least {MIN_IMAGE_SIZE} pixels")
-    out = Path(out)
+    out = storage.local_path(out)
     parameters = {"version": _VERSION, "num_images": num_images, "image_size": image_size, "seed": seed}
     paths = lookalike_paths(out)
     if _claim(out, parameters):

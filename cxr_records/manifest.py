@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cxr_records import storage
@@ -17,9 +17,11 @@ from cxr_records.config import DatasetConfig
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS
 from cxr_records.layout import BUILD_FOLDER, MANIFEST_FILE
+from cxr_records.manifest_schema import SchemaError, check_manifest, shown
 
 FORMAT = "cxr_records dataset"
 FORMAT_VERSION = 1
+MOST_BYTES = 64 << 20  # of a manifest; that of ten million images has 2 MiB
 
 
 class ManifestError(CxrError):
@@ -27,7 +29,7 @@ class ManifestError(CxrError):
 
 
 class DamagedManifestError(ManifestError):
-    """The manifest is there, and not byte for byte what was written."""
+    """The manifest is there, and not byte for byte what was written, or not as we write any."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,23 @@ class PixelStatistics:
 
 
 @dataclass(frozen=True)
+class DuplicateImages:
+    """Images that are one picture under several names.
+
+    Attributes:
+        images: their names.
+        splits: that hold them.
+        patients: whose they are.
+        same: "source", where their files are the same byte for byte, or "pixels", where what is stored is.
+    """
+
+    images: tuple[str, ...]
+    splits: tuple[str, ...]
+    patients: tuple[int, ...]
+    same: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a finished dataset says of itself.
 
@@ -142,6 +161,7 @@ class Manifest:
         left_out: images that are in no record, by reason.
         findings: names of the findings, in the order of a record's `findings`.
         files: those beside the shards.
+        duplicates: images that are in the dataset more than once.
     """
 
     config: DatasetConfig
@@ -156,6 +176,7 @@ class Manifest:
     left_out: Mapping[str, int]
     findings: tuple[str, ...] = FINDINGS
     files: tuple[FileEntry, ...] = ()
+    duplicates: tuple[DuplicateImages, ...] = ()
 
     @functools.cached_property
     def id(self) -> str:
@@ -174,6 +195,14 @@ class Manifest:
             "findings": list(self.findings),
             "files": [asdict(entry) for entry in self.files],
         }
+        if self.duplicates:
+            content["duplicates"] = [
+                {
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in asdict(same).items()
+                }
+                for same in self.duplicates
+            ]
         return {**content, "checksum": checksum(content)}
 
     def _content(self) -> dict[str, Any]:
@@ -200,8 +229,8 @@ class Manifest:
     def from_json(content: Mapping[str, Any]) -> "Manifest":
         """Returns the manifest that `to_json` returned.
 
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is none.
+        Args:
+            content: as `check_manifest` lets it pass.
         """
         findings = tuple(content.get("findings", FINDINGS))
         return Manifest(
@@ -222,6 +251,12 @@ class Manifest:
             left_out=content["left_out"],
             findings=findings,
             files=tuple(FileEntry(**entry) for entry in content["files"]),
+            duplicates=tuple(
+                DuplicateImages(
+                    tuple(same["images"]), tuple(same["splits"]), tuple(same["patients"]), same["same"]
+                )
+                for same in content.get("duplicates", ())
+            ),
         )
 
 
@@ -232,7 +267,8 @@ def read_manifest(dataset: str) -> Manifest:
         dataset: folder or URL.
 
     Raises:
-        ManifestError: there is none, or any byte of it is not as it was written.
+        ManifestError: there is none, any byte of it is not as it was written, or it says what no manifest of
+            ours says.
     """
     path = storage.join(dataset, MANIFEST_FILE)
     if not storage.exists(path):
@@ -243,7 +279,10 @@ def read_manifest(dataset: str) -> Manifest:
         if BUILD_FOLDER in storage.list_names(dataset):
             raise ManifestError(f"{dataset}: the build is not finished; run the same build command again")
         raise ManifestError(f"{dataset}: no {MANIFEST_FILE}, so no dataset of ours; build one there first")
-    data = storage.read_bytes(path)
+    try:
+        data = storage.read_regular(path, MOST_BYTES)
+    except CxrError as error:
+        raise DamagedManifestError(str(error)) from None
     damaged = DamagedManifestError(
         f"{path} is damaged: its bytes are not those that were written; run the build command again"
     )
@@ -258,18 +297,20 @@ def read_manifest(dataset: str) -> Manifest:
     if (kind, version) != (FORMAT, FORMAT_VERSION):
         remedy = "build the dataset again" if kind == FORMAT else "name a dataset of ours"
         raise ManifestError(
-            f"{path}: {kind!r} version {version!r}, expected {FORMAT!r} version {FORMAT_VERSION}; {remedy}"
+            f"{path}: {shown(kind)} version {shown(version)}, expected {FORMAT!r} version {FORMAT_VERSION}; "
+            f"{remedy}"
         )
     try:
+        check_manifest(content)
         manifest = Manifest.from_json(content)
         if manifest.id != content["id"]:
-            raise ValueError(f"id {content['id']!r}, its content has {manifest.id!r}")
-        return manifest
-    except (ValueError, KeyError, TypeError, AttributeError, CxrError) as error:
-        trouble = " ".join(f"{type(error).__name__}: {error}".split())
+            raise SchemaError("id", content["id"], f"{manifest.id}, that of its content")
+    except SchemaError as error:
         raise DamagedManifestError(
-            f"{path} is damaged: it is no manifest ({trouble}); run the build command again"
+            f"{path} is not as cxr_records writes it: {error}; build the dataset again, or get it anew from "
+            "where it was built"
         ) from None
+    return manifest
 
 
 def manifest_bytes(content: Mapping[str, Any]) -> bytes:
@@ -287,9 +328,6 @@ def _class_json(info: ClassInfo) -> dict[str, Any]:
 
 
 def _class_info(content: Mapping[str, Any]) -> ClassInfo:
-    known = {field.name for field in fields(ClassInfo)}
-    if unknown := set(content) - known:
-        raise ValueError(f"unknown {min(unknown)!r} in a class")
     irlbl = content.get("irlbl")
     return ClassInfo(
         images=content["images"],

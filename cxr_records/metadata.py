@@ -5,35 +5,50 @@ the numbering of follow-ups. What they share is the image's file name, so that a
 the 2020 table renumbered the follow-ups of 24,106 images (Wang et al. 2017, and NIH's update of 2020).
 """
 
-import csv
-import gzip
+import difflib
 import hashlib
-import io
 import os
 import re
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from cxr_records import storage
-from cxr_records.errors import CxrError, UsageError
-from cxr_records.findings import parse_findings
+from cxr_records.errors import CxrError
+from cxr_records.findings import FINDINGS, parse_findings
+from cxr_records.names import base_name, patients_told, stem
+from cxr_records.tablefiles import Rows, filled, read_rows, short
 
-ENDINGS = (".csv", ".csv.gz", ".xlsx")
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
-OPTIONAL_COLUMNS = ("Patient Age", "Patient Gender", "View Position", "Follow-up #")
+# What each must hold to be read, for what is said of the others.
+OPTIONAL_COLUMNS = {
+    "Patient Age": "0 to 120 years",
+    "Patient Gender": "M or F",
+    "View Position": "PA or AP",
+    "Follow-up #": "a whole number",
+}
+_FOR_INFORMATION = "Follow-up #"  # the tables number it differently, and nothing uses it
+# Other names of these columns, as `_plain` writes them.
+_ALIASES = {
+    "Image Index": ("image", "imageid", "imagename", "imagefile", "imagepath", "filename", "file", "path"),
+    "Finding Labels": ("finding", "findings", "label", "labels", "diagnosis"),
+    "Patient ID": ("patient", "patientnumber", "subject", "subjectid", "pid"),
+    "Patient Age": ("age", "ageyears", "patientageyears"),
+    "Patient Gender": ("gender", "sex", "patientsex"),
+    "View Position": ("view", "position", "projection"),
+}
+_LIKENESS = 0.85  # of two names as `_plain` writes them: "patientage" and "patientsex" have 0.8
 
 T = TypeVar("T")
 
 UNKNOWN = -1
 _MAX_AGE_YEARS = 120  # the 2017 table holds ages of 148 to 155 and 411 to 414
-_GZIP_MAGIC = b"\x1f\x8b"
-_WHOLE_NUMBER = re.compile(r"([0-9]{1,18})(?:\.0*)?")  # "00000001", "1", and the "1.0" of a re-saved table
-_AGE = re.compile(r"([0-9]{1,18})(?:\.0*)?([YMWD]?)")  # DICOM's age string (VR "AS"), or plain years
+# "00000001", "1", and the "1.0" of a re-saved table; but "1.000" is a thousand to half of Europe.
+_WHOLE_NUMBER = re.compile(r"([0-9]{1,18})(?:\.(?:0{0,2}|0{4,}))?")
+_AGE = re.compile(r"([0-9]{1,18})(?:[.,]0*)?([YMWD]?)")  # DICOM's age string (VR "AS"), or plain years
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}.*")  # what a workbook's became
 _AGE_UNITS_PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
 _SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
 
@@ -50,7 +65,7 @@ class Metadata:
         findings: uint8 [num_images, 14], in the order of `FINDINGS`, aligned with the table; read-only.
         dialect: "2017", "v2020", "kaggle sample" or "other".
         digest: sha256 (hex) of the table and the findings, whatever file they came in.
-        warnings: what is odd in the file, a line each.
+        warnings: what was read otherwise than it stands, or could not be read, with counts.
     """
 
     table: pd.DataFrame
@@ -65,40 +80,38 @@ class Metadata:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The cells of a file as text, by column; blank rows are dropped. `lines` says where each row stands."""
+    """The cells of the columns that matter, as text."""
 
-    path: str
-    header: list[str]
+    rows: Rows
     cells: dict[str, tuple[str, ...]]
-    lines: list[int]
 
     def error(self, row: int, problem: str) -> CxrError:
         image = self.cells["Image Index"][row].strip()
-        return CxrError(f"{self.path}, line {self.lines[row]} (image {_short(image)!r}): {problem}")
+        where = f"{self.rows.path}, {self.rows.place(row)} (image {short(image)!r})"
+        return CxrError(f"{where}: {problem}")
 
 
 def read_metadata(path: str) -> Metadata:
-    """Reads a table of NIH ChestX-ray14 images: a local path or any fsspec URL of a .csv, .csv.gz or .xlsx.
+    """Reads a table of NIH ChestX-ray14 images, a local path or any fsspec URL.
 
-    Columns other than the three needed and the four optional ones are ignored, and so is their order. Ages
-    in months, weeks or days become whole years; unreadable ages and those above 120 become unknown.
+    CSV with commas, semicolons or tabs, or an .xlsx workbook, plain, gzip or alone in a zip; the file's name
+    makes no difference. Columns other than the three needed and the four optional ones are ignored, and so is
+    their order. Folders before an image's name are taken off. Ages in months, weeks or days become whole
+    years. An age above 120 and an age, sex or view that cannot be read become unknown, and are counted in
+    `warnings`.
 
     Raises:
-        UsageError: there is no such file, or its name has another ending.
-        CxrError: the file is not such a table. The message names the line and the image.
+        UsageError: there is no such file, or it is of another kind.
+        CxrError: the file is not such a table, or its rows contradict themselves. The message names the line
+            and the image.
     """
     path = os.fspath(path)
-    if not _without_query(path).lower().endswith(ENDINGS):
-        raise UsageError(
-            f"{path}: found a file that is none of {', '.join(ENDINGS)}; `metadata` needs NIH's table of "
-            "images, such as Data_Entry_2017_v2020.csv"
-        )
-    content = read_content(path, "metadata")
-    excel = _without_query(path).lower().endswith(".xlsx")
-    cells, lines = _excel_rows(path, content) if excel else _csv_rows(path, as_text(path, content))
-    columns = _columns(path, cells, lines)
+    columns = _columns(read_rows(path, "metadata", lambda header: set(NEEDED_COLUMNS) <= set(header)))
+    warnings = [*columns.rows.warnings, *_header_warnings(columns)]
 
-    image_ids = _image_ids(columns)
+    image_ids = _image_ids(columns, warnings)
+    patient_ids = _convert(columns, "Patient ID", _patient_id)
+    _check_patients(columns, image_ids, patient_ids)
     order = np.array(sorted(range(len(image_ids)), key=image_ids.__getitem__))
 
     def text(values: list[str]) -> pd.Series:  # pandas 3 would infer a type of its own
@@ -107,148 +120,170 @@ def read_metadata(path: str) -> Metadata:
     def whole(values: list[int]) -> np.ndarray:
         return np.array(values, dtype=np.int64).take(order)
 
+    def optional(name: str, convert: Callable[[str], T], unknown: T) -> list[T]:
+        values = _convert(columns, name, convert)
+        warnings.extend(_unreadable(columns, name, values, unknown))
+        return values
+
     table = pd.DataFrame(
         {
             "image_id": text(image_ids),
-            "patient_id": whole(_convert(columns, "Patient ID", _patient_id)),
-            "view": text(_convert(columns, "View Position", _view)),
-            "sex": text(_convert(columns, "Patient Gender", _sex)),
-            "age_years": whole(_convert(columns, "Patient Age", _age_years)),
-            "follow_up": whole(_convert(columns, "Follow-up #", _follow_up)),
+            "patient_id": whole(patient_ids),
+            "view": text(optional("View Position", _view, "")),
+            "sex": text(optional("Patient Gender", _sex, "")),
+            "age_years": whole(optional("Patient Age", _age_years, UNKNOWN)),
+            "follow_up": whole(optional("Follow-up #", _follow_up, UNKNOWN)),
         }
     )
-    vectors = np.array(_convert(columns, "Finding Labels", parse_findings), dtype=np.uint8)[order]
+    vectors = np.array(_convert(columns, "Finding Labels", _findings), dtype=np.uint8)[order]
     vectors.setflags(write=False)
-    return Metadata(table, vectors, _dialect(columns), _digest(table, vectors))
+    digest = _digest(table, vectors)
+    return Metadata(table, vectors, _dialect(columns), digest, tuple(f"{path}: {text}" for text in warnings))
 
 
-def read_content(path: str, argument: str) -> bytes:
-    """Reads a whole input file, decompressed when it is gzip. The argument is named in the errors.
-
-    Gzip is known by its first bytes, not by the name: browsers unpack .gz on the way and keep the name.
-
-    Raises:
-        UsageError: there is no such file.
-        CxrError: it cannot be read, is empty, or is broken gzip.
-    """
-    try:
-        content = storage.read_bytes(storage.absolute(path))
-        if content.startswith(_GZIP_MAGIC):
-            content = gzip.decompress(content)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        what = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
-        raise UsageError(f"{path}: found {what}; `{argument}` must name an existing file") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CxrError(f"{path}: found broken gzip ({_short(error)}); download the file again") from error
-    except CxrError:
-        raise
-    except Exception as error:  # each object store raises exceptions of its own
-        problem = f"{type(error).__name__}: {_short(error)}"
-        raise CxrError(
-            f"{path}: cannot be read ({problem}); check `{argument}` and the access to it"
-        ) from error
-    if not content.strip():
-        raise CxrError(f"{path}: found an empty file; download it again, or correct `{argument}`")
-    return content
+def looks_like(name: str, column: str) -> bool:
+    """Tells whether a header's cell may well be meant for a column of NIH's table that has another name."""
+    plain, wanted = _plain(name), _plain(column)
+    likeness = difflib.SequenceMatcher(None, plain, wanted).ratio()
+    return plain in _ALIASES.get(column, ()) or likeness >= _LIKENESS
 
 
-def as_text(path: str, content: bytes) -> str:
-    """Decodes UTF-8, with or without a byte order mark.
-
-    Raises:
-        CxrError: the bytes are not UTF-8.
-    """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start} is 0x{content[error.start]:02x}"
-        raise CxrError(f"{path}: found bytes that are not UTF-8 text ({place}); save it as UTF-8") from error
+def _plain(name: str) -> str:
+    """A column's name without what people write in many ways."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
-def _csv_rows(path: str, text: str) -> tuple[list[tuple[str, ...]], list[int]]:
-    """Returns the rows that are not blank, and the line of the file each ends on."""
-    # strict: without it, a quote that is never closed swallows the rows after it in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    cells, lines = [], []
-    try:
-        for row in reader:
-            if any(row):
-                cells.append(tuple(row))  # the garbage collector passes over tuples of text, not over lists
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        problem = f"found what is no CSV ({error}); expected a table with commas"
-        raise CxrError(f"{path}, line {reader.line_num}: {problem}; download it again") from error
-    return cells, lines
+def _alike(header: Sequence[str], column: str) -> str | None:
+    """The cell of a header that may be meant for an absent column; None where there is none."""
+    known = {*NEEDED_COLUMNS, *OPTIONAL_COLUMNS}
+    return next((name for name in header if name and name not in known and looks_like(name, column)), None)
 
 
-def _excel_rows(path: str, content: bytes) -> tuple[list[tuple[str, ...]], list[int]]:
-    """Returns the rows of the first sheet that are not blank, and their numbers in it."""
-    try:
-        import openpyxl
-    except ImportError as error:
-        raise CxrError(
-            f"{path}: reading .xlsx needs openpyxl; pip install '.[excel]' in a clone, or save it as .csv"
-        ) from error
-    cells, lines = [], []
-    try:
-        sheet = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True).worksheets[0]
-        sheet.reset_dimensions()  # some programs write wrong ones, and rows would be cut
-        for line, values in enumerate(sheet.iter_rows(values_only=True), start=1):
-            row = ["" if value is None else str(value) for value in values]
-            if any(row):
-                cells.append(tuple(row))
-                lines.append(line)
-    except Exception as error:  # openpyxl raises whatever the broken part of the archive led to
-        problem = f"{type(error).__name__}: {_short(error)}"
-        raise CxrError(f"{path}: found what is no .xlsx workbook ({problem}); save it as .csv") from error
-    # Cells that were never filled in are not stored, so rows end early.
-    width = max(map(len, cells), default=0)
-    return [row + ("",) * (width - len(row)) for row in cells], lines
-
-
-def _columns(path: str, cells: list[tuple[str, ...]], lines: list[int]) -> _Columns:
-    """Takes the columns that matter; refuses a header without the needed ones, no rows, and short rows."""
-    header = [cell.strip() for cell in cells[0]] if cells else []
+def _columns(rows: Rows) -> _Columns:
+    """Takes the columns that matter; refuses a header without the needed ones, no rows, and broken rows."""
+    path, header = rows.path, rows.header
     missing = [name for name in NEEDED_COLUMNS if name not in header]
     if missing:
         # NIH's 'OriginalImage[Width,Height]' is two columns to every reader; nobody asks for either.
-        present = _short(", ".join(repr(name) for name in header if name) or "none")
+        present = short(", ".join(repr(name) for name in header if name) or "none")
+        alike = {name: like for name in missing if (like := _alike(header, name)) is not None}
+        hints = [f"{short(like, 60)!r} looks like {name!r}" for name, like in alike.items()]
         raise CxrError(
             f"{path}: found the columns {present}; needed are {', '.join(map(repr, NEEDED_COLUMNS))}, so "
             f"{', '.join(map(repr, missing))} must be added or renamed in the first line"
+            f"{' (' * bool(hints)}{', '.join(hints)}{')' * bool(hints)}"
         )
     used = [name for name in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS) if name in header]
     twice = [name for name in used if header.count(name) > 1]
     if twice:
         raise CxrError(f"{path}: found the column {twice[0]!r} twice; keep one of them")
-    rows, lines = cells[1:], lines[1:]
-    if not rows:
+    if not rows.rows:
         raise CxrError(f"{path}: found a header and no rows; expected one row per image")
-    width = max(map(header.index, used)) + 1
-    if min(map(len, rows)) < width:
-        row = next(i for i, values in enumerate(rows) if len(values) < width)
-        problem = f"found {len(rows[row])} values where the header asks for at least {width}"
-        raise CxrError(
-            f"{path}, line {lines[row]}: {problem}; complete the line, or download the table again"
-        )
-    by_place = list(zip(*rows, strict=False))  # the 2017 header ends in a comma, its rows do not
-    return _Columns(path, header, {name: by_place[header.index(name)] for name in used}, lines)
+    _check_widths(rows, max(map(header.index, used)) + 1)
+    by_place = list(zip(*rows.rows, strict=False))  # the 2017 header ends in a comma, its rows do not
+    return _Columns(rows, {name: by_place[header.index(name)] for name in used})
 
 
-def _image_ids(columns: _Columns) -> list[str]:
-    """Returns the key column; each name must be there, be printable, and be there once."""
+def _check_widths(rows: Rows, needed: int) -> None:
+    """Refuses rows that end before the columns that matter, and rows whose cells fit no header.
+
+    Args:
+        rows: of the file.
+        needed: how many columns there are up to the last that matters.
+    """
+    widths = set(map(len, rows.rows))
+    most = max(widths)
+    if rows.separator:
+        # Some quote NIH's header 'OriginalImage[Width,Height]', whose values are two cells all the same.
+        most = sum(1 + cell.count(rows.separator) for cell in filled(rows.header))
+    if min(widths) >= needed and max(widths) <= most:
+        return
+    for row, values in enumerate(rows.rows):
+        where = f"{rows.path}, {rows.place(row)}"
+        if len(values) < needed:
+            problem = f"found {len(values)} values where the header asks for at least {needed}"
+            raise CxrError(f"{where}: {problem}; complete the line, or download the table again")
+        if any(values[most:]):
+            problem = f"found {len(values)} values where the header has {most} columns"
+            raise CxrError(
+                f"{where}: {problem}; quote the cell that holds {rows.separator!r}, or download the table "
+                "again"
+            )
+
+
+def _header_warnings(columns: _Columns) -> list[str]:
+    """What to say of the optional columns that are not there."""
+    warnings, absent = [], []
+    for name in OPTIONAL_COLUMNS:
+        if name in columns.cells or name == _FOR_INFORMATION:
+            continue
+        if like := _alike(columns.rows.header, name):
+            warnings.append(
+                f"found no column {name!r}, so it is unknown of every image; {short(like, 60)!r} looks like "
+                f"it: rename it to {name!r}"
+            )
+        else:
+            absent.append(name)
+    if absent:
+        warnings.append(f"found no column {', '.join(map(repr, absent))}: unknown of every image")
+    return warnings
+
+
+def _image_ids(columns: _Columns, warnings: list[str]) -> list[str]:
+    """Returns the key column; each name must be there, be printable, and be there once, folders aside."""
     image_ids = [name.strip() for name in columns.cells["Image Index"]]
-    if not all(image_ids) or not "".join(image_ids).isprintable():
+    together = "".join(image_ids)
+    if "/" in together or "\\" in together:
+        image_ids = [base_name(name) for name in image_ids]
+        of_row = list(map(str.strip, columns.cells["Image Index"]))
+        with_folder = [row for row, name in enumerate(image_ids) if name != of_row[row]]
+        warnings.append(
+            f"{len(with_folder):,} of {len(image_ids):,} rows have folders in their 'Image Index' (the first "
+            f"is {short(of_row[with_folder[0]], 80)!r} on {columns.rows.place(with_folder[0])}): taken off"
+        )
+    if not all(image_ids) or not together.isprintable():
         row = next(i for i, name in enumerate(image_ids) if not name or not name.isprintable())
         problem = "found no usable 'Image Index'; expected a file name such as 00000001_000.png"
         raise columns.error(row, problem)
-    if len(set(image_ids)) < len(image_ids):
+    if ":" in together and (row := next(_rows_where(image_ids, _DATE.fullmatch), None)) is not None:
+        problem = "found a date as 'Image Index'; expected a file name such as 00000001_000.png"
+        raise columns.error(row, problem)
+    distinct = set(image_ids)
+    if "Image Index" in distinct:
+        row = image_ids.index("Image Index")
+        raise columns.error(row, "found the header again; remove it from among the rows")
+    if len(distinct) < len(image_ids):
         first: dict[str, int] = {}
         for row, name in enumerate(image_ids):
             if first.setdefault(name, row) != row:
-                line = columns.lines[first[name]]
-                raise columns.error(row, f"line {line} has the same 'Image Index'; keep one of the two")
+                place = columns.rows.place(first[name])
+                raise columns.error(row, f"{place} has the same 'Image Index'; keep one of the two")
+    # Mostly all end alike, and taking the endings off takes ten times as long.
+    if together.count(".png") != len(image_ids) and (twins := len(distinct) - len(set(map(stem, distinct)))):
+        warnings.append(
+            f"{twins:,} rows have an 'Image Index' that differs from another's in its ending alone: each "
+            "stands for files and names of its own ending only"
+        )
     return image_ids
+
+
+def _rows_where(values: Sequence[str], test: Callable[[str], object]) -> Iterator[int]:
+    return (row for row, value in enumerate(values) if test(value))
+
+
+def _check_patients(columns: _Columns, image_ids: list[str], patient_ids: list[int]) -> None:
+    """Refuses a patient who is not the one that the image's name tells, where it has NIH's form.
+
+    Such a table has a column sorted alone, or filled in by row: its patients would be torn between splits.
+    """
+    told = patients_told(image_ids, patient_ids)
+    if told:
+        row, patient = next(iter(told.items()))
+        raise columns.error(
+            row,
+            f"'Patient ID' says {patient_ids[row]}, the name says patient {patient} (so in {len(told):,} of "
+            f"{len(image_ids):,} rows); the columns do not belong together: take the table as NIH gives it",
+        )
 
 
 def _convert(columns: _Columns, name: str, convert: Callable[[str], T]) -> list[T]:
@@ -259,20 +294,43 @@ def _convert(columns: _Columns, name: str, convert: Callable[[str], T]) -> list[
     Raises:
         CxrError: `convert` raised ValueError; the message names the first line with that text.
     """
-    texts = columns.cells.get(name) or ("",) * len(columns.lines)
+    texts = columns.cells.get(name) or ("",) * len(columns.rows.rows)
     values = {}
     for text in dict.fromkeys(texts):
         try:
             values[text] = convert(text.strip())
         except ValueError as error:
-            raise columns.error(texts.index(text), f"{name!r}: {_short(error)}") from error
+            raise columns.error(texts.index(text), f"{name!r}: {short(error)}") from error
     return [values[text] for text in texts]
+
+
+def _unreadable(columns: _Columns, name: str, values: list[T], unknown: T) -> list[str]:
+    """What to say of the cells of a column that became unknown; nothing where the column is not there."""
+    if name not in columns.cells or unknown not in values:
+        return []
+    row = values.index(unknown)
+    text = short(columns.cells[name][row].strip(), 60)
+    return [
+        f"{values.count(unknown):,} of {len(values):,} rows have a {name!r} that cannot be read (the first "
+        f"is {text!r} on {columns.rows.place(row)}; expected {OPTIONAL_COLUMNS[name]}): taken as unknown"
+    ]
+
+
+def _findings(text: str) -> np.ndarray:
+    """`parse_findings`, which knows of one separator; people save tables with others."""
+    try:
+        return parse_findings(text)
+    except ValueError as error:
+        tokens = {token.strip() for token in re.split("[,;/&+]", text)}
+        if len(tokens) > 1 and tokens <= set(FINDINGS):
+            raise ValueError(f"found {short(text)!r}; findings are separated by '|'") from error
+        raise
 
 
 def _patient_id(text: str) -> int:
     match = _WHOLE_NUMBER.fullmatch(text)
     if not match:
-        raise ValueError(f"found {_short(text)!r}; expected a whole number, such as 1 or 00000001")
+        raise ValueError(f"found {short(text)!r}; expected a whole number, such as 1 or 00000001")
     return int(match[1])
 
 
@@ -296,13 +354,13 @@ def _sex(text: str) -> str:
 
 
 def _dialect(columns: _Columns) -> str:
-    if {"OriginalImageWidth", "OriginalImageHeight"} <= set(columns.header):
+    if {"OriginalImageWidth", "OriginalImageHeight"} <= set(columns.rows.header):
         return "kaggle sample"
-    if not any(name.startswith("OriginalImage[Width") for name in columns.header):
+    if not any(name.startswith("OriginalImage[Width") for name in columns.rows.header):
         return "other"
     # A workbook has no trailing comma, but its ages still have their unit.
     ages_with_unit = columns.cells.get("Patient Age", ("",))[0].strip().upper().endswith("Y")
-    return "2017" if columns.header[-1] == "" or ages_with_unit else "v2020"
+    return "2017" if columns.rows.header[-1] == "" or ages_with_unit else "v2020"
 
 
 def _digest(table: pd.DataFrame, findings: np.ndarray) -> str:
@@ -315,13 +373,3 @@ def _digest(table: pd.DataFrame, findings: np.ndarray) -> str:
         digest.update(b"\n\n")
     digest.update(findings.tobytes())
     return digest.hexdigest()
-
-
-def _short(text: object, limit: int = 400) -> str:
-    """Returns the text on one line and not endless: what a broken file holds may be anything."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= limit else f"{line[:limit]}…"
-
-
-def _without_query(path: str) -> str:
-    return path.split("?")[0] if "://" in path else path

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -12,7 +12,14 @@ SECONDS_BETWEEN_LINES = 15.0
 
 def say(text: str) -> None:
     """Prints one line for people, beside results on stdout and above a bar that may be on the screen."""
-    tqdm.write(text, file=sys.stderr)
+    if sys.stderr is not None:  # as it is in a process without a terminal or a log
+        tqdm.write(text, file=sys.stderr)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Prints each warning on a line of its own."""
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 class Progress:
@@ -23,7 +30,7 @@ class Progress:
         self._started = self._said = time.monotonic()
         self._first: int | None = None
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=phase, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True)
 
     def update(self, done: int, note: str = "") -> None:

@@ -21,11 +21,12 @@ import tensorflow as tf
 
 from cxr_records import storage
 from cxr_records.cache import DEFAULT_BYTES, HeldFile, ShardCache, listed_sizes
-from cxr_records.dataset import VERIFY, Dataset, SplitRecords, open_dataset
+from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import encode_example
 from cxr_records.findings import NO_FINDING
 from cxr_records.manifest import ShardEntry
+from cxr_records.record_table import VERIFY
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import ANY_FINDING, Task

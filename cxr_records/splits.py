@@ -4,6 +4,9 @@ Splits are computed on the whole table, never on the images at hand: a build of 
 where the build of all of them does.
 """
 
+import csv
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -12,7 +15,9 @@ import numpy as np
 
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
+from cxr_records.names import IMAGE_ENDINGS, ImageNames, base_name, has_image_ending, patient_in_name, stem
 from cxr_records.seeding import keyed_hash
+from cxr_records.tablefiles import as_text, read_content
 
 if TYPE_CHECKING:  # pandas stays out of the import
     from cxr_records.metadata import Metadata
@@ -26,6 +31,26 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 # the same as `sort FILE | head -c -1 | sha256sum` in the C locale.
 OFFICIAL_TRAIN_VAL = "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dca6cb81"
 OFFICIAL_TEST = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
+
+UNLISTED_ALLOWED = 0.01  # share of a list's names that may be in no row of the table without a word
+# What the first line of a list may call the names in it, as `_plain` writes it.
+_HEADERS = {
+    "imageindex",
+    "imageid",
+    "imagename",
+    "imagefile",
+    "imagepath",
+    "image",
+    "filename",
+    "file",
+    "path",
+}
+_ENDINGS = "|".join(re.escape(ending) for ending in IMAGE_ENDINGS)
+# A name may hold spaces and commas where an image's ending says how far it goes.
+_NAME = re.compile(
+    rf"""(?P<quote>["'])(?P<quoted>.*?)(?P=quote)|.*?(?:{_ENDINGS})(?=[\s,;]|$)|[^\s,;]+""", re.I
+)
+_BETWEEN = re.compile(r"[\s,;]+")
 
 _IMAGES = len(FINDINGS)  # the column after the findings: images of any kind
 
@@ -42,6 +67,8 @@ class SplitOptions:
             Without effect when there is a validation list.
         test_fraction: share of all images to test on when there are no lists, in [0, 1).
         seed: decides between patients who are alike; another seed is another cut of the same quality.
+        allow_missing: whether more than UNLISTED_ALLOWED of a list's names may be in no row of the table.
+            NIH's own lists may go with any part of its table.
 
     Raises:
         UsageError: one of the two lists without the other, a validation list without them, or a fraction
@@ -54,6 +81,7 @@ class SplitOptions:
     validation_fraction: float = 0.125
     test_fraction: float = 0.2
     seed: int = 0
+    allow_missing: bool = False
 
     def __post_init__(self) -> None:
         if (self.train_val_list is None) != (self.test_list is None):
@@ -86,6 +114,7 @@ class Splits:
         list_digests: `list_digest` of each list given, under "train_val", "test" and "validation".
         in_no_list: images of the table that no list names.
         not_in_table: names in train_val and test that the table does not have.
+        warnings: what of the lists was left out.
     """
 
     of_image: np.ndarray
@@ -94,6 +123,7 @@ class Splits:
     list_digests: dict[str, str]
     in_no_list: int
     not_in_table: int
+    warnings: tuple[str, ...] = ()
 
 
 def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
@@ -117,12 +147,14 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
             "found NIH's test list under `train_val_list` and its train_val list under `test_list`; swap them"
         )
     official = digests["train_val"] == OFFICIAL_TRAIN_VAL and digests["test"] == OFFICIAL_TEST
-    _check_lists(lists, options, image_ids, official)
+    found = {name: _in_table(names, image_ids) for name, names in lists.items()}
+    _check_lists(lists, found, options, image_ids, official)
+    warnings = _unlisted(lists, found, options, image_ids, official)
 
-    split_of_name = {**dict.fromkeys(lists["train_val"], TRAIN), **dict.fromkeys(lists["test"], TEST)}
-    named = len(split_of_name)
-    split_of_name.update(dict.fromkeys(lists.get("validation", ()), VALIDATION))
-    of_image = np.array([split_of_name.get(image_id, "") for image_id in image_ids], dtype=object)
+    split_of_image = {}
+    for name, split in (("train_val", TRAIN), ("test", TEST), ("validation", VALIDATION)):
+        split_of_image.update(dict.fromkeys(found.get(name, {}).values(), split))
+    of_image = np.array([split_of_image.get(image_id, "") for image_id in image_ids], dtype=object)
     origin = "official NIH lists" if official else "lists given (not the official NIH lists)"
     if options.validation_list is not None:
         origin += "; validation from a list given"
@@ -132,26 +164,108 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
         origin += f"; validation cut from train_val by patient with seed {options.seed}"
     _check_patients(metadata, of_image)
     in_no_list = int((of_image == "").sum())
-    return Splits(of_image, origin, official, digests, in_no_list, named - (len(image_ids) - in_no_list))
+    not_in_table = sum(len(lists[name]) - len(found[name]) for name in ("train_val", "test"))
+    return Splits(of_image, origin, official, digests, in_no_list, not_in_table, tuple(warnings))
 
 
 def read_list(path: str, argument: str) -> list[str]:
-    """Reads the image names of a list: the first word of each line, plain text or gzip, local or fsspec URL.
+    """Reads the image names of a list, one on each line: text, plain, gzip or zip, local or fsspec URL.
 
-    Blank lines are passed over, and so is what follows the name (published lists carry labels there). A
-    name that stands twice counts once: a list is a set of images.
+    Blank lines are passed over, and so is what follows the name (published lists carry labels there). Where
+    the first line is a header that says which column holds the names, they are taken from there. Folders are
+    taken off. A name that stands twice counts once: a list is a set of images.
 
     Raises:
         UsageError: there is no such file. The message names the argument.
-        CxrError: it cannot be read, is no text, or holds no names.
+        CxrError: it cannot be read, is no text, holds no names, or several on a line.
     """
-    from cxr_records.metadata import as_text, read_content  # it imports pandas
-
     lines = as_text(path, read_content(path, argument)).splitlines()
-    names = list(dict.fromkeys(line.split(None, 1)[0] for line in lines if line.strip()))
+    read = _column_of_names(path, lines)
+    if read is None:
+        read = [_name_in(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    names = list(dict.fromkeys(filter(None, map(base_name, read))))
     if not names:
         raise CxrError(f"{path}: found no names; `{argument}` must hold one 'Image Index' per line")
     return names
+
+
+def _column_of_names(path: str, lines: Sequence[str]) -> list[str] | None:
+    """The names of a list that is a table; None where its first line is no header."""
+    header = next((line for line in lines if line.strip()), "")
+    for separator in ",;\t":
+        cells = [re.sub(r"[\W_]", "", cell).lower() for cell in header.split(separator)]
+        place = next((place for place, cell in enumerate(cells) if cell in _HEADERS), None)
+        if place is None:
+            continue
+        reader = csv.reader(lines, delimiter=separator, strict=True)
+        try:
+            rows = [row for row in reader if any(row)][1:]
+        except csv.Error as error:
+            raise CxrError(
+                f"{path}, line {reader.line_num:,}: found what is no CSV ({error}), below a header; correct "
+                "the line, or give one name on each line"
+            ) from error
+        names = [row[place].strip() if place < len(row) else "" for row in rows]
+        if "" in names:
+            raise CxrError(
+                f"{path}: found no name in row {names.index('') + 1:,} below the header; complete the row, "
+                "or remove it"
+            )
+        return names
+    return None
+
+
+def _name_in(path: str, number: int, line: str) -> str:
+    """The name at the start of a line that is not blank; refuses a line that holds several."""
+    line = line.strip()
+    match = _NAME.match(line)
+    if match is None:  # it begins with a comma
+        return line
+    name = match["quoted"] if match["quote"] else match[0]
+    rest = line[match.end() :]
+    if "." in rest or "_" in rest:
+        for word in _BETWEEN.split(rest):
+            other = word.strip("\"'")
+            if (has_image_ending(other) or patient_in_name(other) is not None) and stem(other) != stem(name):
+                raise CxrError(
+                    f"{path}, line {number:,}: found {_words(name)} and {_words(other)} on one line; a list "
+                    "must hold one name on each line"
+                )
+    return name.strip()
+
+
+def _in_table(names: Sequence[str], image_ids: Sequence[str]) -> dict[str, str]:
+    """{name of a list: the image that it stands for}, without the names that the table does not have."""
+    if set(image_ids).issuperset(names):
+        return dict(zip(names, names, strict=True))
+    known = ImageNames(image_ids)
+    return {name: image_id for name in names if (image_id := known.find(name)) is not None}
+
+
+def _unlisted(
+    lists: Mapping[str, Sequence[str]],
+    found: Mapping[str, Mapping[str, str]],
+    options: SplitOptions,
+    image_ids: Sequence[str],
+    official: bool,
+) -> list[str]:
+    """What to say of names that are in no row of the table; refuses too many of them."""
+    warnings = []
+    for name in ("train_val", "test"):
+        strange = [listed for listed in lists[name] if listed not in found[name]]
+        if not strange:
+            continue
+        told = (
+            f"{getattr(options, f'{name}_list')}: {len(strange):,} of its {len(lists[name]):,} names (the "
+            f"first is {_words(strange[0])}) are in no row of the table (whose first is {image_ids[0]})"
+        )
+        too_many = len(strange) > UNLISTED_ALLOWED * len(lists[name])
+        if too_many and not official and not options.allow_missing:
+            raise CxrError(
+                f"{told}; give the list of this table, or go on without them with `allow_missing=True`"
+            )
+        warnings.append(f"{told}: left out")
+    return warnings
 
 
 def list_digest(names: list[str]) -> str:
@@ -236,25 +350,41 @@ def _read_lists(options: SplitOptions) -> dict[str, list[str]]:
 
 
 def _check_lists(
-    lists: dict[str, list[str]], options: SplitOptions, image_ids: list[str], official: bool
+    lists: Mapping[str, Sequence[str]],
+    found: Mapping[str, Mapping[str, str]],
+    options: SplitOptions,
+    image_ids: Sequence[str],
+    official: bool,
 ) -> None:
-    """Refuses lists that contradict each other, and lists that belong to other images than the table's."""
-    train_val, test = set(lists["train_val"]), set(lists["test"])
-    both = train_val & test
+    """Refuses lists that contradict each other, and lists that belong to other images than the table's.
+
+    Args:
+        lists: {"train_val", "test", maybe "validation": names}.
+        found: the images of the table that these stand for.
+        options: with the lists' paths, for the errors.
+        image_ids: of the table.
+        official: whether train_val and test are NIH's own.
+    """
+
+    def images(name: str) -> dict[str, str]:  # an image may have another ending in another list
+        return {found[name].get(listed) or stem(listed): listed for listed in lists.get(name, ())}
+
+    train_val, test = images("train_val"), images("test")
+    both = [test[image] for image in train_val.keys() & test.keys()]
     if both:
         more = f" and {len(both) - 1:,} more" if len(both) > 1 else ""
         raise CxrError(
             f"{options.test_list}: found {min(both)}{more} in `train_val_list` too; an image must be in one "
             "list only, so remove it from one of the two"
         )
-    outside = set(lists.get("validation", ())) - train_val
+    validation = images("validation")
+    outside = [validation[image] for image in validation.keys() - train_val.keys()]
     if outside:
         raise CxrError(
             f"{options.validation_list}: found {_words(min(outside))}, which is not in `train_val_list`; "
             "validation images must come from there"
         )
-    known = set(image_ids)
-    strange = [name for name in ("train_val", "test") if known.isdisjoint(lists[name])]
+    strange = [name for name in ("train_val", "test") if not found[name]]
     # A part of NIH's table may well hold no image of one of NIH's lists.
     if strange and not (official and len(strange) == 1):
         name = strange[0]

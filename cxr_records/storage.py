@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import glob
 import itertools
@@ -10,37 +11,121 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.registry import available_protocols
 
+from cxr_records import urls
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.progress import say
+from cxr_records.urls import redacted as redacted  # asked for here, with all else of paths
 
 # Of remote storage: reading so many bytes for nothing is cheaper than another request.
 GAP_BYTES = 128 << 10
 SPAN_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # which have no folders
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")
+_ONE_SLASH = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)")
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_told: set[str] = set()  # for what this process has said that there are no locks
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{32}$")
+
+
+class NoFileError(CxrError):
+    """Under a name that should be a file's is something else: a folder, a FIFO, a device, a link."""
 
 
 def is_url(path: str) -> bool:
     """Tells whether a path is for fsspec ("s3://...", "https://...") and not a local one."""
-    return "://" in path and not path.startswith("file://")
+    return bool(_SCHEME.match(path)) and not path.lower().startswith("file:")
 
 
-def local_path(path: str) -> Path:
-    """Returns the path of a local file or folder, given plainly or as a file:// URL."""
-    return Path(path.removeprefix("file://"))
+def given(path: str | os.PathLike[str]) -> str:
+    """Returns a path as all functions here take it. This is the one rule for paths that come from outside.
+
+    - A URL stays as it is, its scheme in small letters.
+    - file:///data/x, file://localhost/data/x and file:x are local; %20 in them is a space, as in any URL.
+    - ~ and ~user at the start are home folders, as in a shell, which leaves --out=~/x as it is. ./~x is not.
+    - All else stays as it is: variables are the shell's, and *, ? and [ are for `expand`.
+
+    Raises:
+        UsageError: the path is empty, or one that no system has; the message says why.
+    """
+    path = os.fspath(path)
+    if not path or "\0" in path:
+        raise UsageError(f"found {path!r}, expected the path of a file or folder")
+    if is_url(path):
+        scheme, mark, rest = path.partition("://")
+        urls.remember(path)
+        return f"{scheme.lower()}{mark}{rest}"
+    if path.lower().startswith("file:"):
+        path = _path_of_file_url(path)
+    elif (match := _ONE_SLASH.match(path)) and match[1].lower() in available_protocols():
+        # pathlib makes it of a URL.
+        raise UsageError(f"found {path}; a URL has two slashes after {match[1]}:, give it as text")
+    if path.startswith("~"):
+        home = os.path.expanduser(path)
+        if home == path and not os.path.lexists(path):
+            raise UsageError(f"{path}: no home folder of that name is known; for a folder here give ./{path}")
+        path = home
+    # What is here and called so must not be taken for a home when it is asked for again.
+    return os.path.abspath(path) if os.path.normpath(path).startswith("~") else path
 
 
-def absolute(path: str) -> str:
-    """Returns a path that means the same in every process: URLs as they are, local paths from the root."""
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(local_path(path)))
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a local file or folder, which may be given as a file: URL.
+
+    Raises:
+        UsageError: as `given`, or it is on another machine.
+    """
+    path = given(path)
+    if is_url(path):
+        raise UsageError(f"found {redacted(path)}, expected a local path")
+    return Path(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Returns a path that means the same in every process: URLs as they are, local paths from the root.
+
+    Raises:
+        UsageError: as `given`.
+    """
+    path = given(path)
+    if not is_url(path):
+        return os.path.abspath(path)
+    # On the web, a folder and the page of its name are two things.
+    on_web = path.startswith(("http://", "https://")) or urls.name_of(path) != path
+    return path if on_web or path.endswith("://") else path.rstrip("/")
+
+
+def _path_of_file_url(url: str) -> str:
+    rest = url[len("file:") :]
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() in ("", "localhost"):
+            rest = slash + path
+        elif host.startswith(("~", ".")):
+            rest = rest[2:]
+        else:
+            raise UsageError(
+                f"{url}: names the machine {host!r}; a local path has three slashes, file:///..."
+            )
+    return unquote(rest) or "/"
 
 
 def join(folder: str, *names: str) -> str:
@@ -72,6 +157,98 @@ def read_bytes(path: str) -> bytes:
     """Returns all bytes of a file."""
     with open_read(path) as file:
         return file.read()
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Opens a file as `open_read`, but no FIFO, device or socket, from which reading may never end.
+
+    For files that came with a dataset. Links are followed: many tools keep large files behind them.
+
+    Raises:
+        NoFileError: it is something else than a file.
+        OSError: it is missing, or cannot be opened.
+    """
+    if is_url(path):
+        return open_read(path)
+    # Without waiting for who writes into a FIFO; of files it means nothing.
+    descriptor = os.open(local_path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(descriptor, path)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str, most_bytes: int) -> bytes:
+    """Returns all bytes of a file as `open_regular` opens it.
+
+    Raises:
+        CxrError: as `open_regular`; or it has more than so many bytes.
+    """
+    with open_regular(path) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise CxrError(f"{path} has more than {most_bytes:,} bytes, which none of ours has")
+    return data
+
+
+def open_own(path: str, flags: int) -> int:
+    """Opens a local file that only this program makes and changes, and nothing that a link leads to.
+
+    Args:
+        path: of the file.
+        flags: of `os.open`; what is created may be read by all.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        NoFileError: there is something else under that name.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise NoFileError(f"{path} is a link, expected a file of ours; remove the link") from None
+    try:
+        _check_regular(descriptor, path)
+        if flags & os.O_RDWR and os.fstat(descriptor).st_nlink > 1:
+            raise NoFileError(f"{path} is a link to another file, expected one of ours; remove the link")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(descriptor: int, path: str) -> None:
+    """Refuses what is no file, in words of what it is."""
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        raise NoFileError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a file")
+
+
+def identity(path: str) -> object:
+    """Returns what changes when a file is written anew, whatever it then holds.
+
+    None where it is missing, or its storage does not tell more than a size.
+    """
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        with _said_clearly(path):
+            try:
+                info = filesystem.info(name)
+            except FileNotFoundError:
+                return None
+        told = tuple(str(info[key]) for key in ("ETag", "etag", "generation", "md5") if info.get(key))
+        told += (str(time),) if (time := _mtime_ns(info)) else ()
+        return (*told, info.get("size")) if told else None
+    try:
+        status = local_path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def file_size(path: str) -> int:
@@ -129,8 +306,11 @@ def list_names(folder: str) -> list[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """Returns the paths that a pattern with * or ? names, sorted; a plain path is returned as it is."""
-    if not any(mark in pattern for mark in "*?[") or exists(pattern):
+    """Returns the paths that a pattern with * or ? names, sorted; a plain path is returned as it is.
+
+    So is a URL with a query, which begins with ? and belongs to one file.
+    """
+    if not any(mark in pattern for mark in "*?[") or urls.name_of(pattern) != pattern or exists(pattern):
         return [pattern]
     if is_url(pattern):
         filesystem, name = _filesystem(pattern)
@@ -289,23 +469,56 @@ def lock(path: str, what: str) -> Iterator[None]:
     process never blocks. On remote storage there is no lock; writes are whole and idempotent there.
 
     Raises:
-        CxrError: another command holds it; the message names its process and machine.
+        CxrError: another command holds it; the message names its process and machine. Or the lock file is a
+            link, whose file would be written over.
     """
     if is_url(path):
         yield
         return
-    descriptor = os.open(local_path(path), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_own(str(local_path(path)), os.O_RDWR | os.O_CREAT)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, os.path.dirname(path))
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
             raise CxrError(f"{what} is in use by {holder}; wait until it ends, or name another") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a note for people; a full disk is told by what matters
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def flock(descriptor: int, operation: int, folder: str) -> bool:
+    """Locks an open file by the kernel's flock. Where its file system has no locks, says so once and goes on.
+
+    Args:
+        descriptor: of the file.
+        operation: as for `fcntl.flock`.
+        folder: where it is, to be named.
+
+    Returns:
+        Whether it is locked: False where there are no locks (some of NFS and of FUSE).
+
+    Raises:
+        BlockingIOError: another process holds it, and the operation does not wait.
+    """
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if folder not in _told:
+            _told.add(folder)
+            say(
+                f"warning: {folder}: this file system has no locks ({error.strerror}); see to it that no "
+                "other command works there at the same time"
+            )
+        return False
+    return True
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -314,6 +527,7 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UsageError: the kind of URL is unknown, or the package that reads it is not installed.
     """
+    urls.remember(url)
     try:
         filesystem, name = url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -16,11 +16,14 @@ from cxr_records import storage
 from cxr_records.augment import FUNCTIONS
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.examples import Feature, decode_example, record_features, record_problems
-from cxr_records.findings import NO_FINDING, format_findings
+from cxr_records.findings import format_findings
 from cxr_records.images import ImageFormat
 from cxr_records.layout import MANIFEST_FILE, RECORDS_FILE, is_shard
 from cxr_records.manifest import DamagedManifestError, FileEntry, ShardEntry
+from cxr_records.names import patients_told
+from cxr_records.record_table import RecordTableError, disagreements, read_record_table
 from cxr_records.splits import TRAIN
+from cxr_records.storage import NoFileError
 from cxr_records.tasks import Task
 from cxr_records.tfrecord import RecordError, read_records, unframe
 
@@ -78,9 +81,11 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
     """Checks a finished dataset.
 
     Always: the manifest against its own digest; presence, size and sha256 of every file that it names, and
-    that there are no other shards. Where a shard is damaged, which of its records are. With `deep` also every
-    record: both checksums, features, image, label against findings, the table of records, counts, copies in
-    train only and beside their original, no patient in two splits.
+    that there are no other shards; the table of records against the manifest's shards and counts, and each
+    patient against the name of the image, where that tells one. Where a shard is damaged, which of its
+    records are. With `deep` also every record: both checksums, features, image, label against findings, its
+    row in the table of records, copies in train only and beside their
+    original, no patient in two splits.
 
     Args:
         dataset: an open dataset, or the folder or URL of a finished one.
@@ -96,13 +101,26 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
     try:
         dataset = open_dataset(dataset)
         dataset.check_unchanged()
+        problems = _check(dataset, deep)
+        dataset.check_unchanged()
+        return problems
     except DamagedManifestError as error:
         path = storage.join(folder, MANIFEST_FILE)
         return [Problem(path, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}: "))]
+
+
+def _check(dataset: Dataset, deep: bool) -> list[Problem]:
     files = dataset.manifest.files
     problems = [problem for entry in files if (problem := _check_file(dataset.path, entry))]
     problems += _check_strays(dataset)
-    table = None if any(p.path.endswith(RECORDS_FILE) for p in problems) else dataset.records
+    table, table_path = None, storage.join(dataset.path, RECORDS_FILE)
+    if all(problem.path != table_path for problem in problems):
+        try:
+            table = read_record_table(dataset.path, dataset.manifest)
+            problems += [Problem(table_path, text) for text in disagreements(table, dataset.manifest)]
+        except RecordTableError as error:
+            problems.append(Problem(table_path, f"{error.trouble}; {_REBUILD}"))
+    problems += _check_patients(dataset, table)
     shards = list(_shards(dataset, table))
     with ThreadPoolExecutor() as pool:
         for of_shard in pool.map(_check_shard, shards):
@@ -117,13 +135,15 @@ def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
     path = storage.join(dataset, entry.file)
     if not storage.exists(path):
         return Problem(path, "the file is missing; run the build command again: it writes it anew")
-    size = storage.file_size(path)
-    if size != entry.bytes:
-        return Problem(path, f"{size:,} bytes, the manifest says {entry.bytes:,}; {_REBUILD}")
-    sha256 = hashlib.sha256()
-    with storage.open_read(path) as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
+    try:
+        with storage.open_regular(path) as file:
+            size, sha256 = storage.file_size(path), hashlib.sha256()
+            if size != entry.bytes:
+                return Problem(path, f"{size:,} bytes, the manifest says {entry.bytes:,}; {_REBUILD}")
+            while block := file.read(1 << 20):
+                sha256.update(block)
+    except NoFileError as error:
+        return Problem(path, f"{str(error).removeprefix(f'{path} is ')}; {_REBUILD}")
     if sha256.hexdigest() != entry.sha256:
         return Problem(path, f"its sha256 is not that of the manifest; {_REBUILD}")
     return None
@@ -136,6 +156,22 @@ def _check_strays(dataset: Dataset) -> list[Problem]:
         Problem(storage.join(dataset.path, name), "a shard that the manifest does not name")
         for name in strays
     ]
+
+
+def _check_patients(dataset: Dataset, table: pa.Table | None) -> list[Problem]:
+    """Patients who are not those that the names of their images tell: they may be in several splits."""
+    if table is None:
+        return []
+    patients, images = table.column("patient_id").to_pylist(), table.column("image_id").to_pylist()
+    told = patients_told(images, patients)
+    if not told:
+        return []
+    first, patient = next(iter(told.items()))
+    message = (
+        f"patient {patients[first]}, the name says patient {patient} (so in {len(told):,} of {len(images):,} "
+        "records); such patients may be in several splits: build again from NIH's own table"
+    )
+    return [Problem(storage.join(dataset.path, RECORDS_FILE), message, first, images[first])]
 
 
 def _shards(dataset: Dataset, table: pa.Table | None) -> Iterator[_Shard]:
@@ -152,19 +188,22 @@ def _shards(dataset: Dataset, table: pa.Table | None) -> Iterator[_Shard]:
 def _check_shard(shard: _Shard) -> list[Problem]:
     """The bytes of one shard; where they are wrong, which records that concerns."""
     problem = _check_file(os.path.dirname(shard.path), shard.entry)
-    if problem is None or not storage.exists(shard.path):
-        return [problem] if problem else []
-    damaged = [read for _, read in _read_shard(shard) if isinstance(read, Problem)]
-    return [problem, *damaged]
+    if problem is None:
+        return []
+    return [problem, *(read for _, read in _read_shard(shard) if isinstance(read, Problem))]
 
 
 def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
     """Yields (number, data or the problem with it) of each record.
 
     Offsets come from the table of records, so that the records behind a damaged one are still found; without
-    the table, reading ends at the first damage.
+    the table, reading ends at the first damage. Of a shard that is no file there is nothing.
     """
-    with storage.open_read(shard.path) as file:
+    try:
+        opened = storage.open_regular(shard.path)
+    except (FileNotFoundError, NoFileError):
+        return
+    with opened as file:
         if shard.rows is None:
             number = -1
             try:
@@ -195,7 +234,7 @@ def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]
     all_read = True
     for shard in shards:
         read, whole = 0, len(records)
-        for number, data in _read_shard(shard) if storage.exists(shard.path) else ():
+        for number, data in _read_shard(shard):
             read += 1
             if isinstance(data, Problem):
                 if shard.path not in damaged:
@@ -211,8 +250,6 @@ def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]
         all_read &= len(records) - whole == told
     problems += _check_labels(task, records)
     problems += _check_relations(records, all_read)
-    if not problems and not damaged:  # counts of a damaged dataset are wrong in any case
-        problems += _check_counts(dataset, records)
     return problems
 
 
@@ -317,37 +354,4 @@ def _check_relations(records: Sequence[_Record], all_read: bool) -> list[Problem
         for record in records
         if all_read and record.copy and (record.image, 0) not in seen
     ]
-    return problems
-
-
-def _check_counts(dataset: Dataset, records: Sequence[_Record]) -> list[Problem]:
-    """Records, images, copies and patients of each split, and the records of each class."""
-    path, task = storage.join(dataset.path, MANIFEST_FILE), dataset.manifest.config.task
-    problems = []
-    by_split = collections.defaultdict(list)
-    for record in records:
-        by_split[record.shard.split].append(record)
-    for split, counts in dataset.splits.items():
-        here = by_split[split]
-        counted = {
-            "records": len(here),
-            "images": sum(record.copy == 0 for record in here),
-            "copies": sum(record.copy > 0 for record in here),
-            "patients": len({record.patient for record in here}),
-        }
-        for name, number in counted.items():
-            if (told := getattr(counts, name)) != number:
-                problems.append(Problem(path, f"{told:,} {name} in {split}, the shards hold {number:,}"))
-        labels = np.array([record.label for record in here]).reshape(len(here), *task.label_shape)
-        classes, names = task.class_rows(labels), task.class_names
-        if task.kind == "multilabel":
-            classes = np.column_stack([classes, ~classes.any(axis=1)])
-            names = (*names, NO_FINDING)
-        original = np.array([record.copy == 0 for record in here], dtype=int)
-        for name, column in zip(names, classes.T, strict=True):
-            count = dataset.manifest.classes[name].splits[split]
-            for kind, number in (("records", int(column.sum())), ("images", int(column @ original))):
-                if (told := getattr(count, kind)) != number:
-                    text = f"{told:,} {kind} of {name} in {split}, the shards hold {number:,}"
-                    problems.append(Problem(path, text))
     return problems

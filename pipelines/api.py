@@ -53,7 +53,7 @@ def build(
 
     Args:
         images: folders, .zip, .tar, .tar.gz files and URLs that hold the images, any mix, or one of them.
-        metadata: NIH's table: .csv, .csv.gz or .xlsx; 2017, 2020 or Kaggle's sample.
+        metadata: NIH's table: CSV or .xlsx, packed or not; 2017, 2020 or Kaggle's sample.
         out: folder of the dataset.
         task: "binary", "binary:FINDING", "binary:FINDING,FINDING", "multiclass" or "multilabel", or a `Task`.
         train_val_list: file with the names of the images to train and validate on; goes with `test_list`.
@@ -78,7 +78,8 @@ def build(
         workers: processes; None takes as many as there are cores.
         runner: name of a Beam runner, or the dotted name of its class.
         beam_options: options of Beam's own, such as "--flink_master=host:8081".
-        allow_missing: go on although more than 1% of the table's images are in no source.
+        allow_missing: go on although more than 1% of the table's images are in no source, or more than 1% of
+            a list's names in no row of the table; NIH's own lists may go with any part of its table.
         max_rejected: share (0 to 1) of the images at hand that may be undecodable.
         debug: whether Beam's log goes to stderr.
 

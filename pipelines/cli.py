@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from cxr_records import sampling
+from cxr_records.cli import PATH
 from cxr_records.errors import UsageError
 from cxr_records.images import CODECS, RESAMPLING
 from cxr_records.pipelines import api
@@ -55,12 +56,13 @@ def _repeat_options(args: list[str]) -> Iterator[str]:
 
 _OPTIONS = {
     "sources": [
-        click.option("--images", multiple=True, metavar="PATH...",
+        click.option("--images", type=PATH, multiple=True, metavar="PATH...",
                      help="Folders, .zip, .tar, .tar.gz files and URLs that hold the images, any mix."),
-        click.option("--metadata", required=True, metavar="TABLE",
-                     help="NIH's table: .csv, .csv.gz or .xlsx; 2017, 2020 or Kaggle's sample."),
+        click.option("--metadata", type=PATH, required=True, metavar="TABLE",
+                     help="NIH's table: CSV or .xlsx, packed or not; 2017, 2020 or Kaggle's sample."),
         click.option("--allow-missing", is_flag=True,
-                     help="Go on although images of the table (beyond 1%) are in no source."),
+                     help="Go on although images of the table are in no source, or names of a list in no row "
+                          "of the table (beyond 1%)."),
         click.option("--max-rejected", type=float, default=0.01, show_default=True,
                      help="Share of the images at hand that may be undecodable."),
     ],
@@ -72,9 +74,10 @@ _OPTIONS = {
                      help="Filter used to resize."),
     ],
     "dataset": [
-        click.option("--train-val-list", metavar="FILE", help="Names of the images to train on."),
-        click.option("--test-list", metavar="FILE", help="Names of the images to test on."),
-        click.option("--validation-list", metavar="FILE", help="Names of the images to validate on."),
+        click.option("--train-val-list", type=PATH, metavar="FILE", help="Names of the images to train on."),
+        click.option("--test-list", type=PATH, metavar="FILE", help="Names of the images to test on."),
+        click.option("--validation-list", type=PATH, metavar="FILE",
+                     help="Names of the images to validate on."),
         click.option("--validation-fraction", type=float, default=0.125, show_default=True,
                      help="Share of the training images cut for validation, by patient; 0 makes none."),
         click.option("--test-fraction", type=float, default=0.2, show_default=True,
@@ -117,9 +120,11 @@ def _options(*groups: str) -> Callable[[Decorated], Decorated]:
 
 @click.command(cls=_Command)
 @_options("sources")
-@click.option("--out", required=True, metavar="DATASET", help="Folder of the dataset.")
+@click.option("--out", type=PATH, required=True, metavar="DATASET", help="Folder of the dataset.")
 @_options("dataset", "format")
-@click.option("--store", metavar="DIR", help="Folder of decoded images; beside the dataset when not given.")
+@click.option(
+    "--store", type=PATH, metavar="DIR", help="Folder of decoded images; beside the dataset when not given."
+)
 @_options("engine", "output")
 def build(as_json: bool, out: str, **options: Any) -> None:
     """Build a dataset of TFRecord shards, or finish or update it.
@@ -143,9 +148,13 @@ def build(as_json: bool, out: str, **options: Any) -> None:
 
 @click.command(cls=_Command)
 @_options("sources")
-@click.option("--out", default="cxr14", metavar="DATASET", help="Folder that build would write to.")
+@click.option(
+    "--out", type=PATH, default="cxr14", metavar="DATASET", help="Folder that build would write to."
+)
 @_options("dataset", "format")
-@click.option("--store", metavar="DIR", help="Folder of decoded images; beside the dataset when not given.")
+@click.option(
+    "--store", type=PATH, metavar="DIR", help="Folder of decoded images; beside the dataset when not given."
+)
 @_options("engine", "output")
 def plan(as_json: bool, **options: Any) -> None:
     """Tell what build would write with the same options; write nothing.
@@ -167,7 +176,7 @@ def plan(as_json: bool, **options: Any) -> None:
 
 @click.command(cls=_Command)
 @_options("sources")
-@click.option("--store", required=True, metavar="DIR", help="Folder of decoded images.")
+@click.option("--store", type=PATH, required=True, metavar="DIR", help="Folder of decoded images.")
 @_options("format", "engine", "output")
 def decode(as_json: bool, beam_options: tuple[str, ...], **options: Any) -> None:
     """Decode images into an image store, which builds then share.

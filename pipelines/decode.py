@@ -16,7 +16,7 @@ from cxr_records.pipelines.engines import Engine
 from cxr_records.pipelines.request import DecodeRequest, check_images
 from cxr_records.pipelines.running import Job, run
 from cxr_records.planning import SECONDS_PER_DECODE
-from cxr_records.progress import say
+from cxr_records.progress import say, warn
 from cxr_records.sources import Entry, SourceReader, SourceReadError
 from cxr_records.store import (
     ARCHIVE_FOLDER,
@@ -41,11 +41,13 @@ class ImagesAtHand:
         entries: {image_id: the files that hold it}.
         missing: images of the table that no source holds.
         not_in_table: image files that the table does not name.
+        warnings: what could not be listed.
     """
 
     entries: dict[str, list[Entry]]
     missing: int
     not_in_table: int
+    warnings: tuple[str, ...] = ()
 
     def signatures(self) -> dict[str, str]:
         """Returns {image_id: what the store knows it by}."""
@@ -70,12 +72,14 @@ class DecodedImages:
         store: folder or URL of the store.
         images: table by image_id of every image at hand, as `store.locate` gives it.
         decoded: how many images were decoded in this run.
+        warnings: what was said of the sources and, by `decode_store`, of the table.
     """
 
     at_hand: ImagesAtHand
     store: str
     images: pd.DataFrame
     decoded: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def rejected(self) -> int:
@@ -113,8 +117,10 @@ def decode_store(request: DecodeRequest) -> DecodedImages:
     check_images(request.images)
     request.engine.check()
     metadata = read_metadata(request.metadata)
+    warn(metadata.warnings)
     at_hand = find_images(request.images, metadata, request.store, request.allow_missing)
-    return decode_images(at_hand, request.store, request.image_format, request.engine)
+    decoded = decode_images(at_hand, request.store, request.image_format, request.engine)
+    return dataclasses.replace(decoded, warnings=(*metadata.warnings, *decoded.warnings))
 
 
 def find_images(
@@ -136,8 +142,7 @@ def find_images(
     listing = sources.list_sources(
         paths, archives, keep_index, on_archive=lambda path: say(f"listing {path}")
     )
-    for warning in listing.warnings:
-        say(f"warning: {warning}")
+    warn(listing.warnings)
     image_ids = metadata.table["image_id"].tolist()
     entries, unmatched = sources.match_entries(listing.entries, image_ids)
     if not entries:
@@ -154,7 +159,7 @@ def find_images(
             f"{len(entries):,} are there; name the other sources in `images`, or build from these "
             "with `allow_missing=True`"
         )
-    return ImagesAtHand(entries, missing, len(unmatched))
+    return ImagesAtHand(entries, missing, len(unmatched), tuple(listing.warnings))
 
 
 def decode_images(
@@ -176,7 +181,8 @@ def decode_images(
         # cannot be written, they are not ours to remove, and nothing needs them gone.
         with contextlib.suppress(CxrError, OSError), opened.lock():
             opened.clean()
-    return DecodedImages(at_hand, store, _settled(opened.read_index(), at_hand), decoded)
+    images = _settled(opened.read_index(), at_hand)
+    return DecodedImages(at_hand, store, images, decoded, at_hand.warnings)
 
 
 def _decode_pending(at_hand: ImagesAtHand, store: ImageStore, engine: Engine) -> int:

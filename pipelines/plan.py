@@ -8,6 +8,7 @@ from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.decode import ImagesAtHand, find_images, seconds_per_decode
 from cxr_records.pipelines.request import BuildRequest
 from cxr_records.planning import SECONDS_PER_DECODE, Plan, estimate, make_plan
+from cxr_records.progress import warn
 from cxr_records.splits import Splits, make_splits
 from cxr_records.store import OK, locate, open_store
 
@@ -48,13 +49,16 @@ def plan_dataset(request: BuildRequest) -> PlanResult:
 
 
 def read_table(request: BuildRequest) -> tuple[Metadata, Splits]:
-    """Reads the table and splits it: all that can be wrong with them is found before any work.
+    """Reads the table and splits it: all that can be wrong with them is found, and said, before any work.
 
     Raises:
         CxrError: the table or a list is wrong.
     """
     metadata = read_metadata(request.metadata)
-    return metadata, make_splits(metadata, request.split_options)
+    warn(metadata.warnings)
+    splits = make_splits(metadata, request.split_options)
+    warn(splits.warnings)
+    return metadata, splits
 
 
 def _look(request: BuildRequest, metadata: Metadata) -> tuple[ImagesAtHand, pd.DataFrame, int, float]:

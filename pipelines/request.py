@@ -57,7 +57,7 @@ class BuildRequest:
         config: task, image format, copies, order.
         split_options: lists or fractions.
         store: folder of the image store; None puts it beside the dataset.
-        allow_missing: build from the images that are there.
+        allow_missing: build from the images that are there; `split_options` has its own for the lists.
         max_rejected: share of the images at hand that may be rejected.
         engine: where it runs.
     """
@@ -149,6 +149,7 @@ def build_request_of(
             validation_fraction,
             test_fraction,
             seed,
+            allow_missing,
         ),
         store=_path(store),
         allow_missing=allow_missing,

@@ -12,7 +12,7 @@ from cxr_records.pipelines.build import BuildResult
 from cxr_records.pipelines.decode import DecodedImages, ImagesAtHand
 from cxr_records.pipelines.plan import PlanResult
 from cxr_records.planning import Plan
-from cxr_records.progress import say
+from cxr_records.progress import say, warn
 from cxr_records.store import REJECTED
 
 
@@ -40,6 +40,7 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
             "list_sha256": plan.splits.list_digests,
         },
         "official": plan.splits.official,
+        "warnings": [*_warnings(plan), *(at_hand.warnings if at_hand else ())],
         **{name: round(value, 1) for name, value in result.size.items()},
     }
 
@@ -62,6 +63,7 @@ def build_json(result: BuildResult, out: str) -> dict[str, Any]:
         "shards": len(result.plan.shards),
         "decoded": result.decoded.decoded,
         "seconds": result.seconds,
+        "warnings": [*_warnings(result.plan), *result.decoded.warnings],
     }
 
 
@@ -72,14 +74,24 @@ def decode_json(decoded: DecodedImages) -> dict[str, Any]:
         "images": len(decoded.images) - decoded.rejected,
         "decoded": decoded.decoded,
         "rejected": decoded.rejected,
+        "warnings": list(decoded.warnings),
     }
 
 
 def warn_of_empty_classes(plan: Plan) -> None:
     """Says on stderr which classes have no training image, whatever is printed on stdout."""
+    warn(_empty_classes(plan))
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """What was said of the table, the lists and the classes."""
+    return [*plan.metadata.warnings, *plan.splits.warnings, *_empty_classes(plan)]
+
+
+def _empty_classes(plan: Plan) -> list[str]:
     empty = [balance.name for balance in plan.balance.classes if balance.images == 0]
-    if warning := sampling.empty_classes_warning(empty):
-        say(f"warning: {warning}")
+    warning = sampling.empty_classes_warning(empty)
+    return [warning] if warning else []
 
 
 def tell_decode(decoded: DecodedImages) -> None:
@@ -99,8 +111,6 @@ def tell_plan(plan: Plan, at_hand: ImagesAtHand | None) -> None:
     click.echo(f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {plan.splits.origin}")
     if not plan.splits.official:
         click.echo("not the official split: do not compare results with published official-split results")
-    if plan.splits.not_in_table and not plan.splits.official:
-        click.echo(f"in a list but not in the table: {plan.splits.not_in_table:,} names")
     if at_hand:
         _tell_not_in_table(at_hand)
     _tell_left_out(plan)

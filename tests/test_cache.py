@@ -1,7 +1,11 @@
 """The cache of remote shards: bounded, checked, shared, never evicting what is about to be read."""
 
+import concurrent.futures
+import errno
 import fcntl
 import hashlib
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,45 @@ def test_the_one_not_used_for_the_longest_time_goes(source, tmp_path):
         cache.fetch(*wanted).release()
 
     assert files(cache) == {"a", "c"}
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system that has no locks."""
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    monkeypatch.setattr(storage, "_told", set())
+
+
+def test_without_locks_files_are_had_and_none_is_evicted(source, tmp_path, no_locks, capsys):
+    cache = ShardCache(str(tmp_path / "cache"), 2000)
+    for name in "aba":
+        held = cache.fetch(*source(name))
+        assert Path(held.path).read_bytes() == name.encode() * 1000
+        held.release()
+
+    with pytest.raises(CxrError, match="may hold 2,000 bytes, and 2,000 of them are in use now"):
+        cache.fetch(*source("c"))
+    assert {name for name in files(cache) if not name.endswith(".part")} == {"a", "b"}
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path / 'cache'}: this file system has no locks (No locks available); see to it that "
+        "no other command works there at the same time\n"
+    )
+
+
+def test_without_locks_threads_that_fetch_one_file_all_have_it_whole(source, tmp_path, no_locks):
+    cache, wanted = ShardCache(str(tmp_path / "cache"), 1 << 20), source("a")
+    start = threading.Barrier(8)
+
+    def fetch(_: int) -> bytes:
+        start.wait()
+        return Path(cache.fetch(*wanted).path).read_bytes()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(fetch, range(8))) == {b"a" * 1000}
 
 
 def test_what_is_held_stays_and_more_than_fits_is_refused(source, tmp_path):
@@ -166,3 +209,77 @@ def test_names_and_sizes_of_a_folder_are_listed(tmp_path):
     for name, data in (("a", b"123"), ("b", b"12")):
         storage.write_bytes(f"memory://listed/{name}", data)
     assert listed_sizes("memory://listed") == {"a": 3, "b": 2}
+
+
+# What is not ours
+
+
+@pytest.mark.parametrize(
+    "sha256",
+    ["../thesis", "/etc/passwd", "", "0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n", "../" * 20 + "abcd"],
+)
+def test_what_is_no_sha256_names_no_file_and_removes_none(tmp_path, sha256):
+    mine = tmp_path / "thesis-a"
+    mine.write_bytes(b"years of work")
+    (tmp_path / "a").write_bytes(b"other")
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+
+    with pytest.raises(CxrError) as error:
+        cache.fetch(str(tmp_path / "a"), 5, sha256)
+    assert str(error.value) == (
+        f"{str(tmp_path / 'a')!r} with sha256 {sha256!r}: expected a plain name and 64 hexadecimal digits; "
+        "nothing was fetched"
+    )
+    assert mine.read_bytes() == b"years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "cache", "thesis-a"]
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_files_of_other_names_are_neither_counted_nor_removed(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 1000)
+    (cache.folder / "thesis.tex").write_bytes(b"x" * 5000)
+    (cache.folder / ("0" * 64 + "-folder")).mkdir()
+    (cache.folder / ("1" * 64 + "-link")).symlink_to(cache.folder / "thesis.tex")
+
+    for name in "ab":
+        cache.fetch(*source(name)).release()
+
+    assert files(cache) == {"b", "", "folder", "link"}  # "": a name without a dash
+    assert (cache.folder / "thesis.tex").read_bytes() == b"x" * 5000
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard"])
+@pytest.mark.parametrize("name", ["lock", "{0}-a.part"])
+def test_a_link_in_the_cache_is_not_written_through(source, tmp_path, kind, name):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    mine, link = tmp_path / "mine", cache.folder / name.format(digest)
+    if kind != "dangling":
+        mine.write_bytes(b"years of work")
+    link.hardlink_to(mine) if kind == "hard" else link.symlink_to(mine)
+
+    with pytest.raises(CxrError) as error:
+        cache.fetch(path, size, digest)
+    assert str(error.value).startswith(f"{link} is a link")
+    assert str(error.value).endswith("; remove the link")
+    assert mine.exists() == (kind != "dangling")
+    assert kind == "dangling" or mine.read_bytes() == b"years of work"
+
+
+def test_a_link_under_the_name_of_a_fetched_file_is_not_read(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    (cache.folder / f"{digest}-a").symlink_to(path)
+
+    with pytest.raises(CxrError, match=r"-a is a link, expected a file of ours; remove the link$"):
+        cache.fetch(path, size, digest)
+    assert Path(path).read_bytes() == b"a" * 1000
+
+
+def test_a_fifo_in_the_cache_is_said_and_not_waited_for(source, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 5000)
+    path, size, digest = source("a")
+    os.mkfifo(cache.folder / f"{digest}-a")
+
+    with pytest.raises(CxrError, match=r"-a is a FIFO, expected a file$"):
+        cache.fetch(path, size, digest)

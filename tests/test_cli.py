@@ -480,10 +480,89 @@ def test_a_class_without_training_images_is_a_warning(capsys, arguments, tmp_pat
     table.write_text("Image Index,Finding Labels,Patient ID\n" + "\n".join(rows) + "\n")
     code, out, err = run(capsys, "plan", "--metadata", table, "--task", "binary:Hernia", "--json")
     assert code == 0
-    assert err.startswith("warning: ")
-    assert "Hernia" in err
-    assert err.count("\n") == 1
+    said = [
+        f"{table}: found no column 'Patient Age', 'Patient Gender', 'View Position': unknown of every image",
+        "no training image holds Hernia: nothing to copy and nothing to learn there; choose another split or "
+        "task, or leave these classes out of the results",
+    ]
+    assert err == "".join(f"warning: {warning}\n" for warning in said)
+    assert json.loads(out)["warnings"] == said
     assert json.loads(out)["classes"]["Hernia"]["images"] == 0
+
+
+@pytest.fixture
+def odd(small, tmp_path) -> tuple[Path, Path]:
+    """The small set's table with a column of sexes under another name, and a list of one image more."""
+    table, test_list = tmp_path / "table.csv", tmp_path / "test.txt"
+    table.write_text(small.metadata.read_text().replace("Patient Gender", "Sex"))
+    test_list.write_text(f"{small.test_list.read_text().rstrip()}\nnowhere.png\n")
+    return table, test_list
+
+
+def test_what_is_odd_in_table_and_lists_is_said_once_by_each_command(capsys, small, odd, tmp_path):
+    table, test_list = odd
+    count = len(test_list.read_text().split())
+    of_table = (
+        f"{table}: found no column 'Patient Gender', so it is unknown of every image; 'Sex' looks like it: "
+        "rename it to 'Patient Gender'"
+    )
+    told = (
+        f"{test_list}: 1 of its {count} names (the first is 'nowhere.png') are in no row of the table (whose "
+        "first is 00000001_000.png)"
+    )
+    images = ["--images", small.images, "--metadata", table, "--size", "32", "--workers", "1"]
+    lists = ["--train-val-list", small.train_val_list, "--test-list", test_list]
+    out = ["--out", tmp_path / "ds", "--store", tmp_path / "store"]
+
+    assert refused(capsys, 1, "plan", "--metadata", small.metadata, *lists) == (
+        f"Error: {told}; give the list of this table, or go on without them with --allow-missing"
+    )
+    for words, expected in (
+        (["plan", "--metadata", table, *lists, "--allow-missing"], [of_table, f"{told}: left out"]),
+        (["build", *images, *lists, *out, "--allow-missing"], [of_table, f"{told}: left out"]),
+        (["decode", *images, "--store", tmp_path / "store"], [of_table]),
+    ):
+        code, printed, err = run(capsys, *words, "--json")
+        assert (code, err) == (0, "".join(f"warning: {warning}\n" for warning in expected))
+        assert json.loads(printed)["warnings"] == expected
+
+
+def test_of_a_table_and_lists_as_they_should_be_nothing_is_said(capsys, small, arguments, tmp_path):
+    for words in (
+        ["plan", *arguments[2:]],
+        ["build", *arguments, "--out", tmp_path / "ds"],
+        ["decode", *arguments[:4], *arguments[8:], "--store", tmp_path / "store"],
+    ):
+        code, printed, err = run(capsys, *words, "--json")
+        assert (code, err, json.loads(printed)["warnings"]) == (0, "", [])
+
+
+def test_a_table_whose_patients_are_numbers_of_rows_is_refused_by_every_command(capsys, small, tmp_path):
+    """Its patients would be in several splits, and nothing could tell any more."""
+    header, *rows = small.metadata.read_text().splitlines()
+    place = header.split(",").index("Patient ID")
+    cells = [row.split(",") for row in rows]
+    table, scores = tmp_path / "t.csv", tmp_path / "s.csv"
+    numbered = [[*row[:place], str(n), *row[place + 1 :]] for n, row in enumerate(cells, start=1)]
+    table.write_text("\n".join([header, *map(",".join, numbered)]) + "\n")
+    scores.write_text("image,Mass\n" + "".join(f"{row[0]},0.{n}\n" for n, row in enumerate(cells)))
+    wrong = [n for n, row in enumerate(cells) if int(row[place]) != n + 1]
+    first = cells[wrong[0]]
+    expected = (
+        f"Error: {table}, line {wrong[0] + 2} (image {first[0]!r}): 'Patient ID' says {wrong[0] + 1}, the "
+        f"name says patient {int(first[place])} (so in {len(wrong)} of 120 rows); the columns do not belong "
+        "together: take the table as NIH gives it"
+    )
+
+    images = ["--images", small.images]
+    for words in (
+        ["plan"],
+        ["build", *images, "--out", tmp_path / "ds"],
+        ["decode", *images, "--store", tmp_path / "st"],
+        ["evaluate", "--predictions", scores, "--out", tmp_path / "o"],
+    ):
+        assert refused(capsys, 1, *words, "--metadata", table) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.csv", "t.csv"]
 
 
 @pytest.mark.parametrize("table", ["Data_Entry_2017_v2020", "Data_Entry_2017", "sample_labels"])

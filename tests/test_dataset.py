@@ -40,8 +40,8 @@ def test_what_is_open_is_opened_as_it_is(dataset):
 
 def test_manifest_and_table_are_read_once_whatever_is_asked_and_for_which_task(dataset, monkeypatch):
     reads = []
-    read_bytes = storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    open_regular = storage.open_regular
+    monkeypatch.setattr(storage, "open_regular", lambda path: reads.append(path) or open_regular(path))
 
     opened = open_dataset(dataset)
     mass = opened.as_task("binary:Mass")
@@ -221,13 +221,15 @@ def test_a_damaged_or_missing_table_of_records_is_one_line(copied_dataset, damag
     assert "\n" not in str(error.value)
 
 
-def test_a_table_of_other_shards_is_refused(copied_dataset):
-    table = pq.read_table(copied_dataset / "records.parquet")
-    pq.write_table(table.slice(1), copied_dataset / "records.parquet")
+def test_a_table_that_does_not_fit_the_manifest_is_refused(copied_dataset):
+    content = manifest_json(copied_dataset)
+    counts = content["splits"]["train"]
+    counts["patients"] -= 1
+    write_manifest(copied_dataset, content)
 
     with pytest.raises(CxrError) as error:
-        open_dataset(copied_dataset).split("train")
+        open_dataset(copied_dataset).split("test")
     assert str(error.value) == (
-        f"{copied_dataset}: the table of records is not that of the manifest's shards; "
-        "run cxr-records verify on the dataset"
+        f"{copied_dataset}: the table of records is not that of the manifest ({counts['patients'] + 1} "
+        f"patients in train, the manifest says {counts['patients']}); run cxr-records verify on the dataset"
     )

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cxr_records import images
+from cxr_records.decoding import MAX_PIXELS
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.images import CODECS, MAX_PIXELS, RESAMPLING, ImageDecodeError, ImageFormat, decode_image
+from cxr_records.images import CODECS, RESAMPLING, ImageDecodeError, ImageFormat, decode_image
 
 SMALL = ImageFormat(16)
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
@@ -636,7 +637,7 @@ def test_running_out_of_memory_is_not_the_fault_of_the_image(monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(images, "_check_pixels", fail)
+    monkeypatch.setattr(images, "check_pixels", fail)
     with pytest.raises(MemoryError):
         decode_image(saved(ramp()), SMALL)
 

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "errors", "findings", "names", "filetypes", "seeding", "progress", "quiet", "layout",
-    "storage", "parquet",
-    "tfrecord", "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest",
-    "dataset", "cache", "tfio", "reader",
+    "__init__", "errors", "findings", "names", "filetypes", "seeding", "urls", "streams", "progress", "quiet",
+    "layout", "storage", "parquet",
+    "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling", "images", "config",
+    "manifest_schema", "manifest", "record_table", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
     "cli", "bench", "demo", "__main__",

@@ -434,38 +434,13 @@ def test_a_manifest_without_the_names_of_its_findings_is_of_nihs(copied_dataset)
     assert read_manifest(str(copied_dataset)).id == before["id"]
 
 
-@pytest.mark.parametrize(
-    ("change", "trouble"),
-    [
-        ({"pixels": {"mean": 1.0}}, "TypeError"),
-        ({"splits": None}, "AttributeError"),
-        ({"config": {}}, "KeyError: 'task'"),
-        (
-            {"classes": {"Mass": {"images": 1, "records": 1, "splits": {}, "more": 1}}},
-            "unknown 'more' in a class",
-        ),
-    ],
-    ids=["pixels", "splits", "config", "classes"],
-)
-def test_a_manifest_whose_checksum_fits_and_whose_content_does_not_is_damaged(
-    copied_dataset, change, trouble
-):
-    write_manifest(copied_dataset, manifest_json(copied_dataset) | change)
-
-    with pytest.raises(ManifestError) as error:
-        read_manifest(str(copied_dataset))
-    assert str(error.value).startswith(f"{copied_dataset}/manifest.json is damaged: it is no manifest (")
-    assert trouble in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_an_id_that_is_not_of_the_content_is_damage(copied_dataset):
     content = manifest_json(copied_dataset) | {"id": "0" * 32}
     content.pop("checksum")
     content["checksum"] = sha256(manifest_bytes(content))
     (copied_dataset / "manifest.json").write_bytes(manifest_bytes(content))
 
-    with pytest.raises(ManifestError, match=r"is damaged: it is no manifest \(ValueError: id '0000"):
+    with pytest.raises(ManifestError, match=r"is not as cxr_records writes it: id: found '0000"):
         read_manifest(str(copied_dataset))
 
 

@@ -157,7 +157,7 @@ def test_a_workbook_that_states_too_small_a_size_is_read_whole():
     "change",
     [
         ("Cardiomegaly", "Edema"),
-        ("1,57", "9,57"),
+        ("00000001_000.png,Cardiomegaly,0,1", "00000009_000.png,Cardiomegaly,0,9"),
         ("57,M", "58,M"),
         ("M,AP", "F,AP"),
         ("M,AP", "M,PA"),
@@ -201,15 +201,25 @@ def test_a_local_path_with_spaces_and_brackets_is_read(tmp_path):
         ("٣", -1),
     ],
 )
-def test_ages_become_whole_years_or_unknown(text, years):
+def test_ages_become_whole_years_or_unknown_which_is_said(text, years):
     metadata = read_metadata(
         write("age.csv", NEEDED_ONLY.splitlines()[0] + f",Patient Age\n1,Mass,a.png,{text}\n")
     )
 
     assert metadata.table["age_years"].tolist() == [years]
+    assert [warning for warning in warnings_of(metadata) if "found no column" not in warning] == [
+        f"1 of 1 rows have a 'Patient Age' that cannot be read (the first is {text!r} on line 2; expected 0 "
+        "to 120 years): taken as unknown"
+    ] * (years == -1)
 
 
-def test_views_and_sexes_other_than_known_become_empty():
+def warnings_of(metadata) -> list[str]:
+    """What is said of a table, without the path before it."""
+    assert all(warning.startswith("memory://tests/") for warning in metadata.warnings)
+    return [warning.split(": ", 1)[1] for warning in metadata.warnings]
+
+
+def test_views_and_sexes_other_than_known_become_empty_and_are_counted_with_their_first_text():
     rows = "1,Mass,a.png,pa,male\n1,Mass,b.png,AP,F\n1,Mass,c.png,LATERAL,O\n1,Mass,d.png,,\n"
     metadata = read_metadata(
         write("t.csv", "Patient ID,Finding Labels,Image Index,View Position,Patient Gender\n" + rows)
@@ -217,6 +227,172 @@ def test_views_and_sexes_other_than_known_become_empty():
 
     assert metadata.table["view"].tolist() == ["PA", "AP", "", ""]
     assert metadata.table["sex"].tolist() == ["M", "F", "", ""]
+    assert warnings_of(metadata) == [
+        "found no column 'Patient Age': unknown of every image",
+        "2 of 4 rows have a 'View Position' that cannot be read (the first is 'LATERAL' on line 4; expected "
+        "PA or AP): taken as unknown",
+        "2 of 4 rows have a 'Patient Gender' that cannot be read (the first is 'O' on line 4; expected M "
+        "or F): taken as unknown",
+    ]
+
+
+@pytest.mark.parametrize("text", [V2020, V2017, KAGGLE], ids=["v2020", "2017", "kaggle"])
+def test_of_a_table_as_nih_gives_it_nothing_is_said(text):
+    assert read_metadata(write("t.csv", text)).warnings == ()
+    assert read_metadata(write("t.xlsx", workbook(text))).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Patient Gender", "Patient Sex"),
+        ("Patient Gender", "sex"),
+        ("Patient Gender", "patient gender"),
+        ("Patient Gender", "Patient_Gender"),
+        ("Patient Gender", "Pateint Gender"),
+        ("Patient Gender", "Patient\u00a0Gender"),
+        ("Patient Age", "Age"),
+        ("Patient Age", "Patient Age (years)"),
+        ("View Position", "View"),
+        ("View Position", "ViewPosition"),
+    ],
+)
+def test_a_column_whose_name_is_nearly_right_is_named(old, new):
+    assert warnings_of(read_metadata(write("t.csv", V2020.replace(old, new)))) == [
+        f"found no column {old!r}, so it is unknown of every image; {' '.join(new.split())!r} looks like it: "
+        f"rename it to {old!r}"
+    ]
+
+
+def test_columns_that_are_absent_are_said_in_one_line_and_none_is_taken_for_another():
+    assert warnings_of(read_metadata(write("t.csv", NEEDED_ONLY))) == [
+        "found no column 'Patient Age', 'Patient Gender', 'View Position': unknown of every image"
+    ]
+    without_sex = V2020.replace("Patient Gender", "Notes")
+    assert warnings_of(read_metadata(write("t.csv", without_sex))) == [
+        "found no column 'Patient Gender': unknown of every image"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Image Index", "image_id"),
+        ("Image Index", "Filename"),
+        ("Finding Labels", "Finding Label"),
+        ("Finding Labels", "labels"),
+        ("Patient ID", "PatientID"),
+        ("Patient ID", "subject_id"),
+    ],
+)
+def test_a_needed_column_whose_name_is_nearly_right_is_named_in_the_refusal(old, new):
+    said = refusal("t.csv", V2020.replace(old, new))
+
+    assert said.endswith(
+        f"so {old!r} must be added or renamed in the first line ({new!r} looks like {old!r})"
+    )
+
+
+def patients_by_row() -> str:
+    """A table of three images of patient 1 and one of another hospital whose patients are numbers of rows."""
+    rows = ["00000001_000.png,Mass", "00000001_001.dcm,Edema", "00000001_002,Mass", "other.png,Mass"]
+    numbered = [f"{row},{number}" for number, row in enumerate(rows, start=1)]
+    return "\n".join(["Image Index,Finding Labels,Patient ID", *numbered]) + "\n"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["csv", "workbook"])
+def test_a_patient_whom_the_name_of_the_image_contradicts_is_refused_with_the_count(packed):
+    text = patients_by_row()
+
+    assert refusal("t.csv", workbook(text) if packed else text) == (
+        ", line 3 (image '00000001_001.dcm'): 'Patient ID' says 2, the name says patient 1 (so in 2 of 4 "
+        "rows); the columns do not belong together: take the table as NIH gives it"
+    )
+
+
+@settings(max_examples=50)
+@given(st.permutations(range(1, 9)))
+def test_a_patient_column_sorted_alone_is_refused_whatever_the_order_of_the_rows(patients):
+    rows = [f"{patient:08}_000.png,No Finding,{number}" for number, patient in enumerate(patients, start=1)]
+    text = "\n".join(["Image Index,Finding Labels,Patient ID", *rows])
+    wrong = sum(number != patient for number, patient in enumerate(patients, start=1))
+
+    if wrong:
+        assert f"(so in {wrong} of 8 rows)" in refusal("t.csv", text)
+    else:
+        assert len(read_metadata(write("t.csv", text))) == 8
+
+
+def test_folders_before_names_are_taken_off_and_counted():
+    text = V2020.replace("00000003", "images_001/images/00000003").replace("00000001", "C:\\x\\00000001")
+    metadata = read_metadata(write("t.csv", text))
+
+    assert metadata.digest == read_metadata(write("plain.csv", V2020)).digest
+    assert warnings_of(metadata) == [
+        "2 of 3 rows have folders in their 'Image Index' (the first is 'images_001/images/00000003_000.png' "
+        "on line 2): taken off"
+    ]
+
+
+def test_two_rows_that_folders_aside_name_one_image_are_refused():
+    text = V2020.replace("00000002_000.png", "a/x.png").replace("00000001_000.png", "b/x.png")
+
+    assert refusal("t.csv", text) == (
+        ", line 4 (image 'a/x.png'): line 3 has the same 'Image Index'; keep one of the two"
+    )
+    assert refusal("t.csv", V2020.replace("00000002_000.png", "images/")) == (
+        ", line 4 (image 'images/'): found no usable 'Image Index'; expected a file name such as "
+        "00000001_000.png"
+    )
+
+
+def test_names_that_differ_in_their_ending_alone_are_said():
+    text = V2020.replace("00000002_000.png,No Finding,0,2", "00000001_000.DCM,No Finding,0,1")
+
+    assert warnings_of(read_metadata(write("t.csv", text))) == [
+        "1 rows have an 'Image Index' that differs from another's in its ending alone: each stands for files "
+        "and names of its own ending only"
+    ]
+    assert warnings_of(read_metadata(write("t.csv", V2020.replace(".png", "")))) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("Mass|Atelectasis", '"Mass, Edema"', "found 'Mass, Edema'; findings are separated by '|'"),
+        ("Mass|Atelectasis", "Mass;Atelectasis", "found 'Mass;Atelectasis'; findings are separated by '|'"),
+        (",7,3,81", ",7,3E+00,81", "found '3E+00'; expected a whole number, such as 1 or 00000001"),
+        (",7,3,81", ',7,"3,000",81', "found '3,000'; expected a whole number, such as 1 or 00000001"),
+        (",7,3,81", ",7,3.000,81", "found '3.000'; expected a whole number, such as 1 or 00000001"),
+        (",7,3,81", ",7,,81", "found ''; expected a whole number, such as 1 or 00000001"),
+        (",7,3,81", ",7,#REF!,81", "found '#REF!'; expected a whole number, such as 1 or 00000001"),
+        ("Mass|Atelectasis", "Mass,Atelectasis", "found 12 values where the header has 11 columns; quote the "
+         "cell that holds ',', or download the table again"),
+        ("2500,2048,0.171", "2500,2048,0,171", "found 12 values where the header has 11 columns; quote the "
+         "cell that holds ',', or download the table again"),
+        ("00000002_000.png,No Finding,0,2", SHARED_HEADER[:46], "found the header again; remove it "
+         "from among the rows"),
+        ("00000002_000.png", "2023-05-01 00:00:00", "found a date as 'Image Index'; expected a file "
+         "name such as 00000001_000.png"),
+    ],
+)  # fmt: skip
+def test_cells_that_people_and_programs_changed_are_refused(old, new, message):
+    assert refusal("t.csv", V2020.replace(old, new)).endswith(f": {message}")
+
+
+def test_a_cell_too_many_is_found_below_the_header_of_2017_too_which_ends_in_a_comma():
+    assert refusal("t.csv", V2017.replace("Atelectasis|Mass", "Atelectasis,Mass")) == (
+        ", line 4: found 12 values where the header has 11 columns; quote the cell that holds ',', or "
+        "download the table again"
+    )
+    assert len(read_metadata(write("t.csv", V2017.replace("0.171,0.171", "0.171,0.171,,,")))) == 3
+
+
+@pytest.mark.parametrize("text", ["3.", "3.0", "3.00", "3.000000", "03", " 3 "])
+def test_a_whole_number_may_be_written_as_programs_write_it(text):
+    changed = read_metadata(write("t.csv", V2020.replace(",7,3,81", f",7,{text},81")))
+
+    assert changed.digest == read_metadata(write("plain.csv", V2020)).digest
 
 
 def test_the_findings_cannot_be_changed_by_accident():
@@ -274,7 +450,8 @@ def test_the_findings_cannot_be_changed_by_accident():
             ": found the columns 'Image_Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient "
             "Age', 'Patient Gender', 'View Position', 'OriginalImage[Width', 'Height]', "
             "'OriginalImagePixelSpacing[x', 'y]'; needed are 'Image Index', 'Finding Labels', 'Patient ID', "
-            "so 'Image Index' must be added or renamed in the first line",
+            "so 'Image Index' must be added or renamed in the first line ('Image_Index' looks like 'Image "
+            "Index')",
         ),
         (
             "OriginalImage[Width",
@@ -301,10 +478,8 @@ def test_a_wrong_cell_is_refused_with_its_line_and_image(old, new, message):
         ("t.csv", V2020.splitlines()[0], ": found a header and no rows; expected one row per image"),
         (
             "t.csv",
-            "<!DOCTYPE html>\n<p>Sign in</p>\n",
-            ": found the columns '<!DOCTYPE html>'; needed are 'Image Index', 'Finding Labels', 'Patient "
-            "ID', so 'Image Index', 'Finding Labels', 'Patient ID' must be added or renamed in the first "
-            "line",
+            "\n<!DOCTYPE html>\n<p>Sign in</p>\n",
+            ": found a web page; download the file itself, or correct `metadata`",
         ),
         (
             "t.csv.gz",
@@ -314,16 +489,21 @@ def test_a_wrong_cell_is_refused_with_its_line_and_image(old, new, message):
         ),
         (
             "t.csv",
-            V2020.encode("utf-16"),
-            ": found bytes that are not UTF-8 text (byte 0 is 0xff); save it as UTF-8",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n",
+            ": found a Git LFS pointer; fetch the file itself with git lfs pull, or correct `metadata`",
         ),
         (
-            "t.xlsx",
-            V2020,
-            ": found what is no .xlsx workbook (BadZipFile: File is not a zip file); save it as .csv",
+            "t.csv",
+            V2020.replace("Mass", "Maß").encode("cp1252"),
+            ": found bytes that are not UTF-8 text (byte 169 is 0xdf); save it as UTF-8",
+        ),
+        (
+            "t.csv",
+            V2020.replace(",81,F", ",81\0,F"),
+            ", line 2: found a NUL byte, which no text holds; save it as UTF-8",
         ),
     ],
-    ids=["empty", "empty gzip", "header only", "html", "cut gzip", "utf-16", "csv named xlsx"],
+    ids=["empty", "empty gzip", "header only", "html", "cut gzip", "lfs", "cp1252", "nul"],
 )  # fmt: skip
 def test_a_file_that_is_no_table_is_refused_with_the_reason(name, content, message):
     assert refusal(name, content) == message
@@ -341,13 +521,6 @@ def test_a_missing_file_or_folder_is_a_wrong_use(tmp_path):
         read_metadata(str(tmp_path / "folder.csv"))
 
 
-def test_another_ending_is_a_wrong_use(tmp_path):
-    with pytest.raises(
-        UsageError, match=r"table\.parquet: found a file that is none of \.csv, \.csv\.gz, \.xlsx; "
-    ):
-        read_metadata(str(tmp_path / "table.parquet"))
-
-
 def test_an_unknown_kind_of_url_is_refused_in_one_line():
     with pytest.raises(
         CxrError, match=r"^nosuch://t\.csv: cannot be read \(ValueError: .*\); check `metadata`"
@@ -356,9 +529,10 @@ def test_an_unknown_kind_of_url_is_refused_in_one_line():
 
 
 def test_a_workbook_without_openpyxl_names_the_extra(monkeypatch):
+    book = workbook(V2020)
     monkeypatch.setitem(sys.modules, "openpyxl", None)
 
-    assert refusal("t.xlsx", "anything") == (
+    assert refusal("t.csv", book) == (
         ": reading .xlsx needs openpyxl; pip install '.[excel]' in a clone, or save it as .csv"
     )
 
@@ -449,9 +623,29 @@ def test_the_real_table_of_2017_differs_from_2020_in_the_labels_of_181_images(ni
     assert (nih_v2020.findings >= old.findings).all()
     assert count_findings(old.findings)[NO_FINDING] == 60_412
     assert (old.table["age_years"] == -1).sum() == 16
+    assert old.warnings == (
+        f"{nih / 'Data_Entry_2017.csv.gz'}: 16 of 112,120 rows have a 'Patient Age' that cannot be read (the "
+        "first is '412Y' on line 20,854; expected 0 to 120 years): taken as unknown",
+    )
     in_file_name = old.table["image_id"].str.slice(9, 12).astype(int)
     assert (old.table["follow_up"] == in_file_name).all()
     assert (nih_v2020.table["follow_up"] != in_file_name).sum() == 24_106
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("Data_Entry_2017_v2020", "f2320ba38a2d6c03a3aa5465bb4c382b5f9a6cedbe9e6aa03684fa6964b221ff"),
+        ("Data_Entry_2017", "c3b751f946ebe7c30b212bf4434c149762c89e0bd8f941f130c19fb53d0f0728"),
+        ("sample_labels", "2e5eabc3f0195cd8936e51beeb4acabcb6f6eea0d30406ade092ea5b09078939"),
+    ],
+)
+def test_the_real_tables_are_read_to_the_same_values_for_ever(nih, nih_v2020, name, digest):
+    """Datasets and claims refer to these digests: change one only with a line in the changelog."""
+    table = nih_v2020 if name.endswith("v2020") else read_metadata(str(nih / f"{name}.csv.gz"))
+
+    assert table.digest == digest
+    assert (table.warnings == ()) == name.endswith("v2020")
 
 
 def test_the_real_kaggle_sample_is_a_part_of_the_table_of_2017(nih, nih_v2020):
@@ -488,7 +682,7 @@ def test_what_a_storage_has_said_clearly_is_said_once(monkeypatch):
     def refuse(path):
         raise CxrError(f"{path}: found no credentials for this storage")
 
-    monkeypatch.setattr(storage, "read_bytes", refuse)
+    monkeypatch.setattr(storage, "open_read", refuse)
 
     with pytest.raises(CxrError, match=r"^s3://bucket/t\.csv: found no credentials for this storage$"):
         read_metadata("s3://bucket/t.csv")

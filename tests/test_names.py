@@ -2,7 +2,7 @@
 
 import pytest
 
-from cxr_records.names import ImageNames, base_name, patient_in_name, stem
+from cxr_records.names import ImageNames, base_name, patient_in_name, patients_told, stem
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,17 @@ def test_only_endings_of_images_are_taken_off():
 )
 def test_a_name_of_nihs_form_tells_the_patient(name, patient):
     assert patient_in_name(name) == patient
+
+
+@pytest.mark.parametrize(
+    ("names", "patients", "told"),
+    [
+        (["00000001_000.png", "00000002_000.dcm"], [1, 2], {}),
+        (["00000001_000.png", "00000002_000.dcm", "00000002_001"], [1, 1, 3], {1: 2, 2: 2}),
+        (["a.png", "1.2.840", "00000002.png", "00000001_000_b.png"], [1, 2, 3, 4], {}),
+        (["123456789_000.png", "12345678_000.png"], [123456789, 123456789], {1: 12345678}),
+        ([], [], {}),
+    ],
+)
+def test_patients_who_are_not_those_of_the_names_are_found(names, patients, told):
+    assert patients_told(names, patients) == told

@@ -61,17 +61,25 @@ def many_shards(dataset, tmp_path_factory) -> Path:
         with open(out / shard["file"], "rb") as file:
             records += [data for _, data in read_records(file)]
         (out / shard["file"]).unlink()
-    shards, names = [], []
+    shards, names, places, offsets = [], [], [], []
     for place, part in enumerate(np.array_split(np.arange(len(records)), 7)):
         name = f"cxr14-train.tfrecord-{place:05d}-of-00007"
-        data = b"".join(frame(records[i]) for i in part)
+        framed = [frame(records[i]) for i in part]
+        data = b"".join(framed)
+        places += range(len(part))
+        offsets += [sum(map(len, framed[:number])) for number in range(len(part))]
         (out / name).write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         shards.append({"file": name, "records": len(part), "bytes": len(data), "sha256": digest})
         names += [name] * len(part)
     table.loc[rows.index, "shard"] = names
+    table.loc[rows.index, "place"] = places
+    table.loc[rows.index, "offset"] = offsets
     table.to_parquet(out / "records.parquet")
-    manifest["splits"]["train"]["shards"] = shards
+    manifest["splits"]["train"] |= {"shards": shards, "bytes": sum(shard["bytes"] for shard in shards)}
+    (entry,) = (entry for entry in manifest["files"] if entry["file"] == "records.parquet")
+    data = (out / "records.parquet").read_bytes()
+    entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_manifest(out, manifest)
     return out
 

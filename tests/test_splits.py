@@ -160,12 +160,16 @@ def test_another_seed_cuts_other_patients_of_the_same_number():
 
 
 def test_lists_decide_when_they_are_given():
-    splits = make_splits(FIVE, lists("1 2", "4 9", validation_fraction=0))
+    splits = make_splits(FIVE, lists("1 2", "4 9", validation_fraction=0, allow_missing=True))
 
     assert splits.of_image.tolist() == ["train", "train", "", "test", ""]
     assert splits.origin == "lists given (not the official NIH lists)"
     assert not splits.official
     assert (splits.in_no_list, splits.not_in_table) == (2, 1)
+    assert splits.warnings == (
+        "memory://splits/test.txt: 1 of its 2 names (the first is '00000009_000.png') are in no row of the "
+        "table (whose first is 00000001_000.png): left out",
+    )
     assert splits.list_digests == {
         "train_val": list_digest(["00000002_000.png", "00000001_000.png"]),
         "test": list_digest(["00000004_000.png", "00000009_000.png"]),
@@ -241,6 +245,84 @@ def test_official_lists_given_the_wrong_way_round_are_refused(official_are):
         make_splits(FIVE, lists("4", "1 2"))
 
 
+HUNDRED = table(*[(patient, "No Finding") for patient in range(1, 201)])
+
+
+@pytest.mark.parametrize(("strange", "allowed"), [(1, True), (2, False)])
+def test_names_that_are_in_no_row_are_said_and_beyond_one_in_a_hundred_refused(strange, allowed):
+    train_val = " ".join(map(str, [*range(500, 500 + strange), *range(1, 101 - strange)]))
+    options = lists(train_val, "150 151", validation_fraction=0)
+    told = (
+        f"memory://splits/train_val.txt: {strange} of its 100 names (the first is '00000500_000.png') are in "
+        "no row of the table (whose first is 00000001_000.png)"
+    )
+
+    if allowed:
+        assert make_splits(HUNDRED, options).warnings == (f"{told}: left out",)
+    else:
+        with pytest.raises(CxrError) as caught:
+            make_splits(HUNDRED, options)
+        assert str(caught.value) == (
+            f"{told}; give the list of this table, or go on without them with `allow_missing=True`"
+        )
+    splits = make_splits(HUNDRED, dataclasses.replace(options, allow_missing=True))
+    assert splits.warnings == (f"{told}: left out",)
+    assert (splits.not_in_table, splits.in_no_list) == (strange, 200 - 102 + strange)
+
+
+def test_official_lists_go_with_a_part_of_the_table_and_say_what_is_left_out(official_are):
+    splits = make_splits(table((1, "Mass"), (4, "Mass")), lists("1 2", "4", validation_fraction=0))
+
+    assert (splits.official, splits.of_image.tolist()) == (True, ["train", "test"])
+    assert splits.warnings == (
+        "memory://splits/train_val.txt: 1 of its 2 names (the first is '00000002_000.png') are in no row of "
+        "the table (whose first is 00000001_000.png): left out",
+    )
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda name: f"images/{name}",
+        lambda name: f"C:\\nih\\images 1\\{name}",
+        lambda name: name.removesuffix(".png"),
+        lambda name: name.replace(".png", ".dcm"),
+        lambda name: name.upper(),
+        lambda name: f'"{name}"',
+        lambda name: f"{name},Mass|Edema",
+        lambda name: f"{name};1;0",
+    ],
+    ids=["folder", "Windows", "no ending", "DICOM", "upper case", "quotes", "commas", "semicolons"],
+)
+def test_images_of_a_list_are_those_of_the_table_however_each_is_written(written):
+    names = [f"{patient:08}_000.png" for patient in range(1, 6)]
+    some = [written(name) if place % 2 else name for place, name in enumerate(names)]
+    options = SplitOptions(
+        write("a.txt", "\n".join(some[:3])), write("b.txt", "\r\n".join(some[3:])), write("c.txt", names[1])
+    )
+    splits = make_splits(FIVE, options)
+
+    assert splits.of_image.tolist() == ["train", "validation", "train", "test", "test"]
+    assert (splits.in_no_list, splits.not_in_table, splits.warnings) == (0, 0, ())
+
+
+def test_an_image_that_two_lists_name_in_two_ways_is_in_both():
+    options = SplitOptions(
+        write("a.txt", "00000001_000.png"), write("b.txt", "x/00000001_000.dcm\n00000002_000")
+    )
+
+    with pytest.raises(CxrError, match=r"found 00000001_000\.dcm in `train_val_list` too"):
+        make_splits(FIVE, options)
+
+
+def test_official_lists_with_folders_before_their_names_are_official(official_are):
+    options = SplitOptions(
+        write("a.txt", "images/00000001_000.png\n00000002_000.png"), write("b.txt", "x/00000004_000.png")
+    )
+
+    assert make_splits(FIVE, options).official
+
+
 @pytest.mark.parametrize(("length", "shown"), [(80, "x" * 80), (81, "x" * 80 + "…")])
 def test_a_strange_name_is_shown_up_to_80_characters(length, shown):
     train_val, test = write("a.txt", "x" * length), write("b.txt", "00000001_000.png")
@@ -254,6 +336,62 @@ def test_a_list_is_the_first_word_of_each_line():
 
     assert read_list(write("list.txt", text), "test_list") == ["b.png", "a.png"]
     assert read_list(write("list.txt.gz", gzip.compress(text.encode())), "test_list") == ["b.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Image Index\na.png\nx y.png\n",
+        "Image Index,Finding Labels\na.png,Mass\n\nx y.png,Edema\n",
+        '\ufeff"Image Index";"Note"\r\n"a.png";"b.png"\r\n"images/x y.png";""\r\n',
+        ",image_id\n0,a.png\n1,x y.png\n",
+        "label\tfilename\nb.png\ta.png\nMass\tx y.png\n",
+        "a.png 0 1 0\nx y.png 0 0 1\n",
+        "a.png,b/a.png\nx y.png\na.png\n",
+        "'a.png'\n\"x y.png\"\n",
+        "  a.png  \n\tsome folder/x y.png\t0.5\n",
+    ],
+)
+@pytest.mark.parametrize("pack", [str.encode, lambda text: gzip.compress(text.encode()),
+                                  lambda text: text.lstrip("\ufeff").encode("utf-16")])  # fmt: skip
+def test_a_list_may_be_a_column_of_a_table_and_its_names_may_hold_spaces(text, pack):
+    assert read_list(write("list", pack(text)), "test_list") == ["a.png", "x y.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "x.png\na.png,b.png\n",
+            ", line 2: found 'a.png' and 'b.png' on one line; a list must hold one name on each line",
+        ),
+        (
+            "00000001_000 00000002_000\n",
+            ", line 1: found '00000001_000' and '00000002_000' on one line; a list must hold one name on "
+            "each line",
+        ),
+        (
+            "Image Index,x\na.png,1\n,2\n",
+            ": found no name in row 2 below the header; complete the row, or remove it",
+        ),
+        (
+            'Image Index,x\na.png,"1\n',
+            ", line 2: found what is no CSV (unexpected end of data), below a header; correct the line, or "
+            "give one name on each line",
+        ),
+        ("Image Index\n", ": found no names; `test_list` must hold one 'Image Index' per line"),
+        ("<html>", ": found a web page; download the file itself, or correct `test_list`"),
+        (
+            b"\x89PNG\r\n\x1a\n",
+            ": found a PNG image, which `test_list` cannot be; name the right file",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_refused(text, message):
+    url = write("list.txt", text)
+
+    with pytest.raises(CxrError, match=f"^{re.escape(url + message)}$"):
+        read_list(url, "test_list")
 
 
 def test_the_digest_of_a_list_is_that_of_its_sorted_names():
@@ -498,5 +636,5 @@ def test_the_official_lists_with_another_hospitals_table_are_refused(official):
 def test_a_real_table_given_as_a_list_is_refused(nih, nih_v2020, official):
     options = dataclasses.replace(official, test_list=str(nih / "Data_Entry_2017.csv.gz"))
 
-    with pytest.raises(CxrError, match=r"none of its 112,\d+ names \(the first is 'Image'\) is in the table"):
+    with pytest.raises(CxrError, match=r"found 00000001_000\.png and 86,523 more in `train_val_list` too"):
         make_splits(nih_v2020, options)

@@ -425,7 +425,106 @@ def test_a_lock_can_be_taken_again_after_success_and_after_failure(tmp_path):
         second.__enter__()
 
 
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def no_locks(request, monkeypatch) -> str:
+    """Makes a file system that has no locks; what it says."""
+
+    def refuse(descriptor, operation):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    monkeypatch.setattr(storage, "_told", set())
+    return os.strerror(request.param)
+
+
+def test_where_there_are_no_locks_that_is_said_once_and_the_work_goes_on(tmp_path, no_locks, capsys):
+    for _ in range(2):
+        with (
+            storage.lock(str(tmp_path / "lock"), "the store"),
+            storage.lock(str(tmp_path / "lock"), "the store"),
+        ):
+            pass
+
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}: this file system has no locks ({no_locks}); see to it that no other command "
+        "works there at the same time\n"
+    )
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
+    def fail(descriptor, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(storage.fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"), storage.lock(str(tmp_path / "lock"), "it"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard"])
+def test_a_lock_file_that_is_a_link_is_refused_and_its_file_left_as_it_is(tmp_path, kind):
+    mine, path = tmp_path / "mine", tmp_path / "lock"
+    if kind != "dangling":
+        mine.write_bytes(b"years of work")
+    path.hardlink_to(mine) if kind == "hard" else path.symlink_to(mine)
+
+    with pytest.raises(CxrError) as caught, storage.lock(str(path), "it"):
+        pytest.fail("the lock was taken")
+    expected = {"hard": "is a link to another file, expected one of ours"}
+    assert str(caught.value) == (
+        f"{path} {expected.get(kind, 'is a link, expected a file of ours')}; remove the link"
+    )
+    assert mine.exists() == (kind != "dangling")
+    assert kind == "dangling" or mine.read_bytes() == b"years of work"
+
+
+def test_a_lock_file_that_is_none_is_said_to_be_so(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+
+    with (
+        pytest.raises(CxrError, match=r"lock is a FIFO, expected a file$"),
+        storage.lock(str(tmp_path / "lock"), "it"),
+    ):
+        pytest.fail("the lock was taken")
+
+
 def test_on_remote_storage_there_is_no_lock():
     with storage.lock("memory://x/lock", "it"), storage.lock("memory://x/lock", "it"):
         pass
     assert not storage.exists("memory://x/lock")
+
+
+# ---- files that came with a dataset ---------------------------------------------------------------------
+
+
+def test_only_a_file_is_opened_as_one_and_nothing_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "zero").symlink_to("/dev/zero")
+
+    for name, kind in (("fifo", "a FIFO"), ("folder", "a folder"), ("zero", "a device")):
+        with pytest.raises(CxrError) as caught:
+            storage.open_regular(str(tmp_path / name))
+        assert str(caught.value) == f"{tmp_path / name} is {kind}, expected a file"
+    with pytest.raises(FileNotFoundError):
+        storage.open_regular(str(tmp_path / "absent"))
+
+
+def test_a_file_behind_a_link_is_read_as_itself_and_never_more_of_it_than_allowed(tmp_path):
+    (tmp_path / "annexed").write_bytes(b"12345")
+    (tmp_path / "file").symlink_to("annexed")
+
+    assert storage.read_regular(str(tmp_path / "file"), 5) == b"12345"
+    with pytest.raises(CxrError) as caught:
+        storage.read_regular(str(tmp_path / "file"), 4)
+    assert str(caught.value) == f"{tmp_path / 'file'} has more than 4 bytes, which none of ours has"
+
+
+def test_the_identity_of_a_file_changes_when_it_is_written_anew_though_it_holds_the_same(tmp_path):
+    for folder in (str(tmp_path), "memory://identity"):
+        path = storage.join(folder, "file")
+        assert storage.identity(path) is None
+        storage.write_bytes(path, b"1")
+        first = storage.identity(path)
+        assert storage.identity(path) == first
+        storage.write_bytes(path, b"1")
+        assert storage.identity(path) not in (first, None)

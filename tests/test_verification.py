@@ -1,10 +1,10 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -286,8 +286,11 @@ def plain(values: dict) -> dict:
     }
 
 
-def tamper(dataset: Path, change=lambda shards: None, change_manifest=lambda manifest: None) -> None:
-    """Changes {shard: [values of each record]} in place, then makes table, sizes and digests fit again."""
+def tamper(dataset: Path, change=lambda shards: None) -> None:
+    """Changes {shard: [values of each record]} in place, then makes table, counts and digests fit again.
+
+    Copies belong in train: in the other splits the manifest still tells of originals alone.
+    """
     manifest = manifest_json(dataset)
     split_of = {shard["file"]: split for split, c in manifest["splits"].items() for shard in c["shards"]}
     shards = {}
@@ -296,6 +299,8 @@ def tamper(dataset: Path, change=lambda shards: None, change_manifest=lambda man
             shards[name] = [plain(decode_example(data)) for _, data in read_records(file)]
     change(shards)
     rows, entries = [], {}
+    schema = pq.read_schema(dataset / "records.parquet")
+    one_label = schema.field("label").type == pa.int64()
     for name, records in shards.items():
         data = b""
         for place, values in enumerate(records):
@@ -306,18 +311,40 @@ def tamper(dataset: Path, change=lambda shards: None, change_manifest=lambda man
                 one = value[0] if column in numbers and isinstance(value, list) else value
                 one = one.decode() if isinstance(one, bytes) else one
                 row[column] = -1 if column in numbers and isinstance(one, str) else one
+            row["label"] = row["label"][0] if one_label else row["label"]
             rows.append(row)
             data += frame(encode_example(values))
         (dataset / name).write_bytes(data)
         entries[name] = {"records": len(records), **described(data)}
-    pq.write_table(pa.Table.from_pylist(rows), dataset / "records.parquet")
-    for counts in manifest["splits"].values():
+    pq.write_table(pa.Table.from_pylist(rows, schema), dataset / "records.parquet")
+    for split, counts in manifest["splits"].items():
+        here = [row for row in rows if row["split"] == split]
         for shard in counts["shards"]:
             shard |= entries[shard["file"]]
+        counts["bytes"] = sum(shard["bytes"] for shard in counts["shards"])
+        counts["records"] = len(here)
+        counts["copies"] = sum(row["copy"] > 0 for row in here) if split == "train" else 0
+        counts["images"] = len(here) - counts["copies"]
+        counts["patients"] = len({row["patient_id"] for row in here})
+        for name, info in manifest["classes"].items():
+            of_class = [row for row in here if name in classes_of(row["label"], manifest["class_names"])]
+            copies = sum(row["copy"] > 0 for row in of_class) if split == "train" else 0
+            info["splits"][split] = {"images": len(of_class) - copies, "records": len(of_class)}
+    for info in manifest["classes"].values():
+        for kind in ("images", "records"):
+            info[kind] = sum(count[kind] for count in info["splits"].values())
+    manifest["table"]["images"] = sum(counts["images"] for counts in manifest["splits"].values()) + sum(
+        manifest["left_out"].values()
+    )
     for entry in manifest["files"]:
         entry |= described((dataset / entry["file"]).read_bytes())
-    change_manifest(manifest)
     write_manifest(dataset, manifest)
+
+
+def classes_of(label: int | list[int], class_names: list[str]) -> list[str]:
+    if isinstance(label, int):
+        return [class_names[label]]
+    return [name for name, on in zip(class_names, label, strict=True) if on] or [NO_FINDING]
 
 
 def described(data: bytes) -> dict:
@@ -406,9 +433,14 @@ def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
     image = rows_of(copied_dataset, TEST)[3]["image_id"]
     tamper(copied_dataset, change_third)
 
-    assert check_dataset(str(copied_dataset)) == []  # every byte is as the manifest says
+    about_table = check_dataset(str(copied_dataset))  # every byte is as the manifest says
+    copies_there = change in (copy_in_test, copy_before_the_original)
+    assert {Path(problem.path).name for problem in about_table} == {"records.parquet"} & {
+        "records.parquet" if copies_there else ""
+    }
     problems = said(check_dataset(str(copied_dataset), deep=True))
     assert (TEST, 3, image, message) in problems
+    problems = [problem for problem in problems if problem[0] != "records.parquet"]
     assert {problem[:3] for problem in problems} == {(TEST, 3, image)}
     # These two are copies without their original as well, and none counts below 0.
     assert len(problems) == {copy_in_test: 2, copy_before_the_original: 3}.get(change, 1)
@@ -439,12 +471,12 @@ def test_a_copy_without_its_original_is_named(copied_dataset):
     row = first_copy(copied_dataset)
 
     def change(shards):
-        shards[row["shard"]][row["place"]]["image_id"] = b"99999999_000.png"
+        shards[row["shard"]][row["place"]]["image_id"] = b"another.png"
 
     tamper(copied_dataset, change)
 
     assert said(check_dataset(str(copied_dataset), deep=True)) == [
-        (row["shard"], row["place"], "99999999_000.png", f"copy {row['copy']} without its original")
+        (row["shard"], row["place"], "another.png", f"copy {row['copy']} without its original")
     ]
 
 
@@ -462,15 +494,45 @@ def test_copies_are_not_blamed_where_their_original_cannot_be_read(copied_datase
 
 def test_a_patient_in_two_splits_is_named_with_an_image_of_each(copied_dataset):
     first = rows_of(copied_dataset, TRAIN)[0]
-    image = rows_of(copied_dataset, TEST)[7]["image_id"]
 
     def change(shards):
         shards[TEST][7]["patient_id"] = [first["patient_id"]]
+        shards[TEST][7]["image_id"] = b"of no patient.png"
 
     tamper(copied_dataset, change)
 
     message = f"patient {first['patient_id']} is in test and, with {first['image_id']}, in train"
-    assert said(check_dataset(str(copied_dataset), deep=True)) == [(TEST, 7, image, message)]
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [(TEST, 7, "of no patient.png", message)]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_patients_other_than_the_names_of_their_images_tell_are_one_problem(copied_dataset, deep):
+    """As a table with a column sorted alone made them; such a dataset agrees with itself in all else."""
+    splits = {row["image_id"]: row["patient_id"] for name in SHARDS for row in rows_of(copied_dataset, name)}
+    wrong = sorted(splits)[:2]
+    told = [splits[image] for image in wrong]
+
+    def change(shards):
+        for records in shards.values():
+            for values in records:
+                if values["image_id"].decode() in wrong:
+                    values["patient_id"] = [values["patient_id"][0] + 500_000]
+
+    tamper(copied_dataset, change)
+
+    rows = pq.read_table(copied_dataset / "records.parquet").to_pylist()
+    number, first = next((i, row) for i, row in enumerate(rows) if row["image_id"] in wrong)
+    count = sum(row["image_id"] in wrong for row in rows)
+    problems = said(check_dataset(str(copied_dataset), deep))
+    assert problems[0] == (
+        "records.parquet",
+        number,
+        first["image_id"],
+        f"patient {first['patient_id']}, the name says patient {told[wrong.index(first['image_id'])]} (so in "
+        f"{count} of {len(rows)} records); such patients may be in several splits: build again from NIH's "
+        "own table",
+    )
+    assert [problem for problem in problems if problem[0] == "records.parquet"] == problems[:1]
 
 
 def test_a_record_that_is_there_twice_is_named_with_its_twin(copied_dataset):
@@ -487,29 +549,42 @@ def test_a_record_that_is_there_twice_is_named_with_its_twin(copied_dataset):
 
 @pytest.mark.parametrize(
     ("column", "wrong"),
-    [("patient_id", 1000), ("split", "train"), ("image_id", "a.png"), ("view", "LL"), ("age_years", 200)],
+    [("patient_id", 1000), ("image_id", "a.png"), ("view", "LL"), ("age_years", 200)],
 )
 def test_a_record_that_its_table_tells_otherwise_of_is_named(copied_dataset, column, wrong):
     row = rows_of(copied_dataset, TEST)[0]
-    tamper(copied_dataset)
-    table = pq.read_table(copied_dataset / "records.parquet").to_pandas()
-    place = np.flatnonzero((table["shard"] == TEST) & (table["place"] == 0))[0]
-    table.loc[place, column] = wrong
-    table.to_parquet(copied_dataset / "records.parquet")
+    rewrite_table(copied_dataset, column, wrong)
 
-    def change_manifest(manifest):
-        for entry in manifest["files"]:
-            if entry["file"] == "records.parquet":
-                entry |= described((copied_dataset / "records.parquet").read_bytes())
-
-    rewrite_manifest(copied_dataset, change_manifest)
-
-    (problem,) = check_dataset(str(copied_dataset), deep=True)
+    *others, problem = check_dataset(str(copied_dataset), deep=True)
+    assert len(others) == (column == "patient_id")  # which the name of the image contradicts too
     assert (Path(problem.path).name, problem.record, problem.image) == (TEST, 0, row["image_id"])
     told = row | {column: wrong}
     assert problem.message.startswith(
         f"records.parquet tells of {told_as(told)}, the record holds {told_as(row)}"
     )
+
+
+def test_a_table_that_tells_of_other_places_is_not_read_by(copied_dataset):
+    rewrite_table(copied_dataset, "split", "train")
+    row = sum(counts["records"] for counts in list(manifest_json(copied_dataset)["splits"].values())[:2])
+
+    message = f"split 'train' in row {row}, expected 'test'; {REBUILD}"
+    for deep in (False, True):
+        assert said(check_dataset(str(copied_dataset), deep)) == [("records.parquet", None, None, message)]
+
+
+def rewrite_table(dataset: Path, column: str, wrong: object) -> None:
+    """Changes the first test record's row of the table of records; its digest fits again."""
+    path = dataset / "records.parquet"
+    rows = pq.read_table(path).to_pylist()
+    next(row for row in rows if row["shard"] == TEST)[column] = wrong
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
+
+    def change(manifest):
+        for entry in manifest["files"]:
+            entry |= described((dataset / entry["file"]).read_bytes())
+
+    rewrite_manifest(dataset, change)
 
 
 def told_as(row: dict) -> tuple:
@@ -523,44 +598,110 @@ def rewrite_manifest(dataset: Path, change) -> None:
     write_manifest(dataset, manifest)
 
 
-@pytest.mark.parametrize("kind", ["records", "images", "copies", "patients"])
-def test_a_wrong_count_of_a_split_is_named(copied_dataset, kind):
-    count = manifest_json(copied_dataset)["splits"]["train"][kind]
+@pytest.mark.parametrize("deep", [False, True])
+def test_wrong_counts_of_a_split_are_named(copied_dataset, deep):
+    counts = manifest_json(copied_dataset)["splits"]["train"]
 
-    rewrite_manifest(copied_dataset, lambda manifest: manifest["splits"]["train"].update({kind: count + 1}))
+    def change(manifest):
+        manifest["splits"]["train"] |= {
+            "images": counts["images"] + 1,
+            "copies": counts["copies"] - 1,
+            "patients": counts["patients"] - 1,
+        }
+        manifest["table"]["images"] += 1
 
-    assert said(check_dataset(str(copied_dataset), deep=True)) == [
-        ("manifest.json", None, None, f"{count + 1:,} {kind} in train, the shards hold {count:,}")
+    rewrite_manifest(copied_dataset, change)
+
+    told = {"images": 1, "copies": -1, "patients": -1}
+    assert said(check_dataset(str(copied_dataset), deep)) == [
+        (
+            "records.parquet",
+            None,
+            None,
+            f"{counts[kind]:,} {kind} in train, the manifest says {counts[kind] + by:,}",
+        )
+        for kind, by in told.items()
     ]
 
 
+@pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("kind", ["records", "images"])
 @pytest.mark.parametrize("name", [FINDINGS[0], FINDINGS[13], NO_FINDING])
-def test_a_wrong_count_of_a_class_is_named(copied_dataset, kind, name):
+def test_a_wrong_count_of_a_class_is_named(copied_dataset, kind, name, deep):
+    by = 1 if kind == "records" else -1
     count = manifest_json(copied_dataset)["classes"][name]["splits"]["train"][kind]
 
     def change(manifest):
-        manifest["classes"][name]["splits"]["train"][kind] = 0
+        info = manifest["classes"][name]
+        info[kind] += by
+        info["splits"]["train"][kind] += by
 
     rewrite_manifest(copied_dataset, change)
 
-    assert said(check_dataset(str(copied_dataset), deep=True)) == [
-        ("manifest.json", None, None, f"0 {kind} of {name} in train, the shards hold {count:,}")
-    ]
+    message = f"{count:,} {kind} of {name} in train, the manifest says {count + by:,}"
+    assert said(check_dataset(str(copied_dataset), deep)) == [("records.parquet", None, None, message)]
 
 
-@pytest.mark.parametrize("wrong", [-1, 1, 500])
-def test_a_wrong_number_of_records_of_a_shard_is_named(copied_dataset, wrong):
+@pytest.mark.parametrize("table", [True, False])
+def test_counts_are_held_against_the_records_themselves_where_there_is_no_table(copied_dataset, table):
+    """What the table says must fit first; the records are counted by themselves all the same."""
     count = len(rows_of(copied_dataset, TRAIN))
 
     def change(manifest):
-        manifest["splits"]["train"]["shards"][0]["records"] += wrong
+        one, other = manifest["splits"]["train"]["shards"][:2]
+        one["records"] += 1
+        other["records"] -= 1
+        if not table:
+            for entry in manifest["files"]:
+                entry["bytes"] += entry["file"] == "records.parquet"
 
     rewrite_manifest(copied_dataset, change)
 
-    assert said(check_dataset(str(copied_dataset), deep=True)) == [
-        (TRAIN, None, None, f"{count:,} records, the manifest says {count + wrong:,}")
+    (about_table, *others) = said(check_dataset(str(copied_dataset), deep=True))
+    assert about_table[0] == "records.parquet"
+    if table:
+        message = f"shard {SHARDS[1]!r} in row {count}, expected {TRAIN!r}; {REBUILD}"
+        assert about_table[3] == message
+    assert others == [
+        (TRAIN, None, None, f"{count:,} records, the manifest says {count + 1:,}"),
+        (SHARDS[1], None, None, f"{count:,} records, the manifest says {count - 1:,}"),
     ]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_manifest_that_is_not_as_we_write_them_is_a_problem(copied_dataset, deep):
+    rewrite_manifest(copied_dataset, lambda manifest: manifest["splits"]["train"].update(records=1))
+
+    (problem,) = check_dataset(str(copied_dataset), deep)
+    total = sum(len(rows_of(copied_dataset, shard)) for shard in SHARDS[:3])
+    assert said([problem])[0] == (
+        "manifest.json",
+        None,
+        None,
+        f"not as cxr_records writes it: splits.train.records: found 1, expected the {total} of its shards; "
+        "build the dataset again, or get it anew from where it was built",
+    )
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("name", [TRAIN, "records.parquet", "rejected.csv"])
+def test_a_fifo_in_the_place_of_a_file_is_a_problem_and_not_waited_for(copied_dataset, name, deep):
+    (copied_dataset / name).unlink()
+    os.mkfifo(copied_dataset / name)
+
+    assert said(check_dataset(str(copied_dataset), deep)) == [
+        (name, None, None, f"a FIFO, expected a file; {REBUILD}")
+    ]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_files_behind_links_are_checked_as_themselves(copied_dataset, tmp_path, deep):
+    """As git-annex, DVC and the caches of model hubs keep them."""
+    for path in [path for path in copied_dataset.iterdir() if path.is_file()]:
+        path.rename(tmp_path / path.name)
+        path.symlink_to(tmp_path / path.name)
+
+    assert check_dataset(str(copied_dataset), deep) == []
 
 
 def test_other_labels_are_held_against_findings_too(build, tmp_path):

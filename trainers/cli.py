@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cxr_records import storage
+from cxr_records.cli import PATH
 from cxr_records.errors import CxrError, FoundProblems
 from cxr_records.quiet import load_tensorflow
 
@@ -31,9 +32,13 @@ class _Settings(click.Option):
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", type=PATH)
 @click.option(
-    "--run", required=True, metavar="DIR", help="Where the run is kept; the same again goes on with it."
+    "--run",
+    type=PATH,
+    required=True,
+    metavar="DIR",
+    help="Where the run is kept; the same again goes on with it.",
 )
 @click.option("--task", help="Another task than the dataset's; can be derived from a multilabel dataset.")
 @click.option("--with-no-finding", is_flag=True, help="multiclass: No Finding as the 15th class.")
@@ -110,9 +115,9 @@ def train(
 
 
 @click.command()
-@click.argument("run")
-@click.argument("images", nargs=-1, required=True)
-@click.option("--out", metavar="FILE", help="Write a table here (.csv) instead of on stdout.")
+@click.argument("run", type=PATH)
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, metavar="FILE", help="Write a table here (.csv) instead of on stdout.")
 @_JSON
 @_DEBUG
 def predict(run: str, images: Sequence[str], out: str | None, as_json: bool, debug: bool) -> None:

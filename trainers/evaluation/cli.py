@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cxr_records import storage
+from cxr_records.cli import PATH
 from cxr_records.errors import FoundProblems, UsageError
 
 if TYPE_CHECKING:
@@ -20,16 +21,21 @@ _JSON = click.option(
 
 
 @click.command()
-@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.argument("runs", nargs=-1, type=PATH, metavar="[RUN]...")
 @click.option("--split", default="test", show_default=True, help="Of a run's dataset: which split.")
-@click.option("--predictions", metavar="TABLE", help="Scores from anywhere: CSV or Parquet.")
-@click.option("--metadata", metavar="TABLE", help="NIH's table of images, whose labels count.")
-@click.option("--test-list", metavar="FILE", help="Evaluate the images of this list alone.")
+@click.option("--predictions", type=PATH, metavar="TABLE", help="Scores from anywhere: CSV or Parquet.")
+@click.option("--metadata", type=PATH, metavar="TABLE", help="NIH's table of images, whose labels count.")
+@click.option("--test-list", type=PATH, metavar="FILE", help="Evaluate the images of this list alone.")
 @click.option("--task", default="multilabel", show_default=True, help="For --predictions: may be derived.")
 @click.option(
-    "--trained-on", metavar="DATASET", help="For --predictions: look for leaks from its train split."
+    "--trained-on",
+    type=PATH,
+    metavar="DATASET",
+    help="For --predictions: look for leaks from its train split.",
 )
-@click.option("--out", metavar="DIR", help="Where metrics.json and report.html go; default: into each run.")
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="Where metrics.json and report.html go; default: into each run."
+)
 @click.option("--draws", default=1000, show_default=True, help="Of the bootstrap; 0 for no intervals.")
 @click.option("--seed", default=0, show_default=True, help="Of the draws.")
 @_JSON
