@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import manifest_json, write_manifest
 from evaluations import NAMES, make_predictions
 
 from cxr_records.cli import run as run_command
@@ -282,6 +283,32 @@ def test_scored_images_that_were_trained_on_are_found(scored_run, dataset, tmp_p
     assert len(written.leaks) == 2
     assert not written.comparison.comparable
     assert "Leak: 1 of" in (run / "report.html").read_text()
+
+
+def test_a_picture_that_was_trained_on_under_another_name_ends_the_command_with_3(
+    scored_run, lookalike, copied_dataset, tmp_path, capfd
+):
+    opened = open_dataset(copied_dataset)
+    tested, trained = opened.split("test"), opened.split("train")
+    twin, test_image = trained.image_ids[0], opened.as_task("binary:Effusion").split("test").image_ids[0]
+    images, splits = zip(*sorted([(twin, "train"), (test_image, "test")]), strict=True)
+    same = {"images": images, "splits": splits, "patients": [1, 2], "same": "pixels"}
+    write_manifest(copied_dataset, manifest_json(copied_dataset) | {"duplicates": [same]})
+    run = scored_run(task="binary:Effusion")
+    config = json.loads((run / "config.json").read_text())
+    write_config(run, config | {"dataset": str(copied_dataset)})
+    pd.DataFrame({"image": tested.image_ids, "Mass": range(len(tested))}).to_csv(tmp_path / "s.csv")
+    table = ["--predictions", tmp_path / "s.csv", "--metadata", lookalike.metadata]
+    table += ["--trained-on", copied_dataset, "--out", tmp_path / "out"]
+
+    for words in ([run], table):
+        assert run_command(["evaluate", *map(str, words), "--draws", "0"]) == 3
+        err = capfd.readouterr().err
+        assert (
+            f"scored images are the same picture as one that {copied_dataset} trained or chose settings on"
+            in err
+        )
+        assert f"{test_image}, which is {twin} of train" in err
 
 
 def test_a_table_is_checked_for_leaks_against_a_dataset(lookalike, dataset, tmp_path, capfd):

@@ -86,7 +86,7 @@ def predict_run(
         batches = dataset.load(split, min(BATCH_SIZE, len(records)), shuffle=False, last_batch="pad")
         with reader.shard_errors():
             scores = scoring.score(model, batches, len(records))
-        check_scores(trained.file(runs.MODEL_FILE), records.image_ids, trained.score_names, scores)
+        check_scores(trained.file(runs.MODEL_FILE), records.image_ids.tolist(), trained.score_names, scores)
         tables.append(_table(split, records, scores))
     if not tables:
         raise UsageError(f"{dataset.path} has none of the splits {', '.join(splits)}")
