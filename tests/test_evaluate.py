@@ -244,6 +244,18 @@ def test_a_table_without_a_class_has_a_mean_of_the_others_and_says_so(lookalike,
     assert "macro (13 of 14 classes: no Mass)" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_what_is_odd_in_the_table_of_images_stands_first_in_the_evaluation(lookalike, tmp_path, monkeypatch):
+    images = read_metadata(str(lookalike.metadata))
+    odd = dataclasses.replace(images, warnings=("7 ages are unknown",))
+    monkeypatch.setattr("cxr_records.trainers.evaluation.evaluate.read_metadata", lambda path: odd)
+    scores = pd.DataFrame({"image": images.table["image_id"], "Mass": range(len(images))})
+    scores.to_csv(tmp_path / "s.csv", index=False)
+
+    found = evaluate_table(str(tmp_path / "s.csv"), str(lookalike.metadata), draws=0)
+
+    assert found.warnings[0] == "7 ages are unknown"
+
+
 def test_a_mean_of_fewer_classes_is_not_set_beside_published_ones(lookalike, tmp_path, monkeypatch):
     images = read_metadata(str(lookalike.metadata))
     names = images.table["image_id"]

@@ -348,6 +348,17 @@ def test_labels_beside_scores_are_not_read_and_that_is_said(scores, metadata, tm
     )
 
 
+def test_columns_that_may_be_meant_for_a_finding_without_scores_are_named(scores, metadata, tmp_path):
+    odd = {"Mass": "Mass_score", "Pleural_Thickening": "Pleural Thickning", "Hernia": "rupture"}
+
+    found = read_score_table(written(scores.rename(columns=odd), tmp_path / "s.csv"), metadata)
+
+    assert found.warnings == (
+        "no scores for Mass, Pleural_Thickening, Hernia (columns of like names, which are not read: "
+        "Mass_score, Pleural Thickning)",
+    )
+
+
 @pytest.mark.parametrize("columns", [("prob_Mass", "score_Mass"), ("Mass", "mass"), ("Mass", "prob_Mass")])
 def test_two_columns_of_scores_for_one_finding_are_refused(scores, metadata, tmp_path, columns):
     one, other = columns

@@ -4,10 +4,12 @@ Labels and patients come from NIH's table alone, never from the table of scores.
 """
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ _IMAGE_COLUMNS = (
 _PREFIXES = ("prob", "probability", "score", "pred", "prediction", "logit", "p")
 # Rows without a score are left out and said up to this share of a table; beyond it something else is wrong.
 _MAX_WITHOUT_SCORE = 0.01
+_LIKENESS = 0.85  # of two names without case and signs
 
 
 _Column = Sequence[Any] | np.ndarray  # text or other values, or float64
@@ -330,8 +333,17 @@ def _finding_columns(table: _Table) -> tuple[dict[str, int], list[str]]:
             f"{_listed([table.header[place] for place in labels])}"
         )
     if lacking := [name for name in FINDINGS if name not in chosen]:
-        said.append(f"no scores for {', '.join(lacking)}")
+        unread = [column for column in table.header if not _finding_of(column)]
+        like = [column for column in unread if any(map(_is_like, repeat(column), lacking))]
+        meant = f" (columns of like names, which are not read: {_listed(like)})" if like else ""
+        said.append(f"no scores for {', '.join(lacking)}{meant}")
     return chosen, said
+
+
+def _is_like(column: str, finding: str) -> bool:
+    """Whether a column may be meant for a finding: "Mass_score", "Pleural Thickning"."""
+    text, name = _plain(column), _plain(finding)
+    return name in text or difflib.SequenceMatcher(None, text, name).ratio() >= _LIKENESS
 
 
 def _is_bare(table: _Table, place: int) -> bool:
