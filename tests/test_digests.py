@@ -228,6 +228,7 @@ def test_training_goes_on_with_a_damaged_model_and_without_what_killed_runs_left
 
     assert f"warning: {run}/model.keras is damaged" in capfd.readouterr().err
     assert not any(path.exists() for path in left)
+    assert not (run / "predictions.parquet").exists()  # those of the model before
     assert digests.check(str(run / "model.keras"), (run / "model.keras").read_bytes()) == ""
 
 

@@ -134,6 +134,7 @@ def _train(
     if writes:
         if job.devices.num_hosts > 1:
             model = _compiled(job, loss)  # whose weights are this machine's alone
+        storage.remove(job.run.file(runs.PREDICTIONS_FILE))  # of a model before this one
         _save_best(job, model)
     return progress
 
