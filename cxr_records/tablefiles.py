@@ -95,12 +95,13 @@ class _Sheet(NamedTuple):
     lines: list[int]
 
 
-def read_content(path: str, argument: str) -> bytes:
+def read_content(path: str, argument: str, also: Sequence[str] = ()) -> bytes:
     """Reads a whole input file: text, or an .xlsx workbook; unpacked where it is gzip, or a zip of one file.
 
     Args:
         path: local path or fsspec URL.
         argument: what it was given as, for the errors.
+        also: other kinds of file that it may be, as `file_type` calls them.
 
     Raises:
         UsageError: there is no such file, or it is of another kind.
@@ -130,7 +131,7 @@ def read_content(path: str, argument: str) -> bytes:
             break
     _check_size(path, argument, content)
     kind = file_type(content[:HEAD_BYTES])
-    if kind not in ("", "zip"):
+    if kind not in ("", "zip", *also):
         what, remedy = _KINDS.get(kind, (f"a {kind} file", "unpack it"))
         raise UsageError(f"{path}: found {what}, which `{argument}` cannot be; {remedy}")
     beginning = content[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -177,7 +178,15 @@ def read_rows(path: str, argument: str, is_header: Callable[[Sequence[str]], boo
         UsageError: there is no such file, or it is of another kind.
         CxrError: it cannot be read, or its sheets do not go together.
     """
-    content = read_content(path, argument)
+    return rows_of(path, read_content(path, argument), is_header)
+
+
+def rows_of(path: str, content: bytes, is_header: Callable[[Sequence[str]], bool]) -> Rows:
+    """Returns the table in what `read_content` read, as `read_rows` does.
+
+    Raises:
+        CxrError: it cannot be read, or its sheets do not go together.
+    """
     if file_type(content[:HEAD_BYTES]) == "zip":
         return _workbook_rows(path, content, is_header)
     return _csv_rows(path, as_text(path, content), is_header)

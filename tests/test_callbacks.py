@@ -135,6 +135,23 @@ class Run:
         self.keeper.on_epoch_end(self.progress.epoch, logs)
 
 
+def test_a_mean_over_fewer_classes_is_called_that_after_each_epoch(capfd):
+    keeper = SimpleNamespace(progress=TrainingProgress(best_epoch=1))
+    display = callbacks.Display(2, 4, 5, SimpleNamespace(_batches=0), keeper)
+
+    def said(**areas: float) -> str:
+        display.on_epoch_begin(0)
+        display.on_epoch_end(0, {"loss": 0.5, "val_macro_auroc": 0.75, **areas})
+        return capfd.readouterr().err
+
+    assert said(val_auroc_Mass=0.75, val_auroc_Hernia=0.75) == (
+        "epoch 1/2: loss 0.5000, validation macro AUROC 0.7500 (best so far)\n"
+    )
+    assert said(val_auroc_Mass=0.75, val_auroc_Hernia=math.nan) == (
+        "epoch 1/2: loss 0.5000, validation macro AUROC (1 of 2 classes: no Hernia) 0.7500 (best so far)\n"
+    )
+
+
 def test_the_best_weights_are_those_of_the_largest_auroc_and_of_ties_the_first(tmp_path, monkeypatch):
     run = Run(tmp_path, monkeypatch)
 

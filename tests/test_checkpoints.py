@@ -74,6 +74,12 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, cut):
 
     with pytest.raises(CxrError) as error:
         checkpoints.load(str(path))
+    assert str(error.value) == (
+        f"{path} is damaged: its bytes are not those that were written; remove it to begin the run anew"
+    )
+    (tmp_path / "digests.json").unlink()  # as in a run of before
+    with pytest.raises(CxrError) as error:
+        checkpoints.load(str(path))
     assert str(error.value).startswith(f"{path}: found a damaged checkpoint (")
     assert str(error.value).endswith("); remove it to begin the run anew")
 
@@ -101,4 +107,4 @@ def test_a_writer_that_dies_leaves_the_checkpoint_before_it(tmp_path, monkeypatc
         checkpoints.save(str(path), make_model(), TrainingProgress(epoch=2))
 
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["last.npz"]
+    assert sorted([p.name for p in tmp_path.iterdir()], reverse=True) == ["last.npz", "digests.json"]

@@ -9,6 +9,7 @@ from evaluations import make_predictions
 
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.findings import FINDINGS
+from cxr_records.manifest import DuplicateImages
 from cxr_records.splits import list_digest
 from cxr_records.trainers.evaluation import claims
 from cxr_records.trainers.evaluation.published import RESULTS, comparison
@@ -115,6 +116,54 @@ def test_leaks_are_images_and_patients_of_the_training_split_alone(dataset):
         f"2 of 4 scored images are among the training records of {opened.path} (first: {train.image_ids[0]})",
         said,
     )
+
+
+def with_duplicates(path, *groups: tuple[tuple[str, ...], tuple[str, ...]]) -> Dataset:
+    """An open dataset whose manifest names pictures that it holds several times: (images, splits) of each."""
+    dataset = open_dataset(path)
+    duplicates = [
+        DuplicateImages(images, splits, tuple(range(len(images))), "source") for images, splits in groups
+    ]
+    dataset.manifest = dataclasses.replace(dataset.manifest, duplicates=tuple(duplicates))
+    return dataset
+
+
+def test_a_scored_image_that_was_seen_under_another_name_is_a_leak(dataset):
+    opened = open_dataset(dataset)
+    test, train = opened.split("test"), opened.split("train")
+    scored = dataclasses.replace(
+        make_predictions(n=4), image_ids=test.image_ids[:4], patient_ids=test.patient_ids[:4]
+    )
+    a, b, c, d = test.image_ids[:4]
+    seen, other = train.image_ids[0], opened.split("validation").image_ids[0]
+
+    leaking = with_duplicates(dataset, ((a, seen), ("test", "train")), ((b, other), ("test", "validation")))
+    assert claims.find_leaks(leaking, scored) == (
+        f"2 of 4 scored images are the same picture as one that {dataset} trained or chose settings on "
+        f"({a}, which is {seen} of train, {b}, which is {other} of validation)",
+    )
+    # One picture of two test patients, or of images that nobody scored, was seen by no model.
+    harmless = with_duplicates(
+        dataset, ((a, b), ("test", "test")), ((test.image_ids[5], seen), ("test", "train"))
+    )
+    assert claims.find_leaks(harmless, scored) == ()
+    many = [((image, seen), ("test", "train")) for image in (a, b, c, d)]
+    (leak,) = claims.find_leaks(with_duplicates(dataset, *many), scored)
+    assert leak.startswith("4 of 4 scored images ")
+    assert leak.endswith(" and 1 more)")
+
+
+def test_validation_images_leak_from_the_training_split_alone(dataset):
+    validation = open_dataset(dataset).split("validation")
+    scored = dataclasses.replace(
+        make_predictions(n=2), image_ids=validation.image_ids[:2], patient_ids=validation.patient_ids[:2]
+    )
+    a, b = validation.image_ids[:2]
+
+    within = with_duplicates(dataset, ((a, b), ("validation", "validation")))
+    assert claims.find_leaks(within, scored) == ()
+    trained = with_duplicates(dataset, ((a, "x.png"), ("validation", "train")))
+    assert "1 of 2 scored images are the same picture" in claims.find_leaks(trained, scored)[0]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import manifest_json, write_manifest
 from evaluations import NAMES, make_predictions
 
 from cxr_records.cli import run as run_command
@@ -20,7 +21,7 @@ from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
 from cxr_records.splits import list_digest
-from cxr_records.trainers import runs
+from cxr_records.trainers import digests, runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import claims
 from cxr_records.trainers.evaluation.bootstrap import draws_of
@@ -44,6 +45,12 @@ def real(nih) -> Callable[..., Evaluation]:
         return evaluate_table(str(table), str(images), **{"draws": 0, **options})
 
     return real
+
+
+def write_config(run: Path, content: dict) -> None:
+    """Writes a changed config.json with the checksum that it has."""
+    content.pop("checksum", None)
+    (run / "config.json").write_bytes(digests.sealed(content))
 
 
 @pytest.fixture
@@ -237,6 +244,18 @@ def test_a_table_without_a_class_has_a_mean_of_the_others_and_says_so(lookalike,
     assert "macro (13 of 14 classes: no Mass)" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_what_is_odd_in_the_table_of_images_stands_first_in_the_evaluation(lookalike, tmp_path, monkeypatch):
+    images = read_metadata(str(lookalike.metadata))
+    odd = dataclasses.replace(images, warnings=("7 ages are unknown",))
+    monkeypatch.setattr("cxr_records.trainers.evaluation.evaluate.read_metadata", lambda path: odd)
+    scores = pd.DataFrame({"image": images.table["image_id"], "Mass": range(len(images))})
+    scores.to_csv(tmp_path / "s.csv", index=False)
+
+    found = evaluate_table(str(tmp_path / "s.csv"), str(lookalike.metadata), draws=0)
+
+    assert found.warnings[0] == "7 ages are unknown"
+
+
 def test_a_mean_of_fewer_classes_is_not_set_beside_published_ones(lookalike, tmp_path, monkeypatch):
     images = read_metadata(str(lookalike.metadata))
     names = images.table["image_id"]
@@ -276,6 +295,32 @@ def test_scored_images_that_were_trained_on_are_found(scored_run, dataset, tmp_p
     assert len(written.leaks) == 2
     assert not written.comparison.comparable
     assert "Leak: 1 of" in (run / "report.html").read_text()
+
+
+def test_a_picture_that_was_trained_on_under_another_name_ends_the_command_with_3(
+    scored_run, lookalike, copied_dataset, tmp_path, capfd
+):
+    opened = open_dataset(copied_dataset)
+    tested, trained = opened.split("test"), opened.split("train")
+    twin, test_image = trained.image_ids[0], opened.as_task("binary:Effusion").split("test").image_ids[0]
+    images, splits = zip(*sorted([(twin, "train"), (test_image, "test")]), strict=True)
+    same = {"images": images, "splits": splits, "patients": [1, 2], "same": "pixels"}
+    write_manifest(copied_dataset, manifest_json(copied_dataset) | {"duplicates": [same]})
+    run = scored_run(task="binary:Effusion")
+    config = json.loads((run / "config.json").read_text())
+    write_config(run, config | {"dataset": str(copied_dataset)})
+    pd.DataFrame({"image": tested.image_ids, "Mass": range(len(tested))}).to_csv(tmp_path / "s.csv")
+    table = ["--predictions", tmp_path / "s.csv", "--metadata", lookalike.metadata]
+    table += ["--trained-on", copied_dataset, "--out", tmp_path / "out"]
+
+    for words in ([run], table):
+        assert run_command(["evaluate", *map(str, words), "--draws", "0"]) == 3
+        err = capfd.readouterr().err
+        assert (
+            f"scored images are the same picture as one that {copied_dataset} trained or chose settings on"
+            in err
+        )
+        assert f"{test_image}, which is {twin} of train" in err
 
 
 def test_a_table_is_checked_for_leaks_against_a_dataset(lookalike, dataset, tmp_path, capfd):
@@ -515,18 +560,21 @@ def test_without_the_dataset_leaks_are_not_looked_for_and_that_is_said(scored_ru
     run = scored_run()
     shutil.copytree(dataset, tmp_path / "moved")
     described = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(described | {"dataset": str(tmp_path / "gone")}))
+    write_config(run, described | {"dataset": str(tmp_path / "gone")})
 
     found = evaluate_run(str(run), draws=0)
 
-    assert "the run's dataset is not at hand: leaks were not looked for" in found.warnings
+    assert (
+        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for"
+        in found.warnings
+    )
     assert found.split_claim.official is False
 
 
 def test_classes_must_be_the_same_to_be_compared(scored_run, build, tmp_path):
     one, other = scored_run("one"), scored_run("other")
     described = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(described | {"task": "binary:Effusion"}))
+    write_config(other, described | {"task": "binary:Effusion"})
 
     with pytest.raises(UsageError, match="cannot be compared: found classes"):
         compare_runs([str(one), str(other)], draws=0)

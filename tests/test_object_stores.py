@@ -165,7 +165,9 @@ def test_a_run_lives_in_a_bucket(bucket, upload, dataset, tmp_path, monkeypatch,
     train(remote, run, config)
     _, local = train(str(dataset), str(tmp_path / "run"), config)
 
-    assert storage.list_names(run) == ["checkpoints", "config.json", "history.csv", "model.keras"]
+    assert storage.list_names(run) == [
+        "checkpoints", "config.json", "digests.json", "history.csv", "model.keras"
+    ]  # fmt: skip
     _, progress = train(remote, run, config)  # as the checkpoint there holds it
     assert [row["loss"] for row in progress.history] == [row["loss"] for row in local.history]
     predict_run(run)

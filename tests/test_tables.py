@@ -1,6 +1,7 @@
 """Tables of scores from anywhere: which columns and rows are recognised, what is said of the rest."""
 
 import gzip
+import zipfile
 from decimal import Decimal
 
 import numpy as np
@@ -191,21 +192,18 @@ def test_a_file_of_another_kind_or_none_is_refused(metadata, tmp_path):
     assert str(error.value) == (
         f"{tmp_path}/none.csv: found no such file; `predictions` must name an existing file"
     )
-    for begin, what in (
-        (b"PK\x03\x04", "an Excel workbook or another zip"),
-        (b"7z\xbc\xaf\x27\x1c", "a file of kind 7z"),
-    ):
-        (tmp_path / "s.csv").write_bytes(begin)
-        with pytest.raises(CxrError) as error:
-            read_score_table(f"{tmp_path}/s.csv", metadata)
-        assert str(error.value) == (
-            f"{tmp_path}/s.csv: found {what}; expected a table of scores as CSV or Parquet: save it as .csv"
-        )
+    (tmp_path / "s.csv").write_bytes(b"7z\xbc\xaf\x27\x1c")
+    with pytest.raises(UsageError) as error:
+        read_score_table(f"{tmp_path}/s.csv", metadata)
+    assert str(error.value) == (
+        f"{tmp_path}/s.csv: found a 7z archive, which `predictions` cannot be; unpack it and name the right "
+        "file in it"
+    )
     (tmp_path / "s.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(CxrError, match="cannot be read as a table"):
         read_score_table(f"{tmp_path}/s.parquet", metadata)
     (tmp_path / "s.csv").write_text('image,Mass\n"a.png,0.5\n')
-    with pytest.raises(CxrError, match="cannot be read as a table"):
+    with pytest.raises(CxrError, match="found what is no CSV"):
         read_score_table(f"{tmp_path}/s.csv", metadata)
 
 
@@ -221,8 +219,14 @@ def test_a_file_is_known_by_its_first_bytes_and_not_by_its_name(scores, metadata
     (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + plain)  # a byte order mark, as Excel writes
     (tmp_path / "p.csv.gz").write_bytes(gzip.compress((tmp_path / "p.csv").read_bytes()))
 
-    for name in ("p.csv", "plain.csv.gz", "packed.csv", "marked", "p.csv.gz"):
-        np.testing.assert_array_equal(read_score_table(f"{tmp_path}/{name}", metadata).scores, expected)
+    scores.to_excel(tmp_path / "book.xlsx", index=False)
+    (tmp_path / "book.xlsx").rename(tmp_path / "book.csv")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        archive.writestr("scores.csv", plain)
+
+    for name in ("p.csv", "plain.csv.gz", "packed.csv", "marked", "p.csv.gz", "book.csv", "s.zip"):
+        found = read_score_table(f"{tmp_path}/{name}", metadata)
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-14)  # a workbook holds 15 digits
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
@@ -341,6 +345,17 @@ def test_labels_beside_scores_are_not_read_and_that_is_said(scores, metadata, tm
         "columns of zeros and ones beside scores are taken for labels, and not read: Atelectasis, "
         "Cardiomegaly, Effusion, Infiltration, Mass, Nodule, ...",
         "no scores for Hernia",
+    )
+
+
+def test_columns_that_may_be_meant_for_a_finding_without_scores_are_named(scores, metadata, tmp_path):
+    odd = {"Mass": "Mass_score", "Pleural_Thickening": "Pleural Thickning", "Hernia": "rupture"}
+
+    found = read_score_table(written(scores.rename(columns=odd), tmp_path / "s.csv"), metadata)
+
+    assert found.warnings == (
+        "no scores for Mass, Pleural_Thickening, Hernia (columns of like names, which are not read: "
+        "Mass_score, Pleural Thickning)",
     )
 
 

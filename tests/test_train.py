@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import io
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from cxr_records import storage
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
-from cxr_records.trainers import callbacks, checkpoints
+from cxr_records.trainers import callbacks, checkpoints, digests
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.runs import open_run
 from cxr_records.trainers.train import train
@@ -49,7 +50,7 @@ def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
 
 def test_a_run_leaves_config_history_checkpoints_logs_and_a_model(dataset, trained_run):
     assert sorted(p.name for p in trained_run.iterdir() if not p.name.startswith(".")) == [
-        "checkpoints", "config.json", "history.csv", "model.keras", "tensorboard"
+        "checkpoints", "config.json", "digests.json", "history.csv", "model.keras", "tensorboard"
     ]  # fmt: skip
     assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["best.npz", "last.npz"]
     held = json.loads((trained_run / "config.json").read_text())
@@ -389,7 +390,9 @@ def finished_without(trained_run, tmp_path) -> Callable[..., Path]:
         last = dict(np.load(run / "checkpoints/last.npz"))
         progress = json.loads(last["progress"].tobytes()) | {"best_epoch": best_epoch}
         last["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
-        np.savez(run / "checkpoints/last.npz", **last)
+        changed = io.BytesIO()
+        np.savez(changed, **last)
+        digests.write(str(run / "checkpoints/last.npz"), changed.getvalue())
         for file in files:
             (run / file).unlink()
         return run
@@ -403,8 +406,8 @@ def test_best_weights_that_are_gone_are_said_to_be_with_what_to_do(dataset, fini
     with pytest.raises(CxrError) as error:
         train(str(dataset), str(run), RUN_CONFIG)
     assert str(error.value) == (
-        f"{run}/checkpoints/best.npz is missing: model.keras is made from it, the weights of epoch 1; "
-        f"put it back, or remove {run}/checkpoints/last.npz to begin the run anew"
+        f"{run}/checkpoints/best.npz is missing or damaged, and model.keras is made from it; put it back, or "
+        f"remove {run}/checkpoints/last.npz to begin the run anew"
     )
     assert not (run / "model.keras").exists()
 

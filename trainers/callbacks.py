@@ -14,7 +14,7 @@ import tensorflow as tf
 from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.progress import Progress, say
-from cxr_records.trainers import checkpoints, runs, scoring
+from cxr_records.trainers import checkpoints, digests, runs, scoring
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.results import mean_over
 from cxr_records.trainers.inputs import WaitMeter
@@ -141,7 +141,7 @@ class RunKeeper(_Callback):
             self._save(runs.BEST_FILE)
         self._save(runs.LAST_FILE)
         if self._writes:
-            storage.write_bytes(storage.join(self._run, runs.HISTORY_FILE), history_csv(progress.history))
+            digests.write(storage.join(self._run, runs.HISTORY_FILE), history_csv(progress.history))
         logs |= row
 
     def _check(self, loss: Any) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import CxrError
+from cxr_records.progress import say
+from cxr_records.trainers import digests
 
 _PROGRESS = "progress"
 
@@ -63,8 +65,9 @@ def save(path: str, model: keras.Model, progress: TrainingProgress) -> None:
         for name, variable in _variables(model).items()
     }
     arrays[_PROGRESS] = np.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), np.uint8)
-    with storage.atomic_file(path) as file:
-        np.savez(file, **arrays)
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    digests.write(path, file.getvalue())
 
 
 def load(path: str) -> Checkpoint | None:
@@ -75,12 +78,17 @@ def load(path: str) -> Checkpoint | None:
     """
     if not storage.exists(path):
         return None
+    data = storage.read_bytes(path)
     try:
-        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+        if warning := digests.check(path, data):
+            say(f"warning: {warning}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         progress = TrainingProgress(**json.loads(arrays.pop(_PROGRESS).tobytes()))
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CxrError(
+    except digests.DamagedFileError as error:
+        raise digests.DamagedFileError(f"{error}; remove it to begin the run anew") from None
+    except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise digests.DamagedFileError(
             f"{path}: found a damaged checkpoint ({error}); remove it to begin the run anew"
         ) from error
     return Checkpoint(arrays, progress)

@@ -20,7 +20,7 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.trainers import named
+from cxr_records.trainers import digests, named
 
 _APPLICATIONS = {
     "densenet121": "DenseNet121",  # Huang et al. 2017; the field's baseline since CheXNet
@@ -354,7 +354,7 @@ AUGMENTATIONS: Mapping[str, Augmenter] = {"none": _no_augmentation, "light": _li
 
 
 def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> None:
-    saved = _read_weights(path)
+    saved = _read_weights(path, say)
     fitting = {
         w.path: saved[w.path]
         for w in model.weights
@@ -373,13 +373,16 @@ def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> 
     say(f"took the weights of {path}" + (", the last layer stays fresh: it has other outputs" * bool(fresh)))
 
 
-def _read_weights(path: str) -> dict[str, np.ndarray]:
+def _read_weights(path: str, say: Callable[[str], None]) -> dict[str, np.ndarray]:
     try:
+        data = storage.read_bytes(path)
+        if warning := digests.check(path, data):
+            say(f"warning: {warning}")
         if path.endswith(".keras"):
             with local_copy(path) as file:
                 model = keras.saving.load_model(file, compile=False)
             return {weight.path: np.asarray(weight.value) for weight in model.weights}
-        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {n.removeprefix("model/"): file[n] for n in file.files if n.startswith("model/")}
     except Exception as error:  # a file of another kind fails in as many ways as there are kinds
         raise CxrError(f"`weights={path}`: cannot be read: {' '.join(str(error).split())}") from error

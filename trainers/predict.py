@@ -8,27 +8,44 @@ import numpy as np
 import pandas as pd
 
 from cxr_records import reader, storage
-from cxr_records.dataset import Dataset, SplitRecords, open_dataset
+from cxr_records.dataset import Dataset, SplitRecords
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageDecodeError, decode_image
+from cxr_records.progress import say
 from cxr_records.splits import TEST, VALIDATION
-from cxr_records.trainers import models, named, runs, scoring
-from cxr_records.trainers.evaluation.predictions import write_predictions
+from cxr_records.trainers import digests, models, named, runs, scoring, train
+from cxr_records.trainers.evaluation.predictions import check_scores, write_predictions
 
 BATCH_SIZE = 64
 
 
-def load_model(run: runs.Run) -> keras.Model:
+def load_model(run: runs.Run, dataset: Dataset | None = None) -> keras.Model:
     """Loads a run's trained model: uint8 [batch, size, size, 1] -> probabilities [batch, scores].
+
+    A damaged one is made again from the best checkpoint, which needs the run's dataset, and that is said.
+
+    Args:
+        run: which run.
+        dataset: the run's, where it is open already.
 
     Raises:
         UsageError: the run has none yet, or the user's code that it is made of is gone or has changed.
-        CxrError: it cannot be loaded.
+        CxrError: it cannot be loaded, or is damaged and cannot be made again.
     """
     path, settings = run.file(runs.MODEL_FILE), run.config.to_json()
     if not storage.exists(path):
         raise UsageError(f"{run.path}: found no {runs.MODEL_FILE}; run its train command again until it ends")
     with models.local_copy(path) as local:
+        try:
+            if warning := digests.check(path, storage.read_bytes(local)):
+                say(f"warning: {warning}")
+        except digests.DamagedFileError as error:
+            try:
+                remade = train.remake_model(run, runs.dataset_of(run, dataset))
+            except (CxrError, OSError) as trouble:
+                raise CxrError(f"{error}, and it cannot be made again: {trouble}") from trouble
+            say(f"warning: {error}; it was made again from {runs.BEST_FILE}")
+            return remade
         try:
             return keras.saving.load_model(local, compile=False)
         except Exception as error:  # as many kinds as there are ways for a file to be damaged
@@ -56,15 +73,11 @@ def predict_run(
 
     Raises:
         UsageError: the run is not finished, the dataset is another than the run's, or has none of the splits.
+        CxrError: the model is damaged, or a score is NaN or infinite.
     """
     trained = runs.open_run(run)
-    dataset = open_dataset(dataset or trained.dataset)
-    if dataset.id != trained.dataset_id:
-        raise UsageError(
-            f"{dataset.path} is not the dataset that {run} was trained on: "
-            f"found id {dataset.id}, expected {trained.dataset_id}"
-        )
-    dataset, model = dataset.as_task(trained.task), load_model(trained)
+    dataset = runs.dataset_of(trained, dataset)
+    model = load_model(trained, dataset)
     tables = []
     for split in splits:
         if split not in dataset.splits or not dataset.splits[split].records:
@@ -73,6 +86,7 @@ def predict_run(
         batches = dataset.load(split, min(BATCH_SIZE, len(records)), shuffle=False, last_batch="pad")
         with reader.shard_errors():
             scores = scoring.score(model, batches, len(records))
+        check_scores(trained.file(runs.MODEL_FILE), records.image_ids.tolist(), trained.score_names, scores)
         tables.append(_table(split, records, scores))
     if not tables:
         raise UsageError(f"{dataset.path} has none of the splits {', '.join(splits)}")
@@ -116,6 +130,7 @@ def predict_files(run: str, paths: Sequence[str]) -> list[FileScore]:
 
     Raises:
         UsageError: the run is not finished.
+        CxrError: the model is damaged, or a score is NaN or infinite.
     """
     trained = runs.open_run(run)
     model, names, image_format = load_model(trained), trained.score_names, trained.image_format
@@ -132,6 +147,7 @@ def predict_files(run: str, paths: Sequence[str]) -> list[FileScore]:
     if images:
         stacked = np.stack(list(images.values()))[..., np.newaxis]
         scores = model.predict(stacked, batch_size=BATCH_SIZE, verbose=0)
+        check_scores(trained.file(runs.MODEL_FILE), list(images), names, scores)
         for path, row in zip(images, np.asarray(scores, np.float64), strict=True):
             scored[path] = FileScore(path, dict(zip(names, row.tolist(), strict=True)), "")
     return [scored[path] for path in paths]

@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from cxr_records import storage
-from cxr_records.dataset import Dataset
-from cxr_records.errors import UsageError
+from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task, parse_task
-from cxr_records.trainers import named
+from cxr_records.trainers import digests, named
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.named import NamedFile
 
@@ -30,6 +31,11 @@ _FORMAT = "cxr_records run"
 _VERSION = 1
 # What may differ when a run goes on, for it changes nothing of what comes out.
 _FREE = ("checkpoint_minutes",)
+_KEYS = {
+    "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
+    "classes", "train", "versions", "code",
+}  # fmt: skip
+_RESTORE = "restore it, or train into another folder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +162,7 @@ def begin(run: Run) -> None:
     check(run)
     if not storage.exists(run.file(CONFIG_FILE)):
         storage.make_folder(run.path)
-        storage.write_bytes(run.file(CONFIG_FILE), (json.dumps(run.to_json(), indent=1) + "\n").encode())
+        storage.write_bytes(run.file(CONFIG_FILE), digests.sealed(run.to_json()))
 
 
 def check(run: Run) -> None:
@@ -200,17 +206,27 @@ def open_run(path: str) -> Run:
 
     Raises:
         UsageError: the folder holds no run, or one of another version.
+        CxrError: config.json is not byte for byte what was written; those of before, which hold no checksum,
+            are checked for their keys alone.
     """
     file = storage.join(path, CONFIG_FILE)
     if not storage.exists(file):
         raise UsageError(f"{path} is no run: found no {CONFIG_FILE} in it; cxr-records train makes one")
     try:
-        values = json.loads(storage.read_bytes(file))
-    except ValueError as error:
+        data = storage.read_bytes(file)
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file}: no JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != _FORMAT or values.get("version") != _VERSION:
         raise UsageError(f"{file}: found no {_FORMAT!r} of version {_VERSION}")
+    if "checksum" in values:
+        try:
+            values = digests.unsealed(file, data)
+        except digests.DamagedFileError as error:
+            raise CxrError(f"{error}; {_RESTORE}") from None
     try:
+        if unknown := sorted(set(values) - _KEYS):
+            raise KeyError(f"unknown {unknown[0]}")
         return Run(
             path=path,
             dataset=values["dataset"],
@@ -226,6 +242,25 @@ def open_run(path: str) -> Run:
         )
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(
-            f"{file}: not as cxr-records train writes it ({type(error).__name__}: {error}); "
-            "restore it, or train into another folder"
+            f"{file}: not as cxr-records train writes it ({type(error).__name__}: {error}); {_RESTORE}"
         ) from error
+
+
+def dataset_of(run: Run, dataset: Dataset | str | os.PathLike[str] | None = None) -> Dataset:
+    """Opens the dataset that a run was trained on, for the run's task.
+
+    Args:
+        run: which run.
+        dataset: open, or where it is now, if it has moved since training.
+
+    Raises:
+        ManifestError: there is no finished dataset.
+        UsageError: it is another one than the run's.
+    """
+    opened = open_dataset(dataset if dataset is not None else run.dataset)
+    if opened.id != run.dataset_id:
+        raise UsageError(
+            f"{opened.path} is not the dataset that {run.path} was trained on: found id {opened.id}, "
+            f"expected {run.dataset_id}"
+        )
+    return opened.as_task(run.task)

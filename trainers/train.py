@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import os
 import tempfile
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from cxr_records.trainers import callbacks, checkpoints, losses, models, named, runs
+from cxr_records.trainers import callbacks, checkpoints, digests, losses, models, named, runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
 from cxr_records.trainers.inputs import WaitMeter
@@ -94,17 +95,16 @@ def train(
     with contextlib.ExitStack() as stack:
         if exact:
             stack.enter_context(deterministic_kernels())
-        stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
-        keras.config.set_dtype_policy(config.precision)
-        loss = losses.make_loss(
-            config.loss, job.task.kind, job.counts, described.train_records, **config.loss_options
-        )
+        stack.enter_context(_precision(config))
+        loss = _loss(job)
         with chosen.scope():
             model = _compiled(job, loss)
         if writes:  # settings that give no model leave no run behind
             runs.begin(described)
-            storage.make_folder(storage.join(run, "checkpoints"))
+            storage.make_folder(storage.join(run, digests.CHECKPOINTS_FOLDER))
             stack.enter_context(storage.lock(storage.join(run, ".lock"), f"`run={run}`"))
+            for folder in (run, storage.join(run, digests.CHECKPOINTS_FOLDER)):
+                storage.remove_temporary(folder)
         with reader.shard_errors():
             progress = _train(job, model, loss, writes)
     chosen.part()
@@ -119,13 +119,13 @@ def _train(
     if last:
         checkpoints.restore(model, last.arrays, ("model", "seeds", "optimizer"))
     model_path = job.run.file(runs.MODEL_FILE)
-    if storage.exists(model_path):
+    if _is_whole(model_path):
         say(f"{job.run.path}: already trained, {len(progress.history)} epochs")
         return progress
     best_path = job.run.file(runs.BEST_FILE)
-    if progress.best_epoch and not storage.exists(best_path):
+    if progress.best_epoch and not _is_whole(best_path):
         if (progress.epoch, progress.batch) != (progress.best_epoch, 0):
-            raise _no_best(job.run, progress)
+            raise _no_best(job.run)
         if writes:  # the last weights are the best ones
             checkpoints.save(best_path, model, progress)
     say(_greeting(job, model, progress))
@@ -134,18 +134,81 @@ def _train(
     if writes:
         if job.devices.num_hosts > 1:
             model = _compiled(job, loss)  # whose weights are this machine's alone
-        best = checkpoints.load(best_path)
-        if best is None:
-            raise _no_best(job.run, progress)
-        checkpoints.restore(model, best.arrays, ("model",))
-        _save_model(models.with_probabilities(model, job.task.kind), model_path)
+        storage.remove(job.run.file(runs.PREDICTIONS_FILE))  # of a model before this one
+        _save_best(job, model)
     return progress
 
 
-def _no_best(run: runs.Run, progress: checkpoints.TrainingProgress) -> CxrError:
+def _save_best(job: _Job, model: keras.Model) -> keras.Model:
+    """Writes model.keras from the best weights, put into the model; returns what it holds."""
+    best = checkpoints.load(job.run.file(runs.BEST_FILE))
+    if best is None:
+        raise _no_best(job.run)
+    checkpoints.restore(model, best.arrays, ("model",))
+    saved = models.with_probabilities(model, job.task.kind)
+    _save_model(saved, job.run.file(runs.MODEL_FILE))
+    return saved
+
+
+def remake_model(run: runs.Run, dataset: Dataset) -> keras.Model:
+    """Makes a finished run's model.keras again from its best checkpoint.
+
+    Args:
+        run: which run.
+        dataset: the run's, for the run's task.
+
+    Returns:
+        The model that the file holds.
+
+    Raises:
+        UsageError: the user's code that the model is made of is gone or has changed.
+        CxrError: the checkpoint is missing or damaged.
+    """
+    now = dataclasses.replace(run, code=named.files_of(run.config.to_json()))
+    runs.check(now)
+    # Its first weights are replaced: there is no need to fetch any.
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, weights="none"))
+    job = _Job(dataset, run, Devices("cpu", 1), steps=1)
+    if not _is_whole(run.file(runs.BEST_FILE)):
+        raise _no_best(run)
+    with _precision(run.config):
+        return _save_best(job, _compiled(job, _loss(job)))
+
+
+def _is_whole(path: str) -> bool:
+    """Tells whether a file of the run is there and what was written; says so where it is damaged."""
+    if not storage.exists(path):
+        return False
+    try:
+        digests.check(path, storage.read_bytes(path))
+    except digests.DamagedFileError as error:
+        say(f"warning: {error}")
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _precision(config: TrainConfig) -> Iterator[None]:
+    """Computes in the run's precision."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _loss(job: _Job) -> keras.losses.Loss:
+    config = job.config
+    return losses.make_loss(
+        config.loss, job.task.kind, job.counts, job.run.train_records, **config.loss_options
+    )
+
+
+def _no_best(run: runs.Run) -> CxrError:
     return CxrError(
-        f"{run.file(runs.BEST_FILE)} is missing: {runs.MODEL_FILE} is made from it, the weights of epoch "
-        f"{progress.best_epoch}; put it back, or remove {run.file(runs.LAST_FILE)} to begin the run anew"
+        f"{run.file(runs.BEST_FILE)} is missing or damaged, and {runs.MODEL_FILE} is made from it; put it "
+        f"back, or remove {run.file(runs.LAST_FILE)} to begin the run anew"
     )
 
 
@@ -271,7 +334,7 @@ def _save_model(model: keras.Model, path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, runs.MODEL_FILE)
         model.save(local)
-        storage.write_bytes(path, storage.read_bytes(local))
+        digests.write(path, storage.read_bytes(local))
 
 
 def _versions() -> dict[str, str]:

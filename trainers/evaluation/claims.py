@@ -9,12 +9,13 @@ import pyarrow.compute as pc
 from cxr_records import storage
 from cxr_records.dataset import Dataset
 from cxr_records.layout import LEFT_OUT_FILE
-from cxr_records.splits import OFFICIAL_TEST, TEST, TRAIN, list_digest
+from cxr_records.splits import OFFICIAL_TEST, TEST, TRAIN, VALIDATION, list_digest
 from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.evaluation.published import RANDOM_SPLIT_SIZES
 from cxr_records.trainers.evaluation.results import SplitClaim
 
 OFFICIAL_TEST_IMAGES = 25_596
+_TOLD = 3  # pairs of a leak that are named
 
 
 def claim_of_run(dataset: Dataset, split: str) -> SplitClaim:
@@ -63,7 +64,11 @@ def claim_of_table(image_ids: Sequence[str], test_list: Sequence[str] | None) ->
 
 
 def find_leaks(dataset: Dataset, scored: Predictions) -> tuple[str, ...]:
-    """Looks for scored images and patients among the training records of a dataset; a line for each kind."""
+    """Looks for scored images and patients among the training records of a dataset; a line for each kind.
+
+    An image is a leak too where the same picture, under another name, is in the dataset's training or
+    validation split; for images of the validation split themselves, in the training split.
+    """
     table = dataset.records.filter(pc.field("split") == TRAIN)
     trained_images = set(table["image_id"].to_pylist())
     trained_patients = set(table["patient_id"].to_pylist())
@@ -80,7 +85,26 @@ def find_leaks(dataset: Dataset, scored: Predictions) -> tuple[str, ...]:
             f"{len(patients):,} patients of the scored images are in the training split of {dataset.path} "
             f"(first: {patients[0]})"
         )
+    if twins := _seen_twins(dataset, scored):
+        told = ", ".join(f"{image}, which is {twin} of {split}" for image, (twin, split) in twins[:_TOLD])
+        more = f" and {len(twins) - _TOLD:,} more" if len(twins) > _TOLD else ""
+        leaks.append(
+            f"{len(twins):,} of {len(scored.image_ids):,} scored images are the same picture as one that "
+            f"{dataset.path} trained or chose settings on ({told}{more})"
+        )
     return tuple(leaks)
+
+
+def _seen_twins(dataset: Dataset, scored: Predictions) -> list[tuple[str, tuple[str, str]]]:
+    """(scored image, (its twin, the twin's split)) of each scored image that was seen under another name."""
+    twins = dict[str, tuple[str, str]]()
+    for same in dataset.manifest.duplicates:
+        split_of = dict(zip(same.images, same.splits, strict=True))
+        for image, own in split_of.items():
+            for twin, split in split_of.items():
+                if twin != image and split in (TRAIN, VALIDATION) and split != own:
+                    twins.setdefault(image, (twin, split))
+    return [(image, twins[image]) for image in map(str, scored.image_ids) if image in twins]
 
 
 def _random_split(count: int) -> str:

@@ -23,7 +23,9 @@ _JSON = click.option(
 @click.command()
 @click.argument("runs", nargs=-1, type=PATH, metavar="[RUN]...")
 @click.option("--split", default="test", show_default=True, help="Of a run's dataset: which split.")
-@click.option("--predictions", type=PATH, metavar="TABLE", help="Scores from anywhere: CSV or Parquet.")
+@click.option(
+    "--predictions", type=PATH, metavar="TABLE", help="Scores from anywhere: CSV, .xlsx or Parquet."
+)
 @click.option("--metadata", type=PATH, metavar="TABLE", help="NIH's table of images, whose labels count.")
 @click.option("--test-list", type=PATH, metavar="FILE", help="Evaluate the images of this list alone.")
 @click.option("--task", default="multilabel", show_default=True, help="For --predictions: may be derived.")

@@ -1,5 +1,6 @@
 """From scores to measures: per class and macro, with intervals, for runs and for any table of predictions."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
@@ -11,10 +12,11 @@ from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
+from cxr_records.progress import say
 from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
-from cxr_records.trainers import runs
+from cxr_records.trainers import digests, runs
 from cxr_records.trainers.evaluation import calibration, claims, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals, rounded
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
@@ -261,16 +263,19 @@ def evaluate_run(
     table, warnings = None, list[str]()
     leaks: tuple[str, ...] = ()
     try:
-        dataset = dataset or open_dataset(run.dataset)
-        if dataset.id != run.dataset_id:
-            raise UsageError(f"{run.dataset} is another dataset now")
+        dataset = runs.dataset_of(run, dataset)
         table = ImageTable(dataset.manifest.table.dialect, dataset.manifest.table.sha256)
         claim = claims.claim_of_run(dataset, split)
         leaks = claims.find_leaks(dataset, scored)
     except (CxrError, OSError) as error:
         table = None
         claim = SplitClaim(official=False, text=f"unknown which split: {error}", list_sha256=None)
-        warnings.append("the run's dataset is not at hand: leaks were not looked for")
+        warnings.append(f"the run's dataset is not at hand ({error}): leaks were not looked for")
+    if storage.exists(run.file(runs.HISTORY_FILE)):
+        try:
+            digests.check(run.file(runs.HISTORY_FILE), storage.read_bytes(run.file(runs.HISTORY_FILE)))
+        except CxrError as error:
+            warnings.append(f"{error}: the report shows no training curves")
     identity = Identity(
         name=path.rstrip("/").rsplit("/", 1)[-1],
         run=path,
@@ -420,17 +425,30 @@ def _difference(scored: dict[str, Predictions], a: str, b: str, draws: int, seed
 def _scores_of(run: runs.Run, split: str) -> tuple[Predictions, Predictions | None]:
     """What a run predicted for a split, and for validation; scores it first where that has not been done."""
     if not storage.exists(run.file(runs.PREDICTIONS_FILE)):
-        load_tensorflow()
-        from cxr_records.trainers.predict import predict_run
-
-        predict_run(run.path)
-    scored = read_run_predictions(run, split)
+        _predict(run)
+    try:
+        scored = read_run_predictions(run, split)
+    except digests.DamagedFileError as error:
+        try:
+            _predict(run)
+        except (CxrError, OSError) as trouble:
+            raise CxrError(f"{error}, and it cannot be made again: {trouble}") from trouble
+        scored, said = read_run_predictions(run, split), f"{error}; it was made again"
+        say(f"warning: {said}")
+        scored = dataclasses.replace(scored, warnings=(said, *scored.warnings))
     if split == VALIDATION:
         return scored, None
     try:
         return scored, read_run_predictions(run, VALIDATION)
     except UsageError:  # the dataset has no validation split
         return scored, None
+
+
+def _predict(run: runs.Run) -> None:
+    load_tensorflow()
+    from cxr_records.trainers.predict import predict_run
+
+    predict_run(run.path)
 
 
 def _digest(path: str) -> str:

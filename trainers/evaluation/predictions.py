@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cxr_records import storage
-from cxr_records.errors import UsageError
+from cxr_records.errors import CxrError, UsageError
 from cxr_records.parquet import read_parquet
+from cxr_records.trainers import digests
 from cxr_records.trainers.runs import PREDICTIONS_FILE, Run
 
 
@@ -89,11 +91,33 @@ def said_of_scores(names: Sequence[str], labels: np.ndarray, scores: np.ndarray)
     return said
 
 
+def check_scores(where: str, image_ids: Sequence[str], names: Sequence[str], scores: np.ndarray) -> None:
+    """Makes sure that a model's scores are numbers.
+
+    Args:
+        where: what gave them, which begins the message.
+        image_ids: of n images.
+        names: of k classes.
+        scores: [n, k].
+
+    Raises:
+        CxrError: one is NaN or infinite; names the first image and class.
+    """
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        row, place = bad[0]
+        raise CxrError(
+            f"{where}: found the score {scores[row, place]} of {names[place]} for image {image_ids[row]}, "
+            f"the first of {len(bad):,} that are NaN or infinite; train again, with a smaller learning_rate "
+            "or clip_norm"
+        )
+
+
 def write_predictions(path: str, table: pd.DataFrame) -> None:
-    """Writes a predictions table, whole or not at all."""
+    """Writes a run's table of predictions, whole or not at all, and keeps its digest."""
     out = io.BytesIO()
     table.to_parquet(out, index=False)
-    storage.write_bytes(path, out.getvalue())
+    digests.write(path, out.getvalue())
 
 
 def read_run_predictions(run: Run, split: str) -> Predictions:
@@ -101,9 +125,17 @@ def read_run_predictions(run: Run, split: str) -> Predictions:
 
     Raises:
         UsageError: the table has no rows of the split, or lacks a class of the run.
+        DamagedFileError: the table is not what was written.
+        CxrError: a score is NaN or infinite.
     """
     path = run.file(PREDICTIONS_FILE)
-    table = read_parquet(storage.read_bytes(path)).to_pandas()
+    data = storage.read_bytes(path)
+    warning = digests.check(path, data)
+    try:
+        table = read_parquet(data).to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        trouble = " ".join(str(error).split())
+        raise digests.DamagedFileError(f"{path} is damaged: {trouble}") from error
     names = run.score_names
     if lacking := [name for name in names if f"prob_{name}" not in table]:
         raise UsageError(f"{path}: found no column prob_{lacking[0]}; remove it to have it made again")
@@ -112,6 +144,9 @@ def read_run_predictions(run: Run, split: str) -> Predictions:
     if not len(table):
         raise UsageError(f"{path}: found no scores for split {split}; it has {', '.join(splits)}")
     scores = table[[f"prob_{name}" for name in names]].to_numpy(np.float64)
+    check_scores(path, table["image_id"].tolist(), names, scores)
+    labels = table[[f"label_{name}" for name in names]].to_numpy(np.int64)
+    said = said_of_scores(names, labels, scores)
     return Predictions(
         kind=run.task.kind,
         names=names,
@@ -121,7 +156,8 @@ def read_run_predictions(run: Run, split: str) -> Predictions:
         views=table["view"].to_numpy(object),
         sexes=table["sex"].to_numpy(object),
         ages_years=table["age_years"].to_numpy(),
-        labels=table[[f"label_{name}" for name in names]].to_numpy(np.int64),
+        labels=labels,
         scores=scores,
         mean_scores=scores.mean(axis=0),
+        warnings=((warning,) if warning else ()) + tuple(said),
     )

@@ -17,7 +17,7 @@ from PIL import Image
 from cxr_records import storage
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError
-from cxr_records.trainers import runs
+from cxr_records.trainers import digests, runs
 from cxr_records.trainers.evaluation import pages, plots
 from cxr_records.trainers.evaluation.results import (
     Difference,
@@ -38,18 +38,23 @@ History = Sequence[Mapping[str, float]]
 
 
 def read_history(run: str) -> list[dict[str, float]]:
-    """Returns the rows of a run's history.csv; none where there is no such file."""
+    """Returns the rows of a run's history.csv; none where there is no such file, or a damaged one."""
     path = storage.join(run, runs.HISTORY_FILE)
     if not storage.exists(path):
         return []
-    rows = csv.DictReader(io.StringIO(storage.read_bytes(path).decode()))
+    data = storage.read_bytes(path)
+    try:
+        digests.check(path, data)
+    except CxrError:  # which the evaluation says
+        return []
+    rows = csv.DictReader(io.StringIO(data.decode()))
     return [{key: float(value) for key, value in row.items()} for row in rows]
 
 
 def read_thumbnails(evaluation: Evaluation, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
     """Returns the images of the mistakes from the run's dataset: uint8 [size, size] by image_id.
 
-    None of them where the dataset is no longer at hand.
+    None of them where the dataset is no longer at hand, or another one is in its place.
 
     Args:
         evaluation: of a run.
@@ -61,6 +66,8 @@ def read_thumbnails(evaluation: Evaluation, dataset: Dataset | None = None) -> d
         return {}
     try:
         dataset = dataset or open_dataset(path)
+        if dataset.id != evaluation.identity.dataset_id:
+            return {}
         rows = dataset.records.filter(
             (pc.field("copy") == 0) & pc.field("image_id").isin(pa.array(wanted, pa.string()))
         )

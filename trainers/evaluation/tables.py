@@ -3,13 +3,13 @@
 Labels and patients come from NIH's table alone, never from the table of scores.
 """
 
-import csv
 import dataclasses
-import io
+import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ import pyarrow as pa
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.filetypes import HEAD_BYTES, file_type
 from cxr_records.findings import FINDINGS, NO_FINDING
-from cxr_records.metadata import Metadata, as_text, read_content
+from cxr_records.metadata import Metadata
 from cxr_records.names import ImageNames
 from cxr_records.parquet import read_parquet
+from cxr_records.tablefiles import Rows, filled, read_content, rows_of, short
 from cxr_records.tasks import ANY_FINDING, Task
 from cxr_records.trainers import runs
 from cxr_records.trainers.evaluation.predictions import Predictions, said_of_scores
@@ -38,9 +39,12 @@ _IMAGE_COLUMNS = (
     "id",
 )
 _PREFIXES = ("prob", "probability", "score", "pred", "prediction", "logit", "p")
-_SEPARATORS = (",", ";", "\t")
 # Rows without a score are left out and said up to this share of a table; beyond it something else is wrong.
 _MAX_WITHOUT_SCORE = 0.01
+_LIKENESS = 0.85  # of two names without case and signs
+
+
+_Column = Sequence[Any] | np.ndarray  # text or other values, or float64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,16 +75,18 @@ class _Table:
         header: names of the columns.
         columns: aligned with it.
         places: where each row stands, for messages: "line 5", "row 4".
+        warnings: what is odd in the file.
     """
 
     path: str
     header: list[str]
-    columns: list[Sequence[Any]]
+    columns: list[_Column]
     places: list[str]
+    warnings: tuple[str, ...] = ()
 
 
 def read_score_table(path: str, metadata: Metadata) -> ScoreTable:
-    """Reads a table of scores: CSV or Parquet, compressed or not; local or any fsspec URL.
+    """Reads a table of scores: CSV, .xlsx or Parquet, packed or not; a local path or any fsspec URL.
 
     What kind of file it is, its first bytes tell and not its name. CSV may have commas, semicolons or tabs. A
     column heads a finding's scores if it is the finding's name, in any case and with any signs between the
@@ -99,7 +105,8 @@ def read_score_table(path: str, metadata: Metadata) -> ScoreTable:
     """
     table = _read(path)
     image_ids = _image_names(table)
-    columns, warnings = _finding_columns(table)
+    columns, said = _finding_columns(table)
+    warnings = [*table.warnings, *said]
     if not columns:
         raise UsageError(
             f"{path}: found columns {_listed(table.header)}; expected scores under names of findings, such "
@@ -230,14 +237,10 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
 
 
 def _read(path: str) -> _Table:
-    content = read_content(path, "predictions")
-    kind = file_type(content[:HEAD_BYTES])
-    if kind == "parquet":
+    content = read_content(path, "predictions", also=("parquet",))
+    if file_type(content[:HEAD_BYTES]) == "parquet":
         return _parquet_table(path, content)
-    if kind:
-        what = "an Excel workbook or another zip" if kind == "zip" else f"a file of kind {kind}"
-        raise CxrError(f"{path}: found {what}; expected a table of scores as CSV or Parquet: save it as .csv")
-    return _csv_table(path, as_text(path, content))
+    return _text_table(rows_of(path, content, _is_header))
 
 
 def _parquet_table(path: str, content: bytes) -> _Table:
@@ -245,55 +248,35 @@ def _parquet_table(path: str, content: bytes) -> _Table:
         table = read_parquet(content)
         columns = [_values(column) for column in table.columns]
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CxrError(f"{path} cannot be read as a table ({' '.join(str(error).split())})") from error
-    places = [f"row {row}" for row in range(1, len(table) + 1)]
+        raise CxrError(f"{path} cannot be read as a table ({short(error)})") from error
+    places = [f"row {row:,}" for row in range(1, len(table) + 1)]
     return _Table(path, list(map(str, table.column_names)), columns, places)
 
 
-def _values(column: pa.ChunkedArray) -> Sequence[Any]:
+def _values(column: "pa.ChunkedArray[Any]") -> _Column:
     """Numbers as float64, nulls NaN; everything else as the Python values that stand there."""
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
-        values: Sequence[Any] = column.to_numpy().astype(np.float64)
-        return values
-    values = column.to_pylist()
+        numbers: np.ndarray = column.to_numpy().astype(np.float64)
+        return numbers
+    values: list[Any] = column.to_pylist()
     return values
 
 
-def _csv_table(path: str, text: str) -> _Table:
-    rows, places = [], []
-    try:
-        for line, row in _csv_rows(text, _separator(text)):
-            rows.append(row)
-            places.append(f"line {line}")
-    except csv.Error as error:
-        raise CxrError(f"{path} cannot be read as a table ({error}); expected CSV or Parquet") from error
-    header = [name.strip() for name in rows[0]] if rows else []
-    while header and not header[-1]:  # lines may end in a separator
-        header.pop()
-    for place, row in zip(places, rows, strict=True):
-        if len(row) < len(header) or any(row[len(header) :]):
+def _text_table(table: Rows) -> _Table:
+    header = filled(table.header)  # lines may end in a separator
+    for row, cells in enumerate(table.rows):
+        if len(cells) < len(header) or any(cells[len(header) :]):
             raise CxrError(
-                f"{path}, {place}: found {len(row)} values where the first line has {len(header)} columns; "
-                "complete the line, or write the table again"
+                f"{table.path}, {table.place(row)}: found {len(cells)} values where the first line has "
+                f"{len(header)} columns; complete the line, or write the table again"
             )
-    columns = list(zip(*(row[: len(header)] for row in rows[1:]), strict=True))
-    return _Table(path, header, columns or [()] * len(header), places[1:])
+    columns: list[_Column] = [[cells[place] for cells in table.rows] for place in range(len(header))]
+    places = [table.place(row) for row in range(len(table.rows))]
+    return _Table(table.path, header, columns, places, table.warnings)
 
 
-def _csv_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, with the line on which each ends."""
-    # strict: without it, a quote that is never closed swallows the rows after it in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    yield from ((reader.line_num, row) for row in reader if any(row))
-
-
-def _separator(text: str) -> str:
-    """The one that makes a column of image names of the first line; a comma where none does."""
-    for separator in _SEPARATORS:
-        _, header = next(_csv_rows(text, separator), (0, []))
-        if any(_plain(name) in _IMAGE_COLUMNS for name in header):
-            return separator
-    return _SEPARATORS[0]
+def _is_header(cells: Sequence[str]) -> bool:
+    return any(_plain(cell) in _IMAGE_COLUMNS for cell in cells) and any(map(_finding_of, cells))
 
 
 def _image_names(table: _Table) -> list[str]:
@@ -350,8 +333,17 @@ def _finding_columns(table: _Table) -> tuple[dict[str, int], list[str]]:
             f"{_listed([table.header[place] for place in labels])}"
         )
     if lacking := [name for name in FINDINGS if name not in chosen]:
-        said.append(f"no scores for {', '.join(lacking)}")
+        unread = [column for column in table.header if not _finding_of(column)]
+        like = [column for column in unread if any(map(_is_like, repeat(column), lacking))]
+        meant = f" (columns of like names, which are not read: {_listed(like)})" if like else ""
+        said.append(f"no scores for {', '.join(lacking)}{meant}")
     return chosen, said
+
+
+def _is_like(column: str, finding: str) -> bool:
+    """Whether a column may be meant for a finding: "Mass_score", "Pleural Thickning"."""
+    text, name = _plain(column), _plain(finding)
+    return name in text or difflib.SequenceMatcher(None, text, name).ratio() >= _LIKENESS
 
 
 def _is_bare(table: _Table, place: int) -> bool:
@@ -359,7 +351,7 @@ def _is_bare(table: _Table, place: int) -> bool:
     return _plain(table.header[place]) in map(_plain, FINDINGS)
 
 
-def _holds_labels(values: Sequence[Any]) -> bool:
+def _holds_labels(values: _Column) -> bool:
     return all(str(value).strip().lower() in ("0", "1", "0.0", "1.0", "true", "false") for value in values)
 
 
@@ -394,7 +386,7 @@ def _scores(table: _Table, image_ids: Sequence[str], columns: dict[str, int]) ->
         row, place, text = min(bad)
         raise CxrError(
             f"{table.path}, {table.places[row]} (image {image_ids[row]!r}), column {table.header[place]!r}: "
-            f"found {text[:80]!r}; expected a number such as 0.25, or an empty cell"
+            f"found {short(text, 80)!r}; expected a number such as 0.25, or an empty cell"
         )
     return scores
 
