@@ -229,13 +229,15 @@ def _few_and_low(images: np.ndarray, draws: np.ndarray, fraction: float) -> tupl
     """Tells which patients have few images, and which of the others drew low.
 
     Classes are of 1, 2 to 3, 4 to 7, 8 to 15 images and so on; few have those of the first classes that hold
-    FEW_HOLD of all images, enough to even out the rest. In each other class the lowest draws are its share.
+    FEW_HOLD of all images, enough to even out the rest. In each other class the lowest draws are its share,
+    and what is lost in rounding the next smaller class makes up for.
     """
     classes = np.frexp(images)[1]
     held = np.bincount(classes, weights=images).cumsum()
     few = classes <= np.searchsorted(held, FEW_HOLD * held[-1])
     low = np.zeros(len(images), bool)
-    lowest = _share(fraction, np.bincount(classes))
+    larger = np.bincount(classes)[::-1].cumsum()[::-1]  # patients of this class and the larger ones
+    lowest = -np.diff(_share(fraction, larger), append=0)
     for number in np.unique(classes[~few]):
         members = np.flatnonzero(classes == number)
         low[members[np.argsort(draws[members])[: lowest[number]]]] = True
