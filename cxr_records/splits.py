@@ -52,6 +52,8 @@ _NAME = re.compile(
 )
 _MORE_THAN_NAMES = re.compile(r"[^\S\r\n]|[,;\"']")  # white space other than line ends, and such
 _BETWEEN = re.compile(r"[\s,;]+")
+# Patients of few images hold at least this share of all images, so that they can even out the rest.
+FEW_HOLD = 0.25
 
 _IMAGES = len(FINDINGS)  # the column after the findings: images of any kind
 
@@ -67,7 +69,7 @@ class SplitOptions:
         validation_fraction: share of the images of train_val to cut, in [0, 1); 0 makes no validation split.
             Without effect when there is a validation list.
         test_fraction: share of all images to test on when there are no lists, in [0, 1).
-        seed: decides between patients who are alike; another seed is another cut of the same quality.
+        seed: of the cuts; another seed is another cut of the same quality.
         allow_missing: whether more than UNLISTED_ALLOWED of a list's names may be in no row of the table.
             NIH's own lists may go with any part of its table.
 
@@ -162,7 +164,8 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
         origin += "; validation from a list given"
     elif options.validation_fraction > 0:
         train_val = np.flatnonzero(of_image == TRAIN)
-        of_image[train_val[_cut(metadata, train_val, options.validation_fraction, options.seed)]] = VALIDATION
+        cut = _cut(metadata, train_val, options.validation_fraction, options.seed, VALIDATION)
+        of_image[train_val[cut]] = VALIDATION
         origin += f"; validation cut from train_val by patient with seed {options.seed}"
     _check_patients(metadata, of_image)
     in_no_list = int((of_image == "").sum())
@@ -280,60 +283,95 @@ def list_digest(names: list[str]) -> str:
     return sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def cut_by_patient(patient_ids: np.ndarray, findings: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def cut_by_patient(
+    patient_ids: np.ndarray, findings: np.ndarray, fraction: float, seed: int, cut_name: str = VALIDATION
+) -> np.ndarray:
     """Chooses a share of the images so that whole patients and the same share of every finding are in it.
 
-    Greedy iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011), with patients in the place of
-    images: the finding with the fewest images left goes first, and the patients with most images of it. Each
-    patient goes where the finding's images dealt so far come nearest to the share; in the paper, where most
-    images are still lacking, which would leave the cut the small patients only. Patients without findings
-    come last and even out the number of images. A cut by chance would leave a rare finding at a third of
-    its share.
+    Each patient draws a number once and for all (a hash), and low numbers are cut: permanent random numbers,
+    which keep two samples of a changed population alike (Ohlsson 1995). So a corrected label moves only the
+    patients that balance asks for, where a cut that hangs on the counts so far moves thousands.
+
+    1. Patients of many images are cut by their draw alone, in classes of about as many images each, whatever
+       their labels: each of them would move much. The largest go first.
+    2. Those of few images make up for what these came to by chance: the rarest finding goes first, as in
+       iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011), and takes its patients by their draws
+       until its share is full; patients without findings come last and even out the number of images.
+
+    Nobody is cut who would bring a finding, or the number of images, beyond its share. A cut by chance would
+    leave a rare finding at a third of its share.
 
     Args:
         patient_ids: int64 [n]. The order of the rows makes no difference.
         findings: uint8 [n, 14].
         fraction: the share to cut, in [0, 1).
-        seed: decides between patients with equally many images of a finding.
+        seed: another seed is another cut of the same quality.
+        cut_name: of the split that is cut; what one split takes tells nothing of what another one does.
 
     Returns:
-        bool [n], True for the images cut. The first patient of a finding is never cut, so a few patients may
+        bool [n], True for the images cut. The last patient of a finding is never cut, so a few patients may
         leave the cut without a finding, or empty.
     """
     patients, of_row = np.unique(patient_ids, return_inverse=True)
     cut = np.zeros(len(patients), bool)
+    if not len(patients):
+        return cut
     counts = np.empty((len(patients), len(FINDINGS) + 1), np.int64)  # images per patient and finding, and all
     for place, column in enumerate(findings.T):
         counts[:, place] = np.bincount(of_row[column > 0], minlength=len(patients))
     counts[:, _IMAGES] = np.bincount(of_row)
-    ties = np.array([keyed_hash(seed, "split", int(patient)) for patient in patients], np.uint64)
+    draws = np.array([keyed_hash(seed, cut_name, int(patient)) for patient in patients], np.uint64)
+    totals = counts.sum(axis=0)
+    room = np.minimum(_share(fraction, totals), np.maximum(totals - 1, 0))  # images that may still be cut
 
-    in_cut, in_rest = np.zeros((2, counts.shape[1]), np.int64)
-    waiting = np.ones(len(patients), bool)
-    while waiting.any():
-        column = _rarest(counts[waiting])
-        candidates = np.flatnonzero(waiting & (counts[:, column] > 0))
-        for patient in candidates[np.lexsort((ties[candidates], -counts[candidates, column]))]:
-            images = counts[patient, column]
-            share = fraction * (in_cut[column] + in_rest[column] + images)
-            if in_rest[column] and in_cut[column] + images / 2 < share:
+    def deal(candidates: np.ndarray, column: int) -> None:
+        """Cuts the patients who fit in, one after the other, until there is no room in the column."""
+        for patient in candidates:
+            if not room[column]:
+                return
+            if (counts[patient] <= room).all():
                 cut[patient] = True
-                in_cut += counts[patient]
-            else:
-                in_rest += counts[patient]
-        waiting[candidates] = False
+                room[:] -= counts[patient]
+
+    few, low = _few_and_low(counts[:, _IMAGES], draws, fraction)
+    largest_first = np.lexsort((draws, -counts[:, _IMAGES]))
+    deal(largest_first[low[largest_first]], _IMAGES)
+    waiting = ~cut
+    few_first = np.lexsort((draws, ~few))
+    for column in (*np.argsort(totals[:_IMAGES], kind="stable"), _IMAGES):
+        concerned = waiting & (counts[:, column] > 0)
+        deal(few_first[concerned[few_first]], column)
+        waiting &= ~concerned
     return cut[of_row]
 
 
-def _rarest(counts: np.ndarray) -> int:
-    """Returns the finding with the fewest images, of those that have any; else the column of all images."""
-    images = counts.sum(axis=0)[:_IMAGES]
-    return int(np.where(images > 0, images, images.max() + 1).argmin()) if images.any() else _IMAGES
+def _few_and_low(images: np.ndarray, draws: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Tells which patients have few images, and which of the others drew low.
+
+    Classes are of 1, 2 to 3, 4 to 7, 8 to 15 images and so on; few have those of the first classes that hold
+    FEW_HOLD of all images, enough to even out the rest. In each other class the lowest draws are its share,
+    and what is lost in rounding the next smaller class makes up for.
+    """
+    classes = np.frexp(images)[1]
+    held = np.bincount(classes, weights=images).cumsum()
+    few = classes <= np.searchsorted(held, FEW_HOLD * held[-1])
+    low = np.zeros(len(images), bool)
+    larger = np.bincount(classes)[::-1].cumsum()[::-1]  # patients of this class and the larger ones
+    lowest = -np.diff(_share(fraction, larger), append=0)
+    for number in np.unique(classes[~few]):
+        members = np.flatnonzero(classes == number)
+        low[members[np.argsort(draws[members])[: lowest[number]]]] = True
+    return few, low
 
 
-def _cut(metadata: "Metadata", rows: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def _share(fraction: float, count: np.ndarray) -> np.ndarray:
+    """Returns the whole number nearest to a share, the smaller of two."""
+    return np.ceil(fraction * count - 0.5).astype(np.int64)
+
+
+def _cut(metadata: "Metadata", rows: np.ndarray, fraction: float, seed: int, cut_name: str) -> np.ndarray:
     return cut_by_patient(
-        metadata.table["patient_id"].to_numpy()[rows], metadata.findings[rows], fraction, seed
+        metadata.table["patient_id"].to_numpy()[rows], metadata.findings[rows], fraction, seed, cut_name
     )
 
 
@@ -342,7 +380,7 @@ def _split_without_lists(metadata: "Metadata", options: SplitOptions) -> Splits:
     of_image = np.full(len(metadata), TRAIN, dtype=object)
     for split, fraction in ((TEST, options.test_fraction), (VALIDATION, options.validation_fraction)):
         rows = np.flatnonzero(of_image == TRAIN)
-        of_image[rows[_cut(metadata, rows, fraction, options.seed)]] = split
+        of_image[rows[_cut(metadata, rows, fraction, options.seed, split)]] = split
     _check_patients(metadata, of_image)
     return Splits(of_image, f"unofficial: cut by patient with seed {options.seed}", False, {}, 0, 0)
 
