@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import io
 import struct
 import subprocess
@@ -166,6 +167,20 @@ def test_a_real_web_page_saved_as_a_dicom_says_what_it_begins_with(nih):
     text = reason(page)
     assert text.startswith("no PNG, JPEG or DICOM: begins with '")
     assert "<" in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "size", "count", "digest"),
+    [
+        ("nih/images", 64, 149, "cf0790005e93e9699f159274e65dab1e8d45240980a2ad9db62b82b1f13c8533"),
+        ("nih64/images", 32, 1000, "d74f3ffa2736b9fb2195b7b0e9d3b9793d360ec96cd7ed8a4118da1f35e96834"),
+    ],
+)
+def test_all_real_images_give_the_pixels_that_they_always_gave(nih, folder, size, count, digest):
+    paths = sorted((nih.parent / folder).glob("*.png"))
+    assert len(paths) == count
+    pixels = [decode_image(path.read_bytes(), ImageFormat(size)).pixels.tobytes() for path in paths]
+    assert hashlib.sha256(b"".join(pixels)).hexdigest() == digest
 
 
 # ---- every mode -----------------------------------------------------------------------------------------

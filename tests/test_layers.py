@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "__init__", "errors", "findings", "names", "filetypes", "seeding", "progress", "quiet", "layout",
     "storage", "parquet",
-    "tfrecord", "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest",
+    "tfrecord", "examples", "metadata", "splits", "tasks", "sampling",
+    "decoding", "png", "jpeg", "dicom", "images", "config", "manifest",
     "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
