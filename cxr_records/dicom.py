@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from PIL import Image
 from cxr_records.decoding import MAX_PIXELS, DecoderMissingError, ImageDecodeError, check_pixels, decoding
 from cxr_records.errors import CxrError
 from cxr_records.jpeg import check_jpeg
+from cxr_records.quiet import stderr_kept
 
 if TYPE_CHECKING:  # an extra package
     import pydicom
@@ -102,7 +104,7 @@ def _check_inflated(data: bytes) -> None:
         return
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     while packed := stream.read(1 << 16):
-        while packed:
+        while packed and not inflater.eof:
             size += len(inflater.decompress(packed, 1 << 20))
             if size > MAX_INFLATED_BYTES:
                 raise ImageDecodeError(f"DICOM that inflates to more than {MAX_INFLATED_BYTES:,} bytes")
@@ -126,10 +128,27 @@ def _pixels(dicom: "pydicom.FileDataset") -> np.ndarray:
         plugin = _decoder(syntax)
     # It would correct bits that are not stored without a look at HighBit; `_stored` does it.
     dicom.pixel_array_options(decoding_plugin=plugin, correct_unused_bits=False)
-    pixels: np.ndarray = dicom.pixel_array
+    pixels = _by_gdcm(dicom) if plugin == "gdcm" else dicom.pixel_array
     if pixels.ndim != 2:
         raise ImageDecodeError(f"DICOM of {pixels.shape[-1]} samples per pixel: expected one grey frame")
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _by_gdcm(dicom: "pydicom.Dataset") -> np.ndarray:
+    """Decodes by GDCM, whose libjpeg tells of damage on stderr alone, and goes on with guessed pixels."""
+    lines: list[str] = []
+    try:
+        with stderr_kept() as lines:
+            pixels: np.ndarray = dicom.pixel_array
+    except Exception as error:
+        raise ImageDecodeError(f"damaged JPEG in DICOM: {lines[-1] if lines else error}") from error
+    for line in lines:
+        if line.startswith(("Corrupt JPEG data", "Premature end")):
+            raise ImageDecodeError(f"damaged JPEG in DICOM: {line.removeprefix('Corrupt JPEG data: ')}")
+        # By these it goes on to the next of its decoders; any other line is not its own.
+        if not line.startswith(("Unsupported JPEG data precision", "Invalid SOS parameters")):
+            print(line, file=sys.stderr)
+    return pixels
 
 
 def _decoder(syntax: "pydicom.uid.UID") -> str:

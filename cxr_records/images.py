@@ -40,7 +40,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-DECODE_VERSION = 2  # raised whenever a file may give other pixels, or another verdict, than before
+DECODE_VERSION = 3  # raised whenever a file may give other pixels, or another verdict, than before
 # Packages that turn files into pixels, pydicom's plugins among them.
 _DECODERS = (
     "pillow",

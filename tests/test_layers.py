@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "__init__", "errors", "findings", "names", "filetypes", "seeding", "urls", "streams", "progress", "quiet",
     "layout", "storage", "parquet",
-    "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling", "images", "config",
+    "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling",
+    "decoding", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "record_table", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
