@@ -22,6 +22,7 @@ import pandas as pd
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import parse_findings
+from cxr_records.urls import name_of
 
 ENDINGS = (".csv", ".csv.gz", ".xlsx")
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
@@ -86,13 +87,13 @@ def read_metadata(path: str) -> Metadata:
         CxrError: the file is not such a table. The message names the line and the image.
     """
     path = os.fspath(path)
-    if not _without_query(path).lower().endswith(ENDINGS):
+    if not name_of(path).lower().endswith(ENDINGS):
         raise UsageError(
             f"{path}: found a file that is none of {', '.join(ENDINGS)}; `metadata` needs NIH's table of "
             "images, such as Data_Entry_2017_v2020.csv"
         )
     content = read_content(path, "metadata")
-    excel = _without_query(path).lower().endswith(".xlsx")
+    excel = name_of(path).lower().endswith(".xlsx")
     cells, lines = _excel_rows(path, content) if excel else _csv_rows(path, as_text(path, content))
     columns = _columns(path, cells, lines)
 
@@ -319,7 +320,3 @@ def _short(text: object, limit: int = 400) -> str:
     """Returns the text on one line and not endless: what a broken file holds may be anything."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else f"{line[:limit]}…"
-
-
-def _without_query(path: str) -> str:
-    return path.split("?")[0] if "://" in path else path

@@ -31,6 +31,8 @@ from cxr_records.urls import redacted as redacted  # asked for here, with all el
 GAP_BYTES = 128 << 10
 SPAN_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # which have no folders
+_BUCKETS = {"s3", "s3a", "gs", "gcs"}  # whose URLs begin with the bucket, and with no user
+_ABSENT = {404, 410}  # what a web server answers where there is no file
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")
 _ONE_SLASH = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -58,8 +60,13 @@ def given(path: str | os.PathLike[str]) -> str:
     if not path or "\0" in path:
         raise UsageError(f"found {path!r}, expected the path of a file or folder")
     if is_url(path):
-        scheme, mark, rest = path.partition("://")
         urls.remember(path)
+        scheme, mark, rest = path.partition("://")
+        if scheme.lower() in _BUCKETS and urls.credentials_before_host(path):
+            raise UsageError(
+                f"{path}: credentials in a URL are not read here; for s3 set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
         return f"{scheme.lower()}{mark}{rest}"
     if path.lower().startswith("file:"):
         path = _path_of_file_url(path)
@@ -117,7 +124,13 @@ def _path_of_file_url(url: str) -> str:
 
 
 def join(folder: str, *names: str) -> str:
-    """Returns the path of a file below a folder, local or remote."""
+    """Returns the path of a file below a folder, local or remote.
+
+    Raises:
+        UsageError: the folder is a URL with a query, which names one file.
+    """
+    if urls.name_of(folder) != folder:
+        raise UsageError(f"{folder}: a URL with a query names one file, expected that of a folder")
     if folder.endswith("://") or not folder.strip("/"):  # the root of a storage, or of the machine
         return folder + "/".join(names)
     return "/".join((folder.rstrip("/"), *names))
@@ -135,16 +148,34 @@ def exists(path: str) -> bool:
 def open_read(path: str) -> BinaryIO:
     """Opens a file for reading bytes; the caller closes it."""
     if is_url(path):
+        filesystem, name = _filesystem(path)
         with _said_clearly(path):
-            file: BinaryIO = fsspec.open(path, "rb").open()
+            file: BinaryIO = filesystem.open(name, "rb")
             return file
     return open(local_path(path), "rb")
 
 
 def read_bytes(path: str) -> bytes:
     """Returns all bytes of a file."""
-    with open_read(path) as file:
+    with open_read(path) as file, _said_clearly(path):
         return file.read()
+
+
+def check_parts(path: str) -> None:
+    """Makes sure that any part of a file can be read, as an archive needs.
+
+    Raises:
+        CxrError: a web server gives whole files alone; with the remedy.
+    """
+    if path.startswith(("http://", "https://")):
+        with open_read(path) as file, _said_clearly(path):
+            try:
+                file.seek(1)
+                file.read(1)
+            except ValueError:  # so says fsspec of a server without ranges, and of a size that is unknown
+                raise CxrError(
+                    f"{path}: its server gives no parts of a file, which an archive needs; download it first"
+                ) from None
 
 
 def file_size(path: str) -> int:
@@ -439,32 +470,57 @@ def _said_clearly(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, CxrError):
+    except CxrError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+        if not is_url(url):
+            raise
+        seen = _behind(error)
+        text = " ".join(str(seen).split())
+        kinds = " ".join(kind.__name__ for kind in type(seen).__mro__)
+        # A traceback shows the cause too, which may quote the URL.
+        cause = error if urls.redacted_text(repr(error) + repr(seen)) == repr(error) + repr(seen) else None
         if "Credentials" in kinds or "credentials" in text.lower():
             raise CxrError(
                 f"{url}: found no credentials for this storage ({text}); for s3 set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            ) from error
-        if isinstance(error, PermissionError):
+            ) from cause
+        if isinstance(seen, PermissionError) or getattr(seen, "status", None) in (401, 403):
+            signed = ", and that its signature has not expired" if urls.name_of(url) != url else ""
             raise CxrError(
-                f"{url}: access denied ({text}); check the credentials and their rights there"
-            ) from error
+                f"{url}: access denied ({text}); check the credentials and their rights there{signed}"
+            ) from cause
         if any(word in kinds for word in ("Connection", "Connect", "Timeout", "gaierror")):
             raise CxrError(
                 f"{url}: the storage cannot be reached ({text}); check the network and the endpoint"
-            ) from error
-        raise
+            ) from cause
+        if isinstance(getattr(seen, "status", None), int):  # of the answer of a web server
+            raise CxrError(f"{url}: its server refuses ({text}); name another place, or try later") from cause
+        if cause is not None:
+            raise
+        if isinstance(error, OSError):
+            number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or errno.EIO
+            raise type(error)(number, os.strerror(number), redacted(url)) from None
+        raise CxrError(f"{url}: {type(error).__name__}: {text}") from None
+
+
+def _behind(error: Exception) -> BaseException:
+    """What a web server answered, or that it did not, where fsspec takes it for an absent file."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    status = getattr(cause, "status", None)
+    refused = isinstance(status, int) and status not in _ABSENT
+    return cause if refused or "Connect" in type(cause).__name__ else error
 
 
 def _exists(filesystem: fsspec.AbstractFileSystem, name: str) -> bool:
     """Like fsspec's own, which takes every error for absence."""
     try:
         filesystem.info(name)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if _behind(error) is not error:
+            raise
         return False
     return True
 

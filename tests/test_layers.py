@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "errors", "findings", "names", "filetypes", "seeding", "urls", "streams", "progress", "quiet",
+    "__init__", "urls", "errors", "findings", "names", "filetypes", "seeding", "streams", "progress", "quiet",
     "layout", "storage", "parquet",
     "tfrecord", "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest",
     "dataset", "cache", "tfio", "reader",
