@@ -11,7 +11,7 @@ HIDDEN = "..."  # stands for what is not told
 _WEB = ("http", "https", "ftp", "ftps")
 # Of these, what stands alone before the @ is a container or a user's name, and not a secret.
 _NAMED_BEFORE_AT = ("abfs", "abfss", "wasb", "wasbs", "az", "adl", "hdfs", "hf", "github")
-_URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<rest>[^\s\"<>]*)")
+_URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30})://(?P<rest>[^\s\"<>]*)")
 # Some paste a secret with a / or @ as it is: up to the last @, unless what follows the colon is a port.
 _USER_AND_PASSWORD = re.compile(r"[^/?#@:\[\]]*:(?!\d*(?:[/?#]|$)).*@")
 _USER = re.compile(r"[^/?#@]+@")

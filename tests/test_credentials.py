@@ -17,8 +17,11 @@ from conftest import files_of
 
 from cxr_records import archives, storage, urls
 from cxr_records.cli import run
+from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.lookalike import LookalikePaths
+from cxr_records.trainers import runs
+from cxr_records.trainers.config import TrainConfig
 
 SIGNATURE, PASSWORD = "SeCrEt/Signature+0123=", "SeCrEt-PassWord-0123"
 SECRETS = re.compile(rb"SeCrEt")
@@ -220,3 +223,35 @@ def test_a_url_with_a_query_is_no_folder():
 def test_a_query_is_no_pattern():
     for url in ("https://host/a.zip?sig=[a]*b", "az://c/a.zip?sig=*"):
         assert storage.expand(url) == [url]
+
+
+def test_a_run_that_would_have_to_keep_a_password_is_refused(dataset, tmp_path, monkeypatch):
+    opened = open_dataset(dataset)
+    monkeypatch.setattr(opened, "path", "http://user:SeCrEt-password@host/ds")
+    described = runs.describe(str(tmp_path / "run"), opened, TrainConfig(), {})
+
+    with pytest.raises(UsageError, match=r"config\.json would keep the credentials of a URL"):
+        runs.begin(described)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_tells_where_scores_came_from_without_credentials(
+    serve, shared, lookalike, tmp_path, capfd
+):
+    names = [line.split(",")[0] for line in lookalike.metadata.read_text().splitlines()[1:]]
+    table = pa.table({"Image Index": names, "Effusion": [number / 1000 for number in range(len(names))]})
+    pq.write_table(table, shared / "scores.parquet")
+    scores = with_password(serve(), "scores.parquet")
+    arguments = [
+        "--metadata",
+        signed(serve(), lookalike.metadata.name),
+        "--draws",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
+
+    assert run(["evaluate", "--predictions", scores, *arguments]) == 0
+    out, err = capfd.readouterr()
+    assert not SECRETS.search(told(tmp_path) + out.encode() + err.encode())
+    assert b'"scores.parquet"' in (tmp_path / "metrics.json").read_bytes()

@@ -16,6 +16,7 @@ from cxr_records.tasks import Task, parse_task
 from cxr_records.trainers import named
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.named import NamedFile
+from cxr_records.urls import redacted_text
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.csv"
@@ -150,12 +151,18 @@ def begin(run: Run) -> None:
     """Writes config.json into a new or empty folder, or checks that the run in it is the same.
 
     Raises:
-        UsageError: as `check` says.
+        UsageError: as `check` says; or a URL with credentials would have to be written.
     """
     check(run)
     if not storage.exists(run.file(CONFIG_FILE)):
+        text = json.dumps(run.to_json(), indent=1) + "\n"
+        if redacted_text(text) != text:
+            raise UsageError(
+                f"{run.file(CONFIG_FILE)} would keep the credentials of a URL (of the dataset, or in a "
+                "setting), which later commands need; give them by the environment, or name a copy"
+            )
         storage.make_folder(run.path)
-        storage.write_bytes(run.file(CONFIG_FILE), (json.dumps(run.to_json(), indent=1) + "\n").encode())
+        storage.write_bytes(run.file(CONFIG_FILE), text.encode())
 
 
 def check(run: Run) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cxr_records.errors import UsageError
 from cxr_records.trainers.evaluation.published import Comparison
+from cxr_records.urls import redacted_text
 
 METRICS_FILE = "metrics.json"
 COMPARISON_FILE = "comparison.json"
@@ -392,8 +393,8 @@ class RunComparison:
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Returns metrics.json or comparison.json."""
-    return (json.dumps(content, indent=1) + "\n").encode()
+    """Returns metrics.json or comparison.json, without the credentials of any URL."""
+    return (redacted_text(json.dumps(content, indent=1)) + "\n").encode()
 
 
 def to_plain(value: Any) -> Any:
