@@ -1,16 +1,14 @@
-"""Paths, local or on any fsspec URL: whole-or-absent writes, range reads, listing, locks."""
+"""Paths, local or on any fsspec URL: whole-or-absent writes, range reads, listing."""
 
 import contextlib
 import dataclasses
 import datetime
 import errno
-import fcntl
 import glob
 import itertools
 import os
 import re
 import shutil
-import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +22,6 @@ from fsspec.registry import available_protocols
 
 from cxr_records import urls
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.progress import say
 from cxr_records.urls import redacted as redacted  # asked for here, with all else of paths
 
 # Of remote storage: reading so many bytes for nothing is cheaper than another request.
@@ -35,8 +32,6 @@ _BUCKETS = {"s3", "s3a", "gs", "gcs"}  # whose URLs begin with the bucket, and w
 _ABSENT = {404, 410}  # what a web server answers where there is no file
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")
 _ONE_SLASH = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)")
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-_told: set[str] = set()  # for what this process has said that there are no locks
 _TEMPORARY = re.compile(r"^\..+\.tmp-[0-9a-f]{32}$")
 
 
@@ -386,65 +381,6 @@ def remove_temporary(folder: str) -> int:
     for name in leftovers:
         remove(join(folder, name))
     return len(leftovers)
-
-
-@contextlib.contextmanager
-def lock(path: str, what: str) -> Iterator[None]:
-    """Holds a lock file so that one command at a time works on `what`.
-
-    The lock is the kernel's (flock): it ends with its process, however that dies, so a lock of a dead
-    process never blocks. On remote storage there is no lock; writes are whole and idempotent there.
-
-    Raises:
-        CxrError: another command holds it; the message names its process and machine.
-    """
-    if is_url(path):
-        yield
-        return
-    descriptor = os.open(local_path(path), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, os.path.dirname(path))
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            raise CxrError(f"{what} is in use by {holder}; wait until it ends, or name another") from None
-        with contextlib.suppress(OSError):  # a note for people; a full disk is told by what matters
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def flock(descriptor: int, operation: int, folder: str) -> bool:
-    """Locks an open file by the kernel's flock. Where its file system has no locks, says so once and goes on.
-
-    Args:
-        descriptor: of the file.
-        operation: as for `fcntl.flock`.
-        folder: where it is, to be named.
-
-    Returns:
-        Whether it is locked: False where there are no locks (some of NFS and of FUSE).
-
-    Raises:
-        BlockingIOError: another process holds it, and the operation does not wait.
-    """
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        if folder not in _told:
-            _told.add(folder)
-            say(
-                f"warning: {folder}: this file system has no locks ({error.strerror}); see to it that no "
-                "other command works there at the same time"
-            )
-        return False
-    return True
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

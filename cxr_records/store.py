@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_records import storage
+from cxr_records import locks, storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import example_parts
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
@@ -127,9 +127,9 @@ class ImageStore:
         """Where what is known of .tar.gz sources is kept."""
         return storage.join(self.path, ARCHIVE_FOLDER)
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[locks.Lock]:
         """A context that keeps other commands from decoding into this store."""
-        return storage.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
+        return locks.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
 
     def read_index(self) -> pd.DataFrame:
         """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""

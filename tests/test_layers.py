@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
     "__init__", "urls", "errors", "findings", "names", "filetypes", "seeding", "streams", "progress", "quiet",
-    "layout", "storage", "parquet",
+    "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest",
     "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
