@@ -19,7 +19,10 @@ from cxr_records import archives, storage, urls
 from cxr_records.cli import run
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths
+from cxr_records.sources import Entry, SourceReader
+from cxr_records.store import open_store, write_unit
 from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
 
@@ -255,3 +258,25 @@ def test_an_evaluation_tells_where_scores_came_from_without_credentials(
     out, err = capfd.readouterr()
     assert not SECRETS.search(told(tmp_path) + out.encode() + err.encode())
     assert b'"scores.parquet"' in (tmp_path / "metrics.json").read_bytes()
+
+
+def test_what_workers_are_told_of_sources_is_in_no_file(tmp_path):
+    store = open_store(str(tmp_path), ImageFormat(32))
+    plain = Entry("c.png", "/data/c.png", "file", "", 0, 1, 1)
+    hidden = [Entry(f"{name}.png", f"https://h/?id={name}&sig=SeCrEt", "file", "", 0, 1, 1) for name in "ab"]
+
+    (spec,) = store.plan_units({entry.name: [entry] for entry in (*hidden, plain)}, store.read_index())
+
+    assert spec.hidden_sources == tuple(entry.source for entry in hidden)
+    assert not SECRETS.search(told(tmp_path))
+    assert pq.read_table(spec.work)["source"].to_pylist() == [
+        "/data/c.png",
+        "https://h/?...",
+        "https://h/?...",
+    ]
+    read = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SourceReader, "read", lambda self, entry: read.append(entry) or b"")
+        write_unit(spec)
+    assert sorted(read) == sorted([*hidden, plain])
+    assert not SECRETS.search(told(tmp_path))
