@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.parquet import read_parquet
+from cxr_records.urls import name_of, unsigned
 
 ARCHIVE_ENDINGS = {".zip": "zip", ".tar": "tar", ".tar.gz": "targz", ".tgz": "targz"}
 GZIP_SPACING = 4 << 20  # bytes between restart points: 32 MB of index for an NIH archive of 4 GB
@@ -63,7 +64,8 @@ class Members(NamedTuple):
 
 def archive_kind(path: str) -> str | None:
     """Returns "zip", "tar" or "targz" by the ending of a path, None where it is no archive."""
-    return next((kind for end, kind in ARCHIVE_ENDINGS.items() if path.lower().endswith(end)), None)
+    name = name_of(path).lower()
+    return next((kind for end, kind in ARCHIVE_ENDINGS.items() if name.endswith(end)), None)
 
 
 def base_name(path: str) -> str:
@@ -85,6 +87,7 @@ def list_members(
     Raises:
         CxrError: the table of contents of a zip is damaged, without which nothing can be found.
     """
+    storage.check_parts(path)
     if archive_kind(path) == "targz":
         return _list_targz(path, wanted, index_folder, keep_index)
     return _list_zip(path, wanted) if archive_kind(path) == "zip" else _list_tar(path, wanted)
@@ -231,5 +234,5 @@ def _members_path(index: str) -> str:
 
 def _index_path(folder: str, source: str, mtime_ns: int) -> str:
     """An index belongs to an archive of one path, size and time."""
-    identity = f"{source}\0{storage.file_size(source)}\0{mtime_ns}"
+    identity = f"{unsigned(source)}\0{storage.file_size(source)}\0{mtime_ns}"
     return storage.join(folder, hashlib.sha256(identity.encode()).hexdigest()[:16] + ".gzidx")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import fsspec
 
-from cxr_records import storage
+from cxr_records import locks, storage
 from cxr_records.errors import CxrError, UsageError
 
 DEFAULT_BYTES = 20 << 30
@@ -117,7 +117,7 @@ class ShardCache:
         except FileNotFoundError:
             return None
         try:
-            storage.flock(descriptor, fcntl.LOCK_SH, str(self.folder))
+            locks.flock(descriptor, fcntl.LOCK_SH, str(self.folder))
             status = os.fstat(descriptor)
             if status.st_nlink == 0:  # evicted between our open and our lock
                 os.close(descriptor)
@@ -147,7 +147,7 @@ class ShardCache:
         part = Path(f"{final}{_PART}")
         descriptor = storage.open_own(str(part), os.O_RDWR | os.O_CREAT)
         try:
-            if not storage.flock(descriptor, fcntl.LOCK_EX, str(self.folder)):
+            if not locks.flock(descriptor, fcntl.LOCK_EX, str(self.folder)):
                 os.close(descriptor)
                 part = Path(f"{final}.{uuid.uuid4().hex}{_PART}")
                 descriptor = storage.open_own(str(part), os.O_RDWR | os.O_CREAT)
@@ -166,7 +166,7 @@ class ShardCache:
         """Evicts what was not used for the longest time, then takes the room for a file."""
         lock = storage.open_own(str(self.folder / _LOCK_FILE), os.O_RDWR | os.O_CREAT)
         try:
-            storage.flock(lock, fcntl.LOCK_EX, str(self.folder))
+            locks.flock(lock, fcntl.LOCK_EX, str(self.folder))
             os.ftruncate(part, 0)
             files = sorted(self._files(), key=lambda entry: entry[1].st_mtime_ns)
             total = sum(status.st_size for _, status in files)
@@ -271,7 +271,7 @@ def _remove_unheld(file: Path) -> bool:
     except PermissionError:
         return False
     try:
-        if not storage.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, str(file.parent)):
+        if not locks.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, str(file.parent)):
             return False  # who holds it cannot be known
         file.unlink(missing_ok=True)
     except BlockingIOError:

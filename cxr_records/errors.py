@@ -4,11 +4,19 @@ A message names arguments of `cxr_records.build` and its like, in backquotes: `c
 command line turns these into its options (`cli.in_options`), so that each message is written once.
 """
 
+from cxr_records.urls import redacted_text
+
 
 class CxrError(Exception):
-    """The work failed: the data or the machine is not as it must be. Commands exit with code 1."""
+    """The work failed: the data or the machine is not as it must be. Commands exit with code 1.
+
+    No message of ours tells a URL's credentials, wherever it is shown.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str = ""):
+        super().__init__(redacted_text(text))
 
 
 class UsageError(CxrError):

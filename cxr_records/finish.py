@@ -127,7 +127,7 @@ def clear_stale(dataset: str, specs: Sequence[ShardSpec], will_change: bool) -> 
         storage.remove(storage.join(dataset, name))
     kept = {f"{name}.json" for name in planned} | {LOCK_FILE, specs[0].plan.rsplit("/", 1)[-1]}
     for name in storage.list_names(build):
-        if name not in kept:
+        if name not in kept and not name.startswith(f"{LOCK_FILE}-"):
             storage.remove(storage.join(build, name))
     storage.remove_temporary(dataset)
 

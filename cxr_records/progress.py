@@ -7,13 +7,18 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from cxr_records.urls import redacted_text
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(text: str) -> None:
-    """Prints one line for people, beside results on stdout and above a bar that may be on the screen."""
+    """Prints one line for people, beside results on stdout and above a bar that may be on the screen.
+
+    No URL in it has credentials.
+    """
     if sys.stderr is not None:  # as it is in a process without a terminal or a log
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(redacted_text(text), file=sys.stderr)
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cxr_records import storage
 from cxr_records.archives import ARCHIVE_ENDINGS, Member, archive_kind, base_name, list_members, open_archive
 from cxr_records.errors import UsageError
+from cxr_records.urls import name_of, redacted_text
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_FILE_BYTES = 256 << 20  # no X-ray file is near 256 MiB; a larger one is damage or an attack
@@ -41,8 +42,9 @@ class Entry(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The entry for people: the path, with the name in the archive after it."""
-        return f"{self.source}:{self.member}" if self.member else self.source
+        """The entry for people: the path without credentials, with the name in the archive after it."""
+        source = storage.redacted(self.source)
+        return f"{source}:{self.member}" if self.member else source
 
 
 class SourceReadError(Exception):
@@ -155,7 +157,7 @@ class SourceReader:
             reason = (
                 getattr(error, "strerror", None) or str(error).split(entry.source)[0] or type(error).__name__
             )
-            raise SourceReadError(f"cannot be read: {' '.join(reason.split())}") from error
+            raise SourceReadError(f"cannot be read: {redacted_text(' '.join(reason.split()))}") from error
         if len(data) < entry.num_bytes:
             raise SourceReadError(f"cut short: {len(data):,} of its {entry.num_bytes:,} bytes are there")
         return data
@@ -229,11 +231,11 @@ def _list_remote(url: str) -> Iterator[Entry]:
         raise UsageError(f"`images={url}`: {_unknown_kind(url)}")
     for file in files:
         if _is_image(file.url):
-            yield Entry(base_name(file.url), file.url, "file", "", 0, file.num_bytes, file.mtime_ns)
+            yield Entry(base_name(name_of(file.url)), file.url, "file", "", 0, file.num_bytes, file.mtime_ns)
 
 
 def _is_image(name: str) -> bool:
-    base = base_name(name)
+    base = base_name(name_of(name))
     return base.lower().endswith(IMAGE_ENDINGS) and not base.startswith(".")
 
 

@@ -1,16 +1,14 @@
-"""Paths, local or on any fsspec URL: whole-or-absent writes, range reads, listing, locks."""
+"""Paths, local or on any fsspec URL: whole-or-absent writes, range reads, listing."""
 
 import contextlib
 import dataclasses
 import datetime
 import errno
-import fcntl
 import glob
 import itertools
 import os
 import re
 import shutil
-import socket
 import stat
 import tempfile
 import uuid
@@ -25,17 +23,16 @@ from fsspec.registry import available_protocols
 
 from cxr_records import urls
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.progress import say
 from cxr_records.urls import redacted as redacted  # asked for here, with all else of paths
 
 # Of remote storage: reading so many bytes for nothing is cheaper than another request.
 GAP_BYTES = 128 << 10
 SPAN_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # which have no folders
+_BUCKETS = {"s3", "s3a", "gs", "gcs"}  # whose URLs begin with the bucket, and with no user
+_ABSENT = {404, 410}  # what a web server answers where there is no file
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")
 _ONE_SLASH = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)")
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-_told: set[str] = set()  # for what this process has said that there are no locks
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -70,8 +67,13 @@ def given(path: str | os.PathLike[str]) -> str:
     if not path or "\0" in path:
         raise UsageError(f"found {path!r}, expected the path of a file or folder")
     if is_url(path):
-        scheme, mark, rest = path.partition("://")
         urls.remember(path)
+        scheme, mark, rest = path.partition("://")
+        if scheme.lower() in _BUCKETS and urls.credentials_before_host(path):
+            raise UsageError(
+                f"{path}: credentials in a URL are not read here; for s3 set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
         return f"{scheme.lower()}{mark}{rest}"
     if path.lower().startswith("file:"):
         path = _path_of_file_url(path)
@@ -129,7 +131,13 @@ def _path_of_file_url(url: str) -> str:
 
 
 def join(folder: str, *names: str) -> str:
-    """Returns the path of a file below a folder, local or remote."""
+    """Returns the path of a file below a folder, local or remote.
+
+    Raises:
+        UsageError: the folder is a URL with a query, which names one file.
+    """
+    if urls.name_of(folder) != folder:
+        raise UsageError(f"{folder}: a URL with a query names one file, expected that of a folder")
     if folder.endswith("://") or not folder.strip("/"):  # the root of a storage, or of the machine
         return folder + "/".join(names)
     return "/".join((folder.rstrip("/"), *names))
@@ -147,15 +155,16 @@ def exists(path: str) -> bool:
 def open_read(path: str) -> BinaryIO:
     """Opens a file for reading bytes; the caller closes it."""
     if is_url(path):
+        filesystem, name = _filesystem(path)
         with _said_clearly(path):
-            file: BinaryIO = fsspec.open(path, "rb").open()
+            file: BinaryIO = filesystem.open(name, "rb")
             return file
     return open(local_path(path), "rb")
 
 
 def read_bytes(path: str) -> bytes:
     """Returns all bytes of a file."""
-    with open_read(path) as file:
+    with open_read(path) as file, _said_clearly(path):
         return file.read()
 
 
@@ -249,6 +258,23 @@ def identity(path: str) -> object:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def check_parts(path: str) -> None:
+    """Makes sure that any part of a file can be read, as an archive needs.
+
+    Raises:
+        CxrError: a web server gives whole files alone; with the remedy.
+    """
+    if path.startswith(("http://", "https://")):
+        with open_read(path) as file, _said_clearly(path):
+            try:
+                file.seek(1)
+                file.read(1)
+            except ValueError:  # so says fsspec of a server without ranges, and of a size that is unknown
+                raise CxrError(
+                    f"{path}: its server gives no parts of a file, which an archive needs; download it first"
+                ) from None
 
 
 def file_size(path: str) -> int:
@@ -461,66 +487,6 @@ def remove_temporary(folder: str) -> int:
     return len(leftovers)
 
 
-@contextlib.contextmanager
-def lock(path: str, what: str) -> Iterator[None]:
-    """Holds a lock file so that one command at a time works on `what`.
-
-    The lock is the kernel's (flock): it ends with its process, however that dies, so a lock of a dead
-    process never blocks. On remote storage there is no lock; writes are whole and idempotent there.
-
-    Raises:
-        CxrError: another command holds it; the message names its process and machine. Or the lock file is a
-            link, whose file would be written over.
-    """
-    if is_url(path):
-        yield
-        return
-    descriptor = open_own(str(local_path(path)), os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, os.path.dirname(path))
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            raise CxrError(f"{what} is in use by {holder}; wait until it ends, or name another") from None
-        with contextlib.suppress(OSError):  # a note for people; a full disk is told by what matters
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def flock(descriptor: int, operation: int, folder: str) -> bool:
-    """Locks an open file by the kernel's flock. Where its file system has no locks, says so once and goes on.
-
-    Args:
-        descriptor: of the file.
-        operation: as for `fcntl.flock`.
-        folder: where it is, to be named.
-
-    Returns:
-        Whether it is locked: False where there are no locks (some of NFS and of FUSE).
-
-    Raises:
-        BlockingIOError: another process holds it, and the operation does not wait.
-    """
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        if folder not in _told:
-            _told.add(folder)
-            say(
-                f"warning: {folder}: this file system has no locks ({error.strerror}); see to it that no "
-                "other command works there at the same time"
-            )
-        return False
-    return True
-
-
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the storage of a URL and the name in it, with nothing remembered of what it held before.
 
@@ -544,32 +510,57 @@ def _said_clearly(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, CxrError):
+    except CxrError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+        if not is_url(url):
+            raise
+        seen = _behind(error)
+        text = " ".join(str(seen).split())
+        kinds = " ".join(kind.__name__ for kind in type(seen).__mro__)
+        # A traceback shows the cause too, which may quote the URL.
+        cause = error if urls.redacted_text(repr(error) + repr(seen)) == repr(error) + repr(seen) else None
         if "Credentials" in kinds or "credentials" in text.lower():
             raise CxrError(
                 f"{url}: found no credentials for this storage ({text}); for s3 set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            ) from error
-        if isinstance(error, PermissionError):
+            ) from cause
+        if isinstance(seen, PermissionError) or getattr(seen, "status", None) in (401, 403):
+            signed = ", and that its signature has not expired" if urls.name_of(url) != url else ""
             raise CxrError(
-                f"{url}: access denied ({text}); check the credentials and their rights there"
-            ) from error
+                f"{url}: access denied ({text}); check the credentials and their rights there{signed}"
+            ) from cause
         if any(word in kinds for word in ("Connection", "Connect", "Timeout", "gaierror")):
             raise CxrError(
                 f"{url}: the storage cannot be reached ({text}); check the network and the endpoint"
-            ) from error
-        raise
+            ) from cause
+        if isinstance(getattr(seen, "status", None), int):  # of the answer of a web server
+            raise CxrError(f"{url}: its server refuses ({text}); name another place, or try later") from cause
+        if cause is not None:
+            raise
+        if isinstance(error, OSError):
+            number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or errno.EIO
+            raise type(error)(number, os.strerror(number), redacted(url)) from None
+        raise CxrError(f"{url}: {type(error).__name__}: {text}") from None
+
+
+def _behind(error: Exception) -> BaseException:
+    """What a web server answered, or that it did not, where fsspec takes it for an absent file."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    status = getattr(cause, "status", None)
+    refused = isinstance(status, int) and status not in _ABSENT
+    return cause if refused or "Connect" in type(cause).__name__ else error
 
 
 def _exists(filesystem: fsspec.AbstractFileSystem, name: str) -> bool:
     """Like fsspec's own, which takes every error for absence."""
     try:
         filesystem.info(name)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if _behind(error) is not error:
+            raise
         return False
     return True
 

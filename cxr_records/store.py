@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_records import storage
+from cxr_records import locks, storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import example_parts
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
@@ -65,7 +65,8 @@ _WORK_COLUMNS: dict[str, pa.DataType] = {
     "signature": pa.string(),
     "known": pa.list_(pa.string()),
     "name": pa.string(),
-    "source": pa.string(),
+    "source": pa.string(),  # without credentials
+    "hidden": pa.int64(),  # its place in UnitSpec.hidden_sources; -1 where it has none
     "kind": pa.string(),
     "member": pa.string(),
     "offset": pa.int64(),
@@ -95,6 +96,7 @@ class UnitSpec:
         work: Parquet file with the entries to read.
         row_group: which part of the work file is this unit's.
         image_format: size, codec and filter of the store.
+        hidden_sources: URLs with credentials, which are in no file.
     """
 
     store: str
@@ -103,6 +105,7 @@ class UnitSpec:
     work: str
     row_group: int
     image_format: ImageFormat
+    hidden_sources: tuple[str, ...] = ()
 
     @property
     def records_path(self) -> str:
@@ -127,9 +130,9 @@ class ImageStore:
         """Where what is known of .tar.gz sources is kept."""
         return storage.join(self.path, ARCHIVE_FOLDER)
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[locks.Lock]:
         """A context that keeps other commands from decoding into this store."""
-        return storage.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
+        return locks.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
 
     def read_index(self) -> pd.DataFrame:
         """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""
@@ -193,19 +196,24 @@ class ImageStore:
         cuts = [groups[start : start + size] for start in range(0, len(groups), size)]
         taken = set(index.unit)
         names = [_unit_name(self.image_format, cut, taken) for cut in cuts]
+        hidden = [_hidden_sources(cut) for cut in cuts]
         work = storage.join(self.path, f".work-{names[0]}.parquet")
         with storage.atomic_file(work) as file, pq.ParquetWriter(file, _WORK_SCHEMA) as writer:
-            for cut in cuts:
+            for cut, unsaid in zip(cuts, hidden, strict=True):
                 rows = [
                     {"image_id": image_id, "signature": signature(entries), "known": known.get(image_id, [])}
                     | entry._asdict()
+                    | {
+                        "source": storage.redacted(entry.source),
+                        "hidden": unsaid.index(entry.source) if entry.source in unsaid else -1,
+                    }
                     for image_id, entries in cut
                     for entry in entries
                 ]
                 writer.write_table(pa.Table.from_pylist(rows, _WORK_SCHEMA), row_group_size=len(rows))
         return [
-            UnitSpec(self.path, name, len(cut), work, place, self.image_format)
-            for place, (name, cut) in enumerate(zip(names, cuts, strict=True))
+            UnitSpec(self.path, name, len(cut), work, place, self.image_format, unsaid)
+            for place, (name, cut, unsaid) in enumerate(zip(names, cuts, hidden, strict=True))
         ]
 
 
@@ -280,6 +288,9 @@ def write_unit(spec: UnitSpec) -> None:
         return
     with storage.open_read(spec.work) as file:
         work = pq.ParquetFile(file).read_row_group(spec.row_group).to_pylist()
+    for row in work:
+        if row["hidden"] >= 0:
+            row["source"] = spec.hidden_sources[row["hidden"]]
     index_folder = storage.join(spec.store, ARCHIVE_FOLDER)
     rows = []
     reader = _reader(index_folder)
@@ -364,6 +375,11 @@ def _decode_one(
     row |= {"width": image.width, "height": image.height, "mode": image.mode}
     row |= {"pixel_sum": int(wide.sum()), "pixel_sum_squares": int((wide * wide).sum())}
     return row, image.pixels
+
+
+def _hidden_sources(cut: Sequence[tuple[str, Sequence[Entry]]]) -> tuple[str, ...]:
+    sources = {entry.source for _, entries in cut for entry in entries}
+    return tuple(sorted(source for source in sources if storage.redacted(source) != source))
 
 
 def _reading_order(entry: Entry) -> tuple[bool, str, int, str]:

@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import time
 
-from cxr_records import storage
+from cxr_records import locks, storage
+from cxr_records.errors import CxrError
 from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_out_csv
-from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE
+from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE, MANIFEST_FILE
 from cxr_records.manifest import Manifest
 from cxr_records.metadata import Metadata
 from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images
@@ -66,7 +67,7 @@ def build_dataset(request: BuildRequest) -> BuildResult:
     at_hand = find_images(request.images, metadata, request.store_path, request.allow_missing)
     build_folder = storage.join(request.out, BUILD_FOLDER)
     storage.make_folder(build_folder)
-    with storage.lock(storage.join(build_folder, LOCK_FILE), f"`out={request.out}`"):
+    with locks.lock(storage.join(build_folder, LOCK_FILE), f"`out={request.out}`") as held:
         clock.lap("plan")
         decoded = decode_images(at_hand, request.store_path, request.config.image_format, request.engine)
         clock.lap("decode")
@@ -81,7 +82,13 @@ def build_dataset(request: BuildRequest) -> BuildResult:
             seconds = len(plan.records) * SECONDS_PER_RECORD + plan.num_copies * SECONDS_PER_COPY
             job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
             run(job, request.engine)
+        held.check()
         manifest = finish_dataset(plan, specs, [_written(spec) for spec in specs])
+        try:
+            held.check()
+        except CxrError:  # what another build is writing must not pass for finished
+            storage.remove(storage.join(request.out, MANIFEST_FILE))
+            raise
         clock.lap("write")
     return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_records import storage
+from cxr_records import locks, storage
 from cxr_records.cache import ShardCache, listed_sizes
 from cxr_records.errors import CxrError, UsageError
 
@@ -65,8 +65,8 @@ def no_locks(monkeypatch):
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(storage.fcntl, "flock", refuse)
-    monkeypatch.setattr(storage, "_told", set())
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks, "_told", set())
 
 
 def test_without_locks_files_are_had_and_none_is_evicted(source, tmp_path, no_locks, capsys):

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "errors", "findings", "names", "filetypes", "seeding", "urls", "streams", "progress", "quiet",
-    "layout", "storage", "parquet",
+    "__init__", "urls", "errors", "findings", "names", "filetypes", "seeding", "streams", "progress", "quiet",
+    "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling",
     "decoding", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "record_table", "dataset", "cache", "tfio", "reader",

@@ -17,15 +17,6 @@ from fsspec.registry import known_implementations
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 
-# Takes a lock, says so, and waits to be killed.
-HOLD_LOCK = """
-import sys, time
-from cxr_records import storage
-with storage.lock(sys.argv[1], "the store"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
 
 class RememberingFileSystem(MemoryFileSystem):
     """Memory whose listings are remembered until told otherwise, as those of S3 are."""
@@ -379,118 +370,6 @@ def test_a_file_over_the_limit_of_the_process_names_the_file_and_keeps_nothing_o
         signal.signal(signal.SIGXFSZ, handler)
     assert caught.value.filename == path
     assert files_below(tmp_path) == []
-
-
-# ---- locks ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """Another process that holds tmp_path/lock."""
-    arguments = [sys.executable, "-c", HOLD_LOCK, str(tmp_path / "lock")]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def test_a_lock_that_another_process_holds_is_refused_with_its_number_and_machine(tmp_path, holder):
-    message = (
-        f"the image store x is in use by process {holder.pid} on {os.uname().nodename}; "
-        "wait until it ends, or name another"
-    )
-    for _ in range(2):
-        with pytest.raises(CxrError) as caught, storage.lock(str(tmp_path / "lock"), "the image store x"):
-            pytest.fail("two processes hold one lock")
-        assert str(caught.value) == message
-
-
-def test_a_lock_of_a_killed_process_does_not_block(tmp_path, holder):
-    holder.kill()
-    holder.wait()
-    assert (tmp_path / "lock").read_text().startswith(f"process {holder.pid} on ")
-    with storage.lock(str(tmp_path / "lock"), "the store"):
-        text = (tmp_path / "lock").read_text()
-    assert text == f"process {os.getpid()} on {os.uname().nodename}\n"
-
-
-def test_a_lock_can_be_taken_again_after_success_and_after_failure(tmp_path):
-    path = str(tmp_path / "lock")
-    with storage.lock(path, "it"):
-        pass
-    with pytest.raises(RuntimeError), storage.lock(path, "it"):
-        raise RuntimeError
-    second = storage.lock(path, "it")
-    with storage.lock(path, "it"), pytest.raises(CxrError, match="it is in use by process"):
-        second.__enter__()
-
-
-@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
-def no_locks(request, monkeypatch) -> str:
-    """Makes a file system that has no locks; what it says."""
-
-    def refuse(descriptor, operation):
-        raise OSError(request.param, os.strerror(request.param))
-
-    monkeypatch.setattr(storage.fcntl, "flock", refuse)
-    monkeypatch.setattr(storage, "_told", set())
-    return os.strerror(request.param)
-
-
-def test_where_there_are_no_locks_that_is_said_once_and_the_work_goes_on(tmp_path, no_locks, capsys):
-    for _ in range(2):
-        with (
-            storage.lock(str(tmp_path / "lock"), "the store"),
-            storage.lock(str(tmp_path / "lock"), "the store"),
-        ):
-            pass
-
-    assert capsys.readouterr().err == (
-        f"warning: {tmp_path}: this file system has no locks ({no_locks}); see to it that no other command "
-        "works there at the same time\n"
-    )
-
-
-def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
-    def fail(descriptor, operation):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(storage.fcntl, "flock", fail)
-    with pytest.raises(OSError, match="Input/output error"), storage.lock(str(tmp_path / "lock"), "it"):
-        pass
-
-
-@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard"])
-def test_a_lock_file_that_is_a_link_is_refused_and_its_file_left_as_it_is(tmp_path, kind):
-    mine, path = tmp_path / "mine", tmp_path / "lock"
-    if kind != "dangling":
-        mine.write_bytes(b"years of work")
-    path.hardlink_to(mine) if kind == "hard" else path.symlink_to(mine)
-
-    with pytest.raises(CxrError) as caught, storage.lock(str(path), "it"):
-        pytest.fail("the lock was taken")
-    expected = {"hard": "is a link to another file, expected one of ours"}
-    assert str(caught.value) == (
-        f"{path} {expected.get(kind, 'is a link, expected a file of ours')}; remove the link"
-    )
-    assert mine.exists() == (kind != "dangling")
-    assert kind == "dangling" or mine.read_bytes() == b"years of work"
-
-
-def test_a_lock_file_that_is_none_is_said_to_be_so(tmp_path):
-    os.mkfifo(tmp_path / "lock")
-
-    with (
-        pytest.raises(CxrError, match=r"lock is a FIFO, expected a file$"),
-        storage.lock(str(tmp_path / "lock"), "it"),
-    ):
-        pytest.fail("the lock was taken")
-
-
-def test_on_remote_storage_there_is_no_lock():
-    with storage.lock("memory://x/lock", "it"), storage.lock("memory://x/lock", "it"):
-        pass
-    assert not storage.exists("memory://x/lock")
 
 
 # ---- files that came with a dataset ---------------------------------------------------------------------

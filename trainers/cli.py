@@ -155,5 +155,5 @@ def _table(scores: Sequence[Any]) -> str:
     writer.writerow(["image", *(f"prob_{name}" for name in names)])
     for score in scores:
         if score.scores:
-            writer.writerow([score.path, *(f"{score.scores[name]:.6f}" for name in names)])
+            writer.writerow([storage.redacted(score.path), *(f"{score.scores[name]:.6f}" for name in names)])
     return out.getvalue()

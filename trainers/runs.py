@@ -17,6 +17,7 @@ from cxr_records.tasks import Task, parse_task
 from cxr_records.trainers import digests, named
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.named import NamedFile
+from cxr_records.urls import redacted_text
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.csv"
@@ -157,12 +158,18 @@ def begin(run: Run) -> None:
     """Writes config.json into a new or empty folder, or checks that the run in it is the same.
 
     Raises:
-        UsageError: as `check` says.
+        UsageError: as `check` says; or a URL with credentials would have to be written.
     """
     check(run)
     if not storage.exists(run.file(CONFIG_FILE)):
+        sealed = digests.sealed(run.to_json())
+        if redacted_text(sealed.decode()) != sealed.decode():
+            raise UsageError(
+                f"{run.file(CONFIG_FILE)} would keep the credentials of a URL (of the dataset, or in a "
+                "setting), which later commands need; give them by the environment, or name a copy"
+            )
         storage.make_folder(run.path)
-        storage.write_bytes(run.file(CONFIG_FILE), digests.sealed(run.to_json()))
+        storage.write_bytes(run.file(CONFIG_FILE), sealed)
 
 
 def check(run: Run) -> None:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cxr_records import reader, storage
+from cxr_records import locks, reader, storage
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
@@ -102,7 +102,7 @@ def train(
         if writes:  # settings that give no model leave no run behind
             runs.begin(described)
             storage.make_folder(storage.join(run, digests.CHECKPOINTS_FOLDER))
-            stack.enter_context(storage.lock(storage.join(run, ".lock"), f"`run={run}`"))
+            stack.enter_context(locks.lock(storage.join(run, ".lock"), f"`run={run}`"))
             for folder in (run, storage.join(run, digests.CHECKPOINTS_FOLDER)):
                 storage.remove_temporary(folder)
         with reader.shard_errors():

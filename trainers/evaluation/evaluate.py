@@ -39,6 +39,7 @@ from cxr_records.trainers.evaluation.results import (
 )
 from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS, subgroups
 from cxr_records.trainers.evaluation.tables import listed_images, match, read_score_table
+from cxr_records.urls import name_of
 
 _MISTAKES = 12  # of each kind, shared out among the classes, and at least one for each
 _CURVE_POINTS = 200
@@ -327,7 +328,7 @@ def evaluate_table(
     scored = match(table, images, task, "test list" if only else "all scored images", only)
     dataset = open_dataset(trained_on) if trained_on else None
     identity = Identity(
-        name=predictions.rsplit("/", 1)[-1],
+        name=name_of(predictions).rsplit("/", 1)[-1],
         run=None,
         dataset=trained_on,
         dataset_id=dataset.id if dataset else None,

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cxr_records.trainers.evaluation.summary import interval, number
+from cxr_records.urls import redacted_text
 
 _FOLDER = Path(__file__).parent
 
@@ -27,7 +28,7 @@ def render(template: str, **values: Any) -> bytes:
     )
     environment.filters |= {"interval": interval, "number": number, "count": _count}
     environment.globals["style"] = (_FOLDER / "report.css").read_text()
-    return environment.get_template(template).render(**values).encode()
+    return redacted_text(environment.get_template(template).render(**values)).encode()
 
 
 def _count(value: int) -> str:

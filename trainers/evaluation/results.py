@@ -12,6 +12,7 @@ from typing import Any
 
 from cxr_records.errors import UsageError
 from cxr_records.trainers.evaluation.published import Comparison
+from cxr_records.urls import redacted_text
 
 METRICS_FILE = "metrics.json"
 COMPARISON_FILE = "comparison.json"
@@ -451,8 +452,8 @@ def mean_over(lacks: Sequence[str], total: int, named: bool = True) -> str:
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Returns metrics.json or comparison.json."""
-    return (json.dumps(content, indent=1) + "\n").encode()
+    """Returns metrics.json or comparison.json, without the credentials of any URL."""
+    return (redacted_text(json.dumps(content, indent=1)) + "\n").encode()
 
 
 def to_plain(value: Any) -> Any:
