@@ -11,6 +11,7 @@ from cxr_records import storage
 from cxr_records.dataset import Dataset
 from cxr_records.errors import UsageError
 from cxr_records.images import ImageFormat
+from cxr_records.names import is_litter
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task, parse_task
 from cxr_records.trainers import named
@@ -165,9 +166,10 @@ def check(run: Run) -> None:
         UsageError: the folder holds something else, or a run with other settings; says which.
     """
     names = storage.list_names(run.path)
-    if CONFIG_FILE not in names and any(not name.startswith(".") for name in names):
+    strangers = [name for name in names if not is_litter(name)]
+    if CONFIG_FILE not in names and strangers:
         raise UsageError(
-            f"`run={run.path}` is not empty and no run of ours (it holds {names[0]}); name another"
+            f"`run={run.path}` is not empty and no run of ours (it holds {strangers[0]}); name another"
         )
     if CONFIG_FILE not in names:
         return
