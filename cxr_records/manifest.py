@@ -126,6 +126,24 @@ class PixelStatistics:
 
 
 @dataclass(frozen=True)
+class DuplicateImages:
+    """Images that show one picture and are in several splits, or of several patients.
+
+    Attributes:
+        images: their image_ids, sorted.
+        splits: of each.
+        patients: of each.
+        same: "source" where their files are the same, byte for byte; "pixels" where what is stored of them is
+            the same.
+    """
+
+    images: tuple[str, ...]
+    splits: tuple[str, ...]
+    patients: tuple[int, ...]
+    same: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a finished dataset says of itself.
 
@@ -142,6 +160,7 @@ class Manifest:
         left_out: images that are in no record, by reason.
         findings: names of the findings, in the order of a record's `findings`.
         files: those beside the shards.
+        duplicates: pictures that are in the dataset more than once where they should not be.
     """
 
     config: DatasetConfig
@@ -156,13 +175,14 @@ class Manifest:
     left_out: Mapping[str, int]
     findings: tuple[str, ...] = FINDINGS
     files: tuple[FileEntry, ...] = ()
+    duplicates: tuple[DuplicateImages, ...] = ()
 
     @functools.cached_property
     def id(self) -> str:
         """Names what the dataset holds: 32 hexadecimal digits.
 
         The files beside the shards only describe it, and a Parquet file also tells which library wrote it:
-        they are under the checksum alone.
+        they are under the checksum alone, as are the duplicates.
         """
         return checksum(self._content())[:32]
 
@@ -174,6 +194,8 @@ class Manifest:
             "findings": list(self.findings),
             "files": [asdict(entry) for entry in self.files],
         }
+        if self.duplicates:
+            content["duplicates"] = [asdict(group) for group in self.duplicates]
         return {**content, "checksum": checksum(content)}
 
     def _content(self) -> dict[str, Any]:
@@ -222,6 +244,12 @@ class Manifest:
             left_out=content["left_out"],
             findings=findings,
             files=tuple(FileEntry(**entry) for entry in content["files"]),
+            duplicates=tuple(
+                DuplicateImages(
+                    tuple(group["images"]), tuple(group["splits"]), tuple(group["patients"]), group["same"]
+                )
+                for group in content.get("duplicates", ())
+            ),
         )
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import time
 
 from cxr_records import storage
+from cxr_records.duplicates import duplicates_warning
 from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_out_csv
 from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE
 from cxr_records.manifest import Manifest
@@ -21,6 +22,7 @@ from cxr_records.planning import (
     make_plan,
     write_plan,
 )
+from cxr_records.progress import say
 from cxr_records.shards import ShardInfo, read_shard_info, write_shard
 from cxr_records.splits import Splits
 from cxr_records.store import REJECTED
@@ -51,6 +53,12 @@ class BuildResult:
         """The dataset's id: the same for the same content, wherever it was built."""
         return self.manifest.id
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd in the sources, the store and the images."""
+        duplicates = self.manifest.duplicates
+        return (*self.decoded.warnings, *([duplicates_warning(duplicates)] if duplicates else []))
+
 
 def build_dataset(request: BuildRequest) -> BuildResult:
     """Builds a dataset, or finishes it, or brings it up to date; what is there already is not done again.
@@ -74,7 +82,7 @@ def build_dataset(request: BuildRequest) -> BuildResult:
         plan = make_plan(metadata, splits, request.config, decoded.images)
         specs = write_plan(plan, build_folder, request.store_path, request.out)
         pending = [spec for spec in specs if read_shard_info(spec) is None]
-        clear_stale(request.out, specs, will_change=bool(pending))
+        clear_stale(request.out, specs, pending)
         clock.lap("plan")
         if pending:
             share = sum(spec.num_records for spec in pending) / len(plan.records)
@@ -82,6 +90,8 @@ def build_dataset(request: BuildRequest) -> BuildResult:
             job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
             run(job, request.engine)
         manifest = finish_dataset(plan, specs, [_written(spec) for spec in specs])
+        if manifest.duplicates:
+            say(f"warning: {duplicates_warning(manifest.duplicates)}")
         clock.lap("write")
     return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
 

@@ -41,6 +41,7 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
         },
         "official": plan.splits.official,
         **{name: round(value, 1) for name, value in result.size.items()},
+        "warnings": list(result.warnings),
     }
 
 
@@ -61,6 +62,8 @@ def build_json(result: BuildResult, out: str) -> dict[str, Any]:
         "max_ir": manifest["max_ir"],
         "shards": len(result.plan.shards),
         "decoded": result.decoded.decoded,
+        "duplicates": len(manifest.get("duplicates", [])),
+        "warnings": list(result.warnings),
         "seconds": result.seconds,
     }
 
@@ -72,6 +75,7 @@ def decode_json(decoded: DecodedImages) -> dict[str, Any]:
         "images": len(decoded.images) - decoded.rejected,
         "decoded": decoded.decoded,
         "rejected": decoded.rejected,
+        "warnings": list(decoded.warnings),
     }
 
 

@@ -15,7 +15,7 @@ ORDER = [
     "__init__", "errors", "findings", "names", "filetypes", "seeding", "progress", "quiet", "layout",
     "storage", "parquet",
     "tfrecord", "examples", "metadata", "splits", "tasks", "sampling", "images", "config", "manifest",
-    "dataset", "cache", "tfio", "reader",
+    "duplicates", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
     "cli", "bench", "demo", "__main__",
