@@ -58,7 +58,7 @@ def duplicates_warning(groups: Sequence[DuplicateImages]) -> str:
     other = next((one for one in told if one[1] != told[0][1]), None) or next(
         one for one in told if one[2] != told[0][2]
     )
-    first = " and ".join(
+    first = ", and ".join(
         f"{image} of {split}, patient {patient}" for image, split, patient in (told[0], other)
     )
     many = "pictures are" if len(groups) > 1 else "picture is"

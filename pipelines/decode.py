@@ -239,8 +239,8 @@ def _remove_outdated(store: ImageStore, index: pd.DataFrame) -> list[str]:
     if not kept:
         return []
     return [
-        f"the image store {store.path} keeps {kept:,} images of an earlier version, some of whose files are "
-        "not in `images` now: nothing reads them; name those files too, or delete the store"
+        f"the image store {store.path} keeps {kept:,} images of an earlier version, some of whose files were "
+        "not named now: nothing reads them; name those files too, or delete the store"
     ]
 
 

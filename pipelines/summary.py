@@ -15,6 +15,8 @@ from cxr_records.planning import Plan
 from cxr_records.progress import say
 from cxr_records.store import REJECTED
 
+_DETAILS = 20  # reasons that are told; those of a damaged set name the files, and are as many as these
+
 
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """Returns what `plan --json` prints; other tools rely on its keys."""
@@ -138,7 +140,8 @@ def _tell_left_out(plan: Plan) -> None:
     if not len(plan.left_out):
         return
     click.echo(f"left out: {len(plan.left_out):,} of {len(plan.metadata):,} images in the table")
-    for (reason, detail), rows in plan.left_out.groupby(["reason", "detail"]):
+    groups = list(plan.left_out.groupby(["reason", "detail"]))
+    for (reason, detail), rows in groups[:_DETAILS]:
         if reason == "missing":
             click.echo(f"  {_missing(len(rows))}")
         elif reason == REJECTED:
@@ -146,6 +149,8 @@ def _tell_left_out(plan: Plan) -> None:
             click.echo(f"  rejected: {rows['image_id'].iloc[0]}{more}: {detail}")
         else:
             click.echo(f"  {reason}: {len(rows):,} images{f' ({detail})' if detail else ''}")
+    if rest := sum(len(rows) for _, rows in groups[_DETAILS:]):
+        click.echo(f"  and {rest:,} more for {len(groups) - _DETAILS:,} other reasons")
 
 
 def _describe(copies: sampling.CopyRule) -> str:
