@@ -3,6 +3,7 @@ import io
 import os
 import shutil
 import threading
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -329,7 +330,13 @@ def test_a_folder_in_remote_storage_lists_and_reads_the_same_images():
 
 
 @pytest.fixture
-def server(tmp_path):
+def tells() -> tuple[str, ...]:
+    """By which headers the server below tells of a file's version."""
+    return ("Last-Modified",)
+
+
+@pytest.fixture
+def server(tmp_path, tells):
     """Serves tmp_path/served on this machine; gives the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -337,6 +344,14 @@ def server(tmp_path):
 
         def log_message(self, *_):
             pass
+
+        def send_header(self, name, value):
+            if name != "Last-Modified":
+                return super().send_header(name, value)
+            path = Path(self.translate_path(self.path))
+            for kind in http_server.tells:
+                told = {"ETag": f'"{zlib.crc32(path.read_bytes())}"', "Last-Modified": value}
+                super().send_header(kind, told[kind])
 
         def do_GET(self):
             path, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
@@ -356,6 +371,7 @@ def server(tmp_path):
         ("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served")
     ) as http_server:
         threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        http_server.tells = tells
         yield f"http://127.0.0.1:{http_server.server_port}"
         http_server.shutdown()
 
@@ -375,6 +391,57 @@ def test_one_image_on_a_web_server_is_read_and_an_absent_one_refused(server, tmp
     assert read_all(list_sources([f"{server}/a.png"]).entries) == [("a.png", b"a")]
     with pytest.raises(UsageError, match=r"/b\.png`: no such file or folder, or its server does not answer$"):
         list_sources([f"{server}/b.png"])
+
+
+@pytest.mark.parametrize(
+    ("tells", "set_back", "noticed"),
+    [
+        (("ETag",), True, True),
+        (("ETag", "Last-Modified"), True, True),
+        (("Last-Modified",), False, True),
+        (("Last-Modified",), True, False),  # all that the server tells is as it was
+    ],
+)
+@pytest.mark.parametrize("name", ["a.png", "x.zip", "x.tar.gz"])
+def test_a_file_on_a_web_server_is_known_by_its_etag_or_time(
+    name, server, tmp_path, set_back, noticed, tells
+):
+    def write(data: bytes) -> None:
+        path = tmp_path / "served" / name
+        writers = {"x.zip": write_zip, "x.tar.gz": write_targz}
+        writers[name](path, {"a.png": data}) if name in writers else path.write_bytes(data)
+        os.utime(path, (0, 10**9 if set_back else 10**9 + data[0]))
+
+    def listed() -> Entry:
+        (one,) = list_sources([f"{server}/{name}"], str(tmp_path / "index")).entries
+        return one
+
+    write(noise(1))
+    first = listed()
+    assert first == listed()
+    assert read_all([first], str(tmp_path / "index")) == [("a.png", noise(1))]
+    write(noise(2))
+    second = listed()
+    assert (second.version != first.version) == noticed
+    if noticed:
+        assert read_all([second], str(tmp_path / "index")) == [("a.png", noise(2))]
+        if name != "a.png":
+            with pytest.raises(SourceReadError, match=CHANGED):
+                read_all([first], str(tmp_path / "index"))
+
+
+@pytest.mark.parametrize("tells", [()])
+@pytest.mark.parametrize("name", ["a.png", "x.tar.gz"])
+def test_a_file_on_a_web_server_that_tells_nothing_of_it_is_another_at_each_listing(name, server, tmp_path):
+    path, index = tmp_path / "served" / name, tmp_path / "index"
+    versions = set()
+    for seed in (1, 2, 2):
+        write_targz(path, {"a.png": noise(seed)}) if "tar" in name else path.write_bytes(noise(seed))
+        entries = list_sources([f"{server}/{name}"], str(index)).entries
+        assert read_all(entries, str(index)) == [("a.png", noise(seed))]
+        versions.add(entries[0].version)
+    assert len(versions) == 3
+    assert not index.exists() or len(list(index.iterdir())) == 2  # no index of each listing is left
 
 
 # ---- what is refused ------------------------------------------------------------------------------------
