@@ -53,8 +53,9 @@ class Entry(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The entry for people: the path, with the name in the archive after it."""
-        return f"{self.source}:{self.member}" if self.member else self.source
+        """The entry for people: the path, with the name in the archive after it; no UTF-8 is escaped."""
+        source = os.fsencode(self.source).decode(errors="backslashreplace")
+        return f"{source}:{self.member}" if self.member else source
 
 
 class SourceReadError(Exception):
@@ -188,8 +189,8 @@ class SourceReader:
         if self._read_member is None or self._archive != archive:
             self._open.close()
             self._archive, self._read_member = None, None
-            version = storage.file_state(entry.source).version
-            _check_version(entry, version)
+            _check_version(entry, storage.file_state(entry.source).version)
+            version = "" if entry.version.startswith(_UNTOLD) else entry.version
             self._read_member = self._open.enter_context(
                 open_archive(entry.source, entry.kind, version, self._index_folder)
             )
@@ -202,7 +203,13 @@ _UNTOLD = "untold-"  # begins the version of what has none
 
 
 def _check_version(entry: Entry, version: str) -> None:
-    if version and not entry.version.startswith(_UNTOLD) and version != entry.version:
+    """Makes sure that what is read is what was listed, as far as its storage tells."""
+    listed = entry.version
+    if not version or listed.startswith(_UNTOLD):
+        return
+    if not storage.is_url(entry.source):  # machines that share a folder may see other numbers of its inodes
+        listed, version = listed.rpartition("-")[0], version.rpartition("-")[0]
+    if version != listed:
         raise SourceReadError(_CHANGED)
 
 

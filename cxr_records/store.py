@@ -84,7 +84,7 @@ _WORK_COLUMNS: dict[str, pa.DataType] = {
     "signature": pa.string(),
     "known": pa.list_(pa.string()),
     "name": pa.string(),
-    "source": pa.string(),
+    "source": pa.binary(),  # names of files need be no UTF-8
     "kind": pa.string(),
     "member": pa.string(),
     "offset": pa.int64(),
@@ -302,7 +302,7 @@ class ImageStore:
         def rows(cut: Sequence[tuple[str, Sequence[Entry]]]) -> list[dict[str, Any]]:
             return [
                 {"image_id": image_id, "signature": signature(entries), "known": known.get(image_id, [])}
-                | entry._asdict()
+                | {**entry._asdict(), "source": os.fsencode(entry.source)}
                 for image_id, entries in cut
                 for entry in entries
             ]
@@ -455,7 +455,8 @@ def _decode_one(
     rows: Sequence[Mapping[str, Any]], reader: SourceReader, image_format: ImageFormat
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Decodes one image from its entries; returns its index row, and pixels where there is a record."""
-    entries = [Entry(**{name: row[name] for name in Entry._fields}) for row in rows]
+    fields = ({name: row[name] for name in Entry._fields} for row in rows)
+    entries = [Entry(**{**values, "source": os.fsdecode(values["source"])}) for values in fields]
     first = entries[0]
     row = {
         "image_id": rows[0]["image_id"],

@@ -237,6 +237,20 @@ def test_an_archive_that_changes_after_listing_or_while_it_is_read_is_a_read_err
     assert sorted(read_all(entries, index)) == EXPECTED
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+def test_another_machine_may_number_the_same_files_in_another_way(kind, tmp_path, monkeypatch):
+    index = str(tmp_path / "index")
+    entries = list_sources([SOURCES[kind](tmp_path)], index).entries
+    local_state = storage.local_state
+
+    def elsewhere(status):
+        state = local_state(status)
+        return state._replace(version=state.version.rpartition("-")[0] + "-7")
+
+    monkeypatch.setattr(storage, "local_state", elsewhere)
+    assert sorted(read_all(entries, index)) == EXPECTED
+
+
 def test_the_version_of_a_file_tells_what_size_and_time_do_not(tmp_path):
     path = Path(write_folder(tmp_path / "folder", {"a.png": b"one", "b.png": b"one"})) / "a.png"
 

@@ -378,6 +378,24 @@ def test_two_files_of_one_name_are_rejected_where_they_differ(place, decoded):
     assert place.decode().status.tolist() == ["ok", "ok"]
 
 
+def test_folders_whose_names_are_no_utf8_are_read_and_named(place):
+    """As archives of other systems leave them."""
+    for name, seed in ((b"caf\xe9", 1), (b"\xff", 2)):
+        folder = os.path.join(os.fsencode(place.images), name)
+        os.mkdir(folder)
+        Path(os.fsdecode(folder), "a.png").write_bytes(picture(seed))
+    place.write(b=picture(3))
+    found = place.decode()
+    assert found.status.to_dict() == {"a.png": "rejected", "b.png": "ok"}
+    assert found.reason["a.png"] == (
+        f"2 files of this name differ in their bytes: {place.images}/caf\\xe9/a.png and "
+        f"{place.images}/\\xff/a.png"
+    )
+    Path(os.fsdecode(os.path.join(os.fsencode(place.images), b"\xff", b"a.png"))).unlink()
+    assert place.decode().status.tolist() == ["ok", "ok"]
+    assert place.store.read_index().source.str.contains(r"caf\\xe9").any()
+
+
 def test_a_file_that_could_not_be_read_is_tried_again(place):
     place.write(a=picture(1), b=picture(2))
     specs = place.plan()
