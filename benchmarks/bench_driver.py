@@ -76,7 +76,7 @@ def measure(path: str, count: int) -> dict[str, float]:
         lap("table")
         splits = make_splits(metadata, SplitOptions())
         lap("splits")
-        entries = {i: [Entry(i, f"/data/nih/images/{i}", "file", "", 0, 400_000, 10**18)] for i in ids}
+        entries = {i: [Entry(i, f"/data/nih/images/{i}", "file", "", 0, 400_000, 10**18, "1")] for i in ids}
         lap("entries")
         store = open_store(str(folder / "store"), image_format)
         empty = INDEX_SCHEMA.empty_table().to_pandas().assign(unit="")

@@ -1,5 +1,7 @@
 """Archives of files, .zip, .tar and .tar.gz, read where they are: their members, and the bytes of one.
 
+Of which kind one is tell its first bytes: browsers unpack what they download and leave the name as it is.
+
 A .tar.gz can only be read from its start, so listing one inflates it once and keeps an index of restart
 points beside the store; workers then begin at any member.
 """
@@ -19,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_records import storage
-from cxr_records.errors import CxrError
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.filetypes import HEAD_BYTES, file_type
+from cxr_records.names import base_name
 from cxr_records.parquet import read_parquet
 from cxr_records.urls import name_of, unsigned
 
@@ -41,7 +45,7 @@ class Member(NamedTuple):
 
     Attributes:
         path: its name in the archive, with folders.
-        offset: first byte in the (inflated) tar; 0 in a zip.
+        offset: first byte in the (inflated) tar; of its header in a zip, which may hold a name twice.
         num_bytes: its size.
     """
 
@@ -62,25 +66,88 @@ class Members(NamedTuple):
     problem: str
 
 
-def archive_kind(path: str) -> str | None:
-    """Returns "zip", "tar" or "targz" by the ending of a path, None where it is no archive."""
+def named_kind(path: str) -> str | None:
+    """Returns "zip", "tar" or "targz" by the ending of a path, None where it names no archive."""
     name = name_of(path).lower()
     return next((kind for end, kind in ARCHIVE_ENDINGS.items() if name.endswith(end)), None)
 
 
-def base_name(path: str) -> str:
-    """Returns the last part of a path in an archive; some are written with backslashes."""
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
+def archive_kind(path: str) -> str | None:
+    """Returns "zip", "tar" or "targz" by the first bytes of a file, None where it is something else.
+
+    Where these tell nothing, as of a damaged archive, its name does.
+
+    Raises:
+        UsageError: it is an archive that is not read; the message says what to do.
+        NoArchiveError: its name is that of an archive, its bytes are not.
+    """
+    with storage.open_read(path) as file:
+        head = file.read(HEAD_BYTES)
+    named, found = named_kind(path), file_type(head)
+    if found in _NOT_READ:
+        raise UsageError(
+            f"`images={path}`: {_NOT_READ[found]}, whose members cannot be read one by one; unpack it, or "
+            "pack it anew as .tar, .tar.gz or .zip"
+        )
+    if found in ("zip", "tar"):
+        return found
+    if found != "gzip":
+        if named:
+            _check_no_page(head)
+        return named
+    inflated = _inflate(head)
+    if file_type(inflated) == "tar":
+        return "targz"
+    if named:
+        _check_no_page(inflated)
+    if named == "targz" or len(inflated) < tarfile.BLOCKSIZE:  # damaged or cut short: listing it tells how
+        return "targz"
+    raise UsageError(f"`images={path}`: a gzip file that holds no tar; unpack it, or name a .tar.gz")
+
+
+class NoArchiveError(Exception):
+    """A file is no archive, whatever its name; the message, for people, says what it is."""
+
+
+_NOT_READ = {
+    "bzip2": "packed by bzip2",
+    "xz": "packed by xz",
+    "zstd": "packed by zstd",
+    "7z": "a 7z archive",
+    "rar": "a rar archive",
+}
+
+
+def _inflate(head: bytes) -> bytes:
+    """The first bytes of what a gzip file holds, or fewer where they are damaged."""
+    try:
+        return zlib.decompressobj(31).decompress(head, HEAD_BYTES)
+    except zlib.error:
+        return b""
+
+
+def _check_no_page(head: bytes) -> None:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:32]
+    if start[:1] == b"<":  # as no archive begins; a server's page of errors, or of cookies to agree to
+        text = start.decode("latin-1").encode("unicode_escape").decode()
+        raise NoArchiveError(f"a web page and no archive (it begins with '{text}')")
 
 
 def list_members(
-    path: str, wanted: Callable[[str], bool], index_folder: str | None = None, keep_index: bool = True
+    path: str,
+    kind: str,
+    wanted: Callable[[str], bool],
+    version: str,
+    index_folder: str | None = None,
+    keep_index: bool = True,
 ) -> Members:
     """Lists the members of an archive whose name, with folders, is wanted.
 
     Args:
-        path: path or URL of the archive; its ending says of which kind it is.
+        path: path or URL of the archive.
+        kind: as `archive_kind` tells it.
         wanted: tells by a member's name whether to list it; the same at every call.
+        version: `FileState.version` of the archive; "" where its storage tells none: then it is listed anew.
         index_folder: where indexes of .tar.gz files are kept between runs.
         keep_index: whether to write there; without it, an index that is there is used and none is made.
 
@@ -88,29 +155,44 @@ def list_members(
         CxrError: the table of contents of a zip is damaged, without which nothing can be found.
     """
     storage.check_parts(path)
-    if archive_kind(path) == "targz":
-        return _list_targz(path, wanted, index_folder, keep_index)
-    return _list_zip(path, wanted) if archive_kind(path) == "zip" else _list_tar(path, wanted)
+    if kind == "targz":
+        return _list_targz(path, wanted, version, index_folder, keep_index)
+    return _list_zip(path, wanted) if kind == "zip" else _list_tar(path, wanted)
 
 
 @contextlib.contextmanager
-def open_archive(path: str, mtime_ns: int, index_folder: str | None) -> Iterator[Callable[[Member], bytes]]:
+def open_archive(
+    path: str, kind: str, version: str, index_folder: str | None
+) -> Iterator[Callable[[Member], bytes]]:
     """Opens an archive; gives a function that reads a member, which may be fewer bytes than it should have.
 
     Args:
         path: path or URL of the archive.
-        mtime_ns: when it was changed last, as it was listed.
+        kind: as `archive_kind` tells it.
+        version: of the archive, as `list_members` was given it.
         index_folder: where `list_members` kept the indexes of .tar.gz files.
     """
     with contextlib.ExitStack() as opened:
-        if archive_kind(path) == "zip":
+        if kind == "zip":
             contents: zipfile.ZipFile = opened.enter_context(
                 zipfile.ZipFile(opened.enter_context(storage.open_read(path)))
             )
-            yield lambda member: contents.read(member.path)
+            at = {info.header_offset: info for info in contents.infolist()}
+
+            def read_zipped(member: Member) -> bytes:
+                info = at.get(member.offset)
+                if info is None or (info.filename, info.file_size) != (member.path, member.num_bytes):
+                    raise zipfile.BadZipFile("its table of contents is another than when it was listed")
+                if info.flag_bits & 1:
+                    raise zipfile.BadZipFile(f"{member.path} is encrypted; unpack the archive")
+                with contents.open(info) as file:
+                    # What is asked for is inflated, and no more, however much there is.
+                    return file.read(member.num_bytes + 1)
+
+            yield read_zipped
             return
-        if archive_kind(path) == "targz":
-            index = _index_path(index_folder, path, mtime_ns) if index_folder else None
+        if kind == "targz":
+            index = _index_path(index_folder, path, version) if index_folder else None
             tar = opened.enter_context(_open_gzip(path, index))
         else:
             tar = opened.enter_context(storage.open_read(path))
@@ -126,7 +208,9 @@ def open_archive(path: str, mtime_ns: int, index_folder: str | None) -> Iterator
 def _list_zip(path: str, wanted: Callable[[str], bool]) -> Members:
     try:
         with storage.open_read(path) as file, zipfile.ZipFile(file) as archive:
-            members = [Member(info.filename, 0, info.file_size) for info in archive.infolist()]
+            members = [
+                Member(info.filename, info.header_offset, info.file_size) for info in archive.infolist()
+            ]
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         # The table of contents is at the end of a zip: without it nothing can be found.
         remedy = "download it first" if storage.is_url(path) else "fetch the archive again"
@@ -140,10 +224,10 @@ def _list_tar(path: str, wanted: Callable[[str], bool]) -> Members:
 
 
 def _list_targz(
-    path: str, wanted: Callable[[str], bool], index_folder: str | None, keep_index: bool
+    path: str, wanted: Callable[[str], bool], version: str, index_folder: str | None, keep_index: bool
 ) -> Members:
-    index = _index_path(index_folder, path, storage.mtime_ns(path)) if index_folder else None
-    if index and _read_kept(index) and (kept := _read_kept(_members_path(index))):
+    index = _index_path(index_folder, path, version) if index_folder else None
+    if version and index and _read_kept(index) and (kept := _read_kept(_members_path(index))):
         rows = read_parquet(kept).to_pylist()
         return Members([Member(row["member"], row["offset"], row["num_bytes"]) for row in rows], "")
     with storage.open_read(path) as file:
@@ -232,7 +316,7 @@ def _members_path(index: str) -> str:
     return index.removesuffix(".gzidx") + ".members"
 
 
-def _index_path(folder: str, source: str, mtime_ns: int) -> str:
-    """An index belongs to an archive of one path, size and time."""
-    identity = f"{unsigned(source)}\0{storage.file_size(source)}\0{mtime_ns}"
+def _index_path(folder: str, source: str, version: str) -> str:
+    """An index belongs to one version of the archive at one path."""
+    identity = f"{unsigned(source)}\0{version}"
     return storage.join(folder, hashlib.sha256(identity.encode()).hexdigest()[:16] + ".gzidx")

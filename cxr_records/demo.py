@@ -12,6 +12,7 @@ from cxr_records import contact_sheet, lookalike, storage
 from cxr_records.cli import PATH, cli, in_options
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.names import is_litter
 
 SHEET = "contact_sheet.png"
 SHEET_IMAGES = 6
@@ -102,7 +103,7 @@ def _check_folder(folder: Path) -> None:
     }
     if (folder / "cxr14").is_dir():
         ours.add(SHEET)
-    if strangers := sorted(set(names) - ours):
+    if strangers := sorted(name for name in set(names) - ours if not is_litter(name)):
         raise UsageError(f"--out {folder} holds {strangers[0]}, which no demo made; name another folder")
 
 

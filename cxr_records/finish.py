@@ -3,9 +3,10 @@
 import csv
 import hashlib
 import io
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_records import storage, tfds
+from cxr_records.duplicates import Picture, find_duplicates
 from cxr_records.errors import UsageError
 from cxr_records.layout import (
     BUILD_FOLDER,
@@ -41,6 +43,7 @@ from cxr_records.manifest import (
     manifest_bytes,
     read_manifest,
 )
+from cxr_records.names import is_litter
 from cxr_records.planning import Plan, ShardSpec
 from cxr_records.shards import ShardInfo, augmentation_text
 from cxr_records.splits import TRAIN
@@ -55,15 +58,16 @@ def check_folder(dataset: str) -> None:
     if os.path.isfile(dataset):
         raise UsageError(f"`out={dataset}` is a file, expected a folder; name another")
     names = storage.list_names(dataset)
-    if not names:
-        return
     if BUILD_FOLDER in names:
-        # Other tools keep a .build too, and what is in ours is cleared.
+        # Other tools keep a .build too.
         inside = storage.list_names(storage.join(dataset, BUILD_FOLDER))
-        ours = ("plan-", f"{DATASET_NAME}-", LOCK_FILE, LEFT_OUT_FILE)
-        if all(name.removeprefix(".").startswith(ours) for name in inside):  # a dot: temporary
+        if all(_of_a_build(name) or is_litter(name) for name in inside):
             return
         names = [BUILD_FOLDER]
+    else:
+        names = [name for name in names if not is_litter(name)]
+    if not names:
+        return
     if MANIFEST_FILE in names:
         try:
             read_manifest(dataset)
@@ -109,27 +113,35 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
     return manifest
 
 
-def clear_stale(dataset: str, specs: Sequence[ShardSpec], will_change: bool) -> None:
+def clear_stale(dataset: str, specs: Sequence[ShardSpec], pending: Sequence[ShardSpec]) -> None:
     """Removes what an earlier or killed build left and this plan does not hold.
 
     Args:
         dataset: its folder, with the lock held.
         specs: the shards of the plan.
-        will_change: whether any shard is to be written; then the manifest goes first, so that no reader
-            takes a half-changed dataset for a finished one.
+        pending: those of them that are to be written. If there are any, the manifest goes first, so that no
+            reader takes a half-changed dataset for a finished one.
     """
     build = storage.join(dataset, BUILD_FOLDER)
     planned = {spec.file for spec in specs}
     stale = [name for name in storage.list_names(dataset) if is_shard(name) and name not in planned]
-    if will_change or stale:
+    if pending or stale:
         storage.remove(storage.join(dataset, MANIFEST_FILE))
     for name in stale:
         storage.remove(storage.join(dataset, name))
-    kept = {f"{name}.json" for name in planned} | {LOCK_FILE, specs[0].plan.rsplit("/", 1)[-1]}
+    kept = {f"{name}.json" for name in planned - {spec.file for spec in pending}} | {
+        LOCK_FILE,
+        specs[0].plan.path.rsplit("/", 1)[-1],
+    }
     for name in storage.list_names(build):
-        if name not in kept and not name.startswith(f"{LOCK_FILE}-"):
+        if name not in kept and _of_a_build(name) and not name.startswith(f"{LOCK_FILE}-"):
             storage.remove(storage.join(build, name))
     storage.remove_temporary(dataset)
+
+
+def _of_a_build(name: str) -> bool:
+    """Tells whether a file in the build folder is a plan, a sidecar, a lock, or half of one (with a dot)."""
+    return name.removeprefix(".").startswith(("plan-", f"{DATASET_NAME}-", LOCK_FILE, LEFT_OUT_FILE))
 
 
 def left_out_csv(left_out: pd.DataFrame) -> bytes:
@@ -187,7 +199,20 @@ def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, b
         files=tuple(
             FileEntry(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()
         ),
+        duplicates=find_duplicates(_pictures(plan)),
     )
+
+
+def _pictures(plan: Plan) -> Iterator[Picture]:
+    """The original images of a plan."""
+    records = plan.records[plan.records["copy"] == 0]
+    table = plan.metadata.table.iloc[records["row"].to_numpy()]
+    stored = plan.stored_images.loc[table["image_id"]]
+    columns = (
+        *(table["image_id"], records["split"], table["patient_id"]),
+        *(stored["sha256"], stored["pixel_sha256"]),
+    )
+    return itertools.starmap(Picture, zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _pixel_statistics(plan: Plan) -> PixelStatistics:

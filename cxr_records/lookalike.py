@@ -25,6 +25,7 @@ from cxr_records.errors import UsageError
 from cxr_records.findings import NO_FINDING
 from cxr_records.lookalike_drawing import draw_image
 from cxr_records.lookalike_patients import PlannedImage, plan_images
+from cxr_records.names import is_litter
 from cxr_records.seeding import keyed_hash
 
 # Raised when the same call would write other bytes, so that an older set is refused, never mixed in.
@@ -134,7 +135,9 @@ def _claim(out: Path, parameters: dict[str, int]) -> bool:
                 f"{out} holds a look-alike set of {written}, not {parameters}; choose another folder"
             )
         return name == _DONE
-    if out.exists() and any(entry.name != f"{_STARTED}.part" for entry in out.iterdir()):
+    if out.exists() and any(
+        entry.name != f"{_STARTED}.part" and not is_litter(entry.name) for entry in out.iterdir()
+    ):
         raise UsageError(f"{out} is not empty and no look-alike set; choose a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
     _write(out / _STARTED, json.dumps(parameters).encode() + b"\n")

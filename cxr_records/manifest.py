@@ -129,13 +129,14 @@ class PixelStatistics:
 
 @dataclass(frozen=True)
 class DuplicateImages:
-    """Images that are one picture under several names.
+    """Images that show one picture and are in several splits, or of several patients.
 
     Attributes:
-        images: their names.
-        splits: that hold them.
-        patients: whose they are.
-        same: "source", where their files are the same byte for byte, or "pixels", where what is stored is.
+        images: their image_ids, sorted.
+        splits: of each.
+        patients: of each.
+        same: "source" where their files are the same, byte for byte; "pixels" where what is stored of them is
+            the same.
     """
 
     images: tuple[str, ...]
@@ -161,7 +162,7 @@ class Manifest:
         left_out: images that are in no record, by reason.
         findings: names of the findings, in the order of a record's `findings`.
         files: those beside the shards.
-        duplicates: images that are in the dataset more than once.
+        duplicates: pictures that are in the dataset more than once where they should not be.
     """
 
     config: DatasetConfig
@@ -183,7 +184,7 @@ class Manifest:
         """Names what the dataset holds: 32 hexadecimal digits.
 
         The files beside the shards only describe it, and a Parquet file also tells which library wrote it:
-        they are under the checksum alone.
+        they are under the checksum alone, as are the duplicates.
         """
         return checksum(self._content())[:32]
 
@@ -196,13 +197,7 @@ class Manifest:
             "files": [asdict(entry) for entry in self.files],
         }
         if self.duplicates:
-            content["duplicates"] = [
-                {
-                    key: list(value) if isinstance(value, tuple) else value
-                    for key, value in asdict(same).items()
-                }
-                for same in self.duplicates
-            ]
+            content["duplicates"] = [asdict(group) for group in self.duplicates]
         return {**content, "checksum": checksum(content)}
 
     def _content(self) -> dict[str, Any]:
@@ -253,9 +248,9 @@ class Manifest:
             files=tuple(FileEntry(**entry) for entry in content["files"]),
             duplicates=tuple(
                 DuplicateImages(
-                    tuple(same["images"]), tuple(same["splits"]), tuple(same["patients"]), same["same"]
+                    tuple(group["images"]), tuple(group["splits"]), tuple(group["patients"]), group["same"]
                 )
-                for same in content.get("duplicates", ())
+                for group in content.get("duplicates", ())
             ),
         )
 

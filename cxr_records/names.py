@@ -9,12 +9,38 @@ from collections.abc import Iterable, Sequence
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
+# What macOS, Windows, Linux and file servers leave lying about in folders and archives, beside hidden files.
+_LITTER = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+    "recycler",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+}
+
 _NIH_NAME = re.compile(r"([0-9]{8})_[0-9]{3}")
 
 
 def base_name(path: str) -> str:
     """Returns the last part of a path; some are written with backslashes."""
     return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def is_litter(path: str) -> bool:
+    """Tells whether a file is hidden or left lying about by a system, or is in such a folder.
+
+    Args:
+        path: below a folder or archive that the user named; the user's own part of a path may be hidden.
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return any(part.startswith(".") or part.casefold() in _LITTER for part in parts)
 
 
 def has_image_ending(path: str) -> bool:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import PIL
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cxr_records import storage
 from cxr_records.config import DatasetConfig
@@ -20,6 +19,7 @@ from cxr_records.findings import NO_FINDING
 from cxr_records.images import ImageFormat
 from cxr_records.layout import BUILD_FOLDER, shard_name
 from cxr_records.metadata import Metadata
+from cxr_records.parquet import WorkFile, write_work
 from cxr_records.sampling import Imbalance, imbalance, records_per_image
 from cxr_records.seeding import keyed_hash
 from cxr_records.splits import SPLITS, TRAIN, Splits
@@ -58,7 +58,7 @@ class ShardSpec:
         file: name of the shard in it.
         num_records: how many records it will hold.
         digest: of all that decides its bytes.
-        plan: Parquet file with one row group per shard.
+        plan: the plan file, with one row group per shard.
         row_group: this shard's.
         store: the image store.
         image_format: of the store and of the records.
@@ -70,7 +70,7 @@ class ShardSpec:
     file: str
     num_records: int
     digest: str
-    plan: str
+    plan: WorkFile
     row_group: int
     store: str
     image_format: ImageFormat
@@ -251,20 +251,17 @@ def write_plan(plan: Plan, folder: str, store: str, dataset: str) -> list[ShardS
     """
     digests = _shard_digests(plan, plan.stored_images)
     name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    tables = (_record_table(plan, shard, plan.stored_images) for shard in plan.shards)
+    first = next(tables)
     path = storage.join(folder, f"plan-{name}.parquet")
-    with storage.atomic_file(path) as file:
-        tables = (_record_table(plan, shard, plan.stored_images) for shard in plan.shards)
-        first = next(tables)
-        with pq.ParquetWriter(file, first.schema) as writer:
-            for rows in itertools.chain([first], tables):
-                writer.write_table(rows, row_group_size=len(rows))
+    work = write_work(path, first.schema, itertools.chain([first], tables))
     return [
         ShardSpec(
             dataset=dataset,
             file=shard.file,
             num_records=shard.num_records,
             digest=digest,
-            plan=path,
+            plan=work,
             row_group=place,
             store=store,
             image_format=plan.config.image_format,

@@ -21,10 +21,12 @@ def say(text: str) -> None:
         tqdm.write(redacted_text(text), file=sys.stderr)
 
 
-def warn(warnings: Iterable[str]) -> None:
-    """Prints each warning on a line of its own."""
-    for warning in warnings:
+def warn(warnings: Iterable[str]) -> list[str]:
+    """Prints each warning on a line of its own; returns them."""
+    told = list(warnings)
+    for warning in told:
         say(f"warning: {warning}")
+    return told
 
 
 class Progress:

@@ -1,16 +1,16 @@
 """One shard, from stored images to a finished file: the pure function that Beam runs."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from cxr_records import augment, storage
 from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES, example_parts
+from cxr_records.parquet import read_work
 from cxr_records.planning import ShardSpec
 from cxr_records.store import Place, fetch_images
 from cxr_records.tfrecord import frame_parts
@@ -32,13 +32,38 @@ class ShardInfo:
 
 
 def read_shard_info(spec: ShardSpec) -> ShardInfo | None:
-    """Returns what is known of a shard that is finished as this spec wants it; None when it is not."""
+    """Returns what is known of a shard that is finished as this spec wants it; None when it is not.
+
+    A sidecar is trusted by its own checksum, and a shard because its storage says that it is the file that
+    was written. Where that says something else, as of a folder that was copied, its bytes are hashed again.
+    """
     try:
-        info = ShardInfo(**json.loads(storage.read_bytes(spec.sidecar_path)))
-        whole = info.digest == spec.digest and info.bytes == storage.file_size(spec.path)
-    except (FileNotFoundError, ValueError, TypeError):
+        content = json.loads(storage.read_bytes(spec.sidecar_path))
+        told = content.pop("checksum")
+        version = content.pop("version")
+        info = ShardInfo(**content)
+        if told != _checksum(info, version) or info.digest != spec.digest:
+            return None
+        state = storage.file_state(spec.path)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return info if whole else None
+    if state.num_bytes != info.bytes:
+        return None
+    if not state.version or state.version != version:
+        if storage.file_sha256(spec.path) != info.sha256:
+            return None
+        with contextlib.suppress(OSError):  # a dataset that cannot be written is hashed each time
+            _write_sidecar(spec, info, state.version)
+    return info
+
+
+def _write_sidecar(spec: ShardSpec, info: ShardInfo, version: str) -> None:
+    content = {**dataclasses.asdict(info), "version": version, "checksum": _checksum(info, version)}
+    storage.write_bytes(spec.sidecar_path, (json.dumps(content) + "\n").encode())
+
+
+def _checksum(info: ShardInfo, version: object) -> str:
+    return hashlib.sha256(repr((info, version)).encode()).hexdigest()
 
 
 def augmentation_text(spec: ShardSpec, image_id: str, copy: int) -> str:
@@ -58,8 +83,7 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
     """
     if done := read_shard_info(spec):
         return done
-    with storage.open_read(spec.plan) as file:
-        rows = pq.ParquetFile(file).read_row_group(spec.row_group).to_pylist()
+    rows = read_work(spec.plan, spec.row_group)
     sha256, offsets, size = hashlib.sha256(), [], 0
     with storage.atomic_file(spec.path) as file:
         for row, image in zip(rows, _fetch(spec.store, rows), strict=True):
@@ -69,7 +93,7 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
                 sha256.update(part)
                 size += len(part)
     info = ShardInfo(spec.digest, len(rows), size, sha256.hexdigest(), offsets)
-    storage.write_bytes(spec.sidecar_path, (json.dumps(dataclasses.asdict(info)) + "\n").encode())
+    _write_sidecar(spec, info, storage.file_state(spec.path).version)
     return info
 
 

@@ -6,16 +6,25 @@ Listing them, joining them to the table by file name, and reading one.
 import contextlib
 import os
 import stat
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
 from cxr_records import storage
-from cxr_records.archives import ARCHIVE_ENDINGS, Member, archive_kind, base_name, list_members, open_archive
+from cxr_records.archives import (
+    ARCHIVE_ENDINGS,
+    Member,
+    NoArchiveError,
+    archive_kind,
+    list_members,
+    named_kind,
+    open_archive,
+)
 from cxr_records.errors import UsageError
+from cxr_records.names import IMAGE_ENDINGS, ImageNames, base_name, has_image_ending, is_litter
 from cxr_records.urls import name_of, redacted_text
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_FILE_BYTES = 256 << 20  # no X-ray file is near 256 MiB; a larger one is damage or an attack
 
 
@@ -27,9 +36,11 @@ class Entry(NamedTuple):
         source: path or URL of the file, or of the archive that holds it.
         kind: "file", "zip", "tar" or "targz".
         member: its name in the archive; "" for a file.
-        offset: first byte in the (inflated) tar; 0 otherwise.
-        num_bytes: its size.
+        offset: first byte in the (inflated) tar, of the header in a zip; 0 otherwise.
+        num_bytes: its size; 0 where the storage does not say.
         mtime_ns: when the file, or the archive, was changed last; 0 where the storage does not say.
+        version: of the file, or the archive: `storage.FileState.version`; where its storage tells none, a
+            text that no other listing gives, so that it is never taken for what it was before.
     """
 
     name: str
@@ -39,11 +50,15 @@ class Entry(NamedTuple):
     offset: int
     num_bytes: int
     mtime_ns: int
+    version: str
 
     @property
     def label(self) -> str:
-        """The entry for people: the path without credentials, with the name in the archive after it."""
-        source = storage.redacted(self.source)
+        """The entry for people: the path without credentials, with the name in the archive after it.
+
+        What is no UTF-8 is escaped.
+        """
+        source = os.fsencode(storage.redacted(self.source)).decode(errors="backslashreplace")
         return f"{source}:{self.member}" if self.member else source
 
 
@@ -80,7 +95,8 @@ def list_sources(
     for pattern in paths:
         if "::" in pattern:
             raise UsageError(f"`images={pattern}`: chained URLs are not read; name the archive itself")
-        matching = storage.expand(storage.absolute(pattern))
+        whole = storage.absolute(pattern)
+        matching = [path for path in storage.expand(whole) if not is_litter(_below(whole, path))]
         if not matching:
             raise UsageError(f"`images={pattern}`: nothing matches")
         for path in matching:
@@ -100,18 +116,12 @@ def match_entries(
     exact name is nowhere. Several entries of one image are kept in a fixed order.
     """
     matched: dict[str, list[Entry]] = {image_id: [] for image_id in image_ids}
-    by_stem = {_stem(image_id): image_id for image_id in matched}
-    others = []
-    for entry in entries:
-        if entry.name in matched:
-            matched[entry.name].append(entry)
-        else:
-            others.append(entry)
+    names = ImageNames(matched)
+    found = [(entry, names.find(entry.name)) for entry in entries]
+    exact = {image_id for entry, image_id in found if entry.name == image_id}
     unmatched = []
-    exact = {image_id for image_id, same_name in matched.items() if same_name}
-    for entry in others:
-        image_id = by_stem.get(_stem(entry.name))
-        if image_id is None or image_id in exact:
+    for entry, image_id in found:
+        if image_id is None or (image_id in exact and entry.name != image_id):
             unmatched.append(entry)
         else:
             matched[image_id].append(entry)
@@ -127,7 +137,7 @@ class SourceReader:
 
     def __init__(self, index_folder: str | None):
         self._index_folder = index_folder
-        self._archive: tuple[str, int] | None = None  # path and time of change of the open archive
+        self._archive: tuple[str, str] | None = None  # path and version of the open archive
         self._read_member: Callable[[Member], bytes] | None = None
         self._open = contextlib.ExitStack()
 
@@ -143,34 +153,68 @@ class SourceReader:
         """Returns the bytes of an entry.
 
         Raises:
-            SourceReadError: with the reason, which names no path.
+            SourceReadError: with the reason, which names no path; also where the file or archive is not what
+                was listed, or changes while it is read.
         """
         if entry.num_bytes > MAX_FILE_BYTES:
             raise SourceReadError(f"{entry.num_bytes:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
         try:
-            if entry.kind == "file":
-                return storage.read_bytes(entry.source)
-            data = self._reader_of(entry)(Member(entry.member, entry.offset, entry.num_bytes))
-        except MemoryError:
+            return self._read_file(entry) if entry.kind == "file" else self._read_archived(entry)
+        except (MemoryError, SourceReadError):
             raise
         except Exception as error:  # which one an archive or a network raises is no contract
             reason = (
                 getattr(error, "strerror", None) or str(error).split(entry.source)[0] or type(error).__name__
             )
             raise SourceReadError(f"cannot be read: {redacted_text(' '.join(reason.split()))}") from error
+
+    def _read_file(self, entry: Entry) -> bytes:
+        with storage.open_read(entry.source) as file:
+            _check_version(entry, storage.opened_version(file))
+            data = file.read((entry.num_bytes or MAX_FILE_BYTES) + 1)
+            if entry.num_bytes and len(data) != entry.num_bytes:
+                raise SourceReadError(_CHANGED)
+            _check_version(entry, storage.opened_version(file))
+        if len(data) > MAX_FILE_BYTES:
+            raise SourceReadError(f"more than the {MAX_FILE_BYTES:,} bytes allowed")
+        return data
+
+    def _read_archived(self, entry: Entry) -> bytes:
+        data = self._reader_of(entry)(Member(entry.member, entry.offset, entry.num_bytes))
+        if not storage.is_url(entry.source):  # elsewhere it would be one more request for each image
+            _check_version(entry, storage.file_state(entry.source).version)
         if len(data) < entry.num_bytes:
             raise SourceReadError(f"cut short: {len(data):,} of its {entry.num_bytes:,} bytes are there")
         return data
 
     def _reader_of(self, entry: Entry) -> Callable[[Member], bytes]:
         """Opens the entry's archive, if it is not the one that is open."""
-        archive = (entry.source, entry.mtime_ns)
+        archive = (entry.source, entry.version)
         if self._read_member is None or self._archive != archive:
             self._open.close()
             self._archive, self._read_member = None, None
-            self._read_member = self._open.enter_context(open_archive(*archive, self._index_folder))
+            _check_version(entry, storage.file_state(entry.source).version)
+            version = "" if entry.version.startswith(_UNTOLD) else entry.version
+            self._read_member = self._open.enter_context(
+                open_archive(entry.source, entry.kind, version, self._index_folder)
+            )
             self._archive = archive
         return self._read_member
+
+
+_CHANGED = "changed since it was listed; run again when it is whole"
+_UNTOLD = "untold-"  # begins the version of what has none
+
+
+def _check_version(entry: Entry, version: str) -> None:
+    """Makes sure that what is read is what was listed, as far as its storage tells."""
+    listed = entry.version
+    if not version or listed.startswith(_UNTOLD):
+        return
+    if not storage.is_url(entry.source):  # machines that share a folder may see other numbers of its inodes
+        listed, version = listed.rpartition("-")[0], version.rpartition("-")[0]
+    if version != listed:
+        raise SourceReadError(_CHANGED)
 
 
 def _list_path(
@@ -184,27 +228,48 @@ def _list_path(
     if not storage.exists(path):
         silent = ", or its server does not answer" if storage.is_url(path) else ""
         raise UsageError(f"`images={path}`: no such file or folder{silent}")
-    kind = archive_kind(path)
-    if kind and not os.path.isdir(path):
-        on_archive(path)
-        mtime_ns = storage.mtime_ns(path)
-        members, problem = list_members(path, _is_image, index_folder, keep_index)
-        if problem:
-            warnings.append(
-                f"{path}: damaged after {len(members):,} images ({problem}); fetch the archive again"
-            )
-        return [Entry(member.name, path, kind, *member, mtime_ns) for member in members]
-    return list(_list_remote(path) if storage.is_url(path) else _list_local(path, warnings))
+    if storage.is_url(path):
+        files = storage.find_files(path)
+        if [_bare(file.url) for file in files] != [_bare(path)]:
+            return [_file_entry(file.url, file.state) for file in files if _is_image(_below(path, file.url))]
+        state = files[0].state
+    elif os.path.isdir(path):
+        return list(_list_local(path, warnings))
+    elif os.path.isfile(path):
+        state = storage.file_state(path)
+    else:  # reading a pipe would wait for ever
+        raise UsageError(f"`images={path}`: neither a file nor a folder")
+    if has_image_ending(name_of(path)):
+        return [_file_entry(path, state)]
+    try:
+        kind = archive_kind(path)
+    except NoArchiveError as error:
+        warnings.append(f"{path}: {error}; fetch the archive again")
+        return []
+    if kind is None:
+        raise UsageError(f"`images={path}`: {_unknown_kind()}")
+    on_archive(path)
+    members, problem = list_members(path, kind, _is_image, state.version, index_folder, keep_index)
+    if not members and not problem:
+        raise UsageError(f"`images={path}`: {_archives_inside(path, kind) or _NO_IMAGE}")
+    if problem:
+        warnings.append(f"{path}: damaged after {len(members):,} images ({problem}); fetch the archive again")
+    version = _version(state)
+    return [Entry(member.name, path, kind, *member, state.mtime_ns, version) for member in members]
+
+
+def _file_entry(path: str, state: storage.FileState) -> Entry:
+    return Entry(
+        base_name(name_of(path)), path, "file", "", 0, state.num_bytes, state.mtime_ns, _version(state)
+    )
+
+
+def _version(state: storage.FileState) -> str:
+    return state.version or _UNTOLD + uuid.uuid4().hex
 
 
 def _list_local(path: str, warnings: list[str]) -> Iterator[Entry]:
     """Walks folders in sorted order; links to folders are followed, as Kaggle mirrors use them."""
-    if os.path.isfile(path):
-        if not _is_image(path):
-            raise UsageError(f"`images={path}`: {_unknown_kind(path)}")
-        state = os.stat(path)
-        yield Entry(os.path.basename(path), path, "file", "", 0, state.st_size, state.st_mtime_ns)
-        return
 
     def warn(error: OSError) -> None:
         warnings.append(f"{error.filename}: cannot be listed ({error.strerror})")
@@ -216,43 +281,68 @@ def _list_local(path: str, warnings: list[str]) -> Iterator[Entry]:
             below.clear()
             continue
         seen.add((state.st_dev, state.st_ino))
-        below.sort()
+        below[:] = sorted(name for name in below if not is_litter(name))
         for name in sorted(filter(_is_image, names)):
             full = os.path.join(folder, name)
             with contextlib.suppress(FileNotFoundError):  # a link to nothing is no image
-                state = os.stat(full)
-                if stat.S_ISREG(state.st_mode):  # reading a pipe would wait for ever
-                    yield Entry(name, full, "file", "", 0, state.st_size, state.st_mtime_ns)
+                status = os.stat(full)
+                if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                    yield _file_entry(full, storage.local_state(status))
 
 
-def _list_remote(url: str) -> Iterator[Entry]:
-    files = storage.find_files(url)
-    if [file.url for file in files] == [url] and not _is_image(url):
-        raise UsageError(f"`images={url}`: {_unknown_kind(url)}")
-    for file in files:
-        if _is_image(file.url):
-            yield Entry(base_name(name_of(file.url)), file.url, "file", "", 0, file.num_bytes, file.mtime_ns)
+def _below(root: str, path: str) -> str:
+    """The part of a path below the folder, or behind the fixed part of a pattern, that the user named."""
+    if path == root:
+        return ""
+    fixed = _bare(root)
+    while any(mark in fixed for mark in "*?["):
+        fixed = fixed.rpartition("/")[0]
+    below = _bare(path)
+    return below.removeprefix(fixed) if below.startswith(fixed) else base_name(path)
 
 
-def _is_image(name: str) -> bool:
-    base = base_name(name_of(name))
-    return base.lower().endswith(IMAGE_ENDINGS) and not base.startswith(".")
+def _bare(path: str) -> str:
+    """A path or URL without its signature and what fsspec may write in another way."""
+    return name_of(path).rpartition("://")[2].strip("/")
 
 
-def _stem(name: str) -> str:
-    return name.rsplit(".", 1)[0]
+def _is_image(path: str) -> bool:
+    """Tells by its path below what the user named whether a file may be an image."""
+    return has_image_ending(path) and not is_litter(path)
 
 
-def _unknown_kind(path: str) -> str:
+def _unknown_kind() -> str:
     return f"expected a folder, one of {', '.join(ARCHIVE_ENDINGS)}, or an image ({', '.join(IMAGE_ENDINGS)})"
 
 
-def _nothing_found(path: str) -> str:
-    """Says why a path that is there gave no image, and what to do."""
-    archives = []
-    if not storage.is_url(path) and os.path.isdir(path):
-        archives = sorted(name for name in os.listdir(path) if archive_kind(name))
-    if archives:
-        first = os.path.join(path, archives[0])
-        return f"holds no image but {len(archives)} archives; name them: `images={first}` ..."
-    return f"holds no image ({', '.join(IMAGE_ENDINGS)})"
+_NO_IMAGE = f"holds no image ({', '.join(IMAGE_ENDINGS)})"
+
+
+def _nothing_found(folder: str) -> str:
+    """Says why a folder that is there gave no image, and what to do."""
+    if storage.is_url(folder):
+        names = [file.url for file in storage.find_files(folder)]
+    else:
+        names = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    if archives := [name for name in names if _is_archive(_below(folder, name))]:
+        return f"holds no image but {_count(archives)}; name them: `images={archives[0]}` ..."
+    return _NO_IMAGE
+
+
+def _archives_inside(path: str, kind: str) -> str:
+    """Says that an archive holds archives, as a cloud's "download all" makes it; "" where it does not."""
+    inside = [member.name for member in list_members(path, kind, _is_archive, "").members]
+    if not inside:
+        return ""
+    return (
+        f"holds no image but {_count(inside)}, which are not read inside another; unpack it, then name them: "
+        f"`images={inside[0]}` ..."
+    )
+
+
+def _is_archive(path: str) -> bool:
+    return named_kind(path) is not None and not is_litter(path)
+
+
+def _count(archives: Sequence[str]) -> str:
+    return f"{len(archives):,} archive{'s' * (len(archives) > 1)}"

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import datetime
+import email.utils
 import errno
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -238,28 +240,6 @@ def _check_regular(descriptor: int, path: str) -> None:
         raise NoFileError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a file")
 
 
-def identity(path: str) -> object:
-    """Returns what changes when a file is written anew, whatever it then holds.
-
-    None where it is missing, or its storage does not tell more than a size.
-    """
-    if is_url(path):
-        filesystem, name = _filesystem(path)
-        with _said_clearly(path):
-            try:
-                info = filesystem.info(name)
-            except FileNotFoundError:
-                return None
-        told = tuple(str(info[key]) for key in ("ETag", "etag", "generation", "md5") if info.get(key))
-        told += (str(time),) if (time := _mtime_ns(info)) else ()
-        return (*told, info.get("size")) if told else None
-    try:
-        status = local_path(path).stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def check_parts(path: str) -> None:
     """Makes sure that any part of a file can be read, as an archive needs.
 
@@ -277,6 +257,15 @@ def check_parts(path: str) -> None:
                 ) from None
 
 
+def file_sha256(path: str) -> str:
+    """Returns the sha256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open_read(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def file_size(path: str) -> int:
     """Returns a file's size in bytes."""
     if is_url(path):
@@ -286,21 +275,58 @@ def file_size(path: str) -> int:
     return local_path(path).stat().st_size
 
 
-def mtime_ns(path: str) -> int:
-    """Returns when a file was changed last, in ns since 1970; 0 where its storage does not say."""
+class FileState(NamedTuple):
+    """What a storage tells of a file without reading it.
+
+    Attributes:
+        num_bytes: its size; 0 where unknown.
+        mtime_ns: when it was changed last, in ns since 1970; 0 where unknown.
+        version: another text whenever its bytes are others; "" where nothing of the kind is told, and only
+            reading the file tells whether it changed. (Sizes and times of change can be set back. Local: also
+            the time of change of the inode, which cannot, and its number, as two files of two folders that
+            change names may have all else in common.)
+    """
+
+    num_bytes: int
+    mtime_ns: int
+    version: str
+
+
+def file_state(path: str) -> FileState:
+    """Returns what the storage of a file tells of it; links are followed.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     if is_url(path):
         filesystem, name = _filesystem(path)
         with _said_clearly(path):
-            return _mtime_ns(filesystem.info(name))
-    return local_path(path).stat().st_mtime_ns
+            return _remote_state(filesystem.info(name))
+    return local_state(os.stat(local_path(path)))
+
+
+def identity(path: str) -> str | None:
+    """Returns what changes when a file is written anew: its `FileState.version`.
+
+    None where it is missing, or its storage does not tell such a thing.
+    """
+    try:
+        return file_state(path).version or None
+    except OSError:
+        return None
+
+
+def local_state(status: os.stat_result) -> FileState:
+    """Returns the state of a local file from `os.stat` or `os.fstat`."""
+    times = f"{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
+    return FileState(status.st_size, status.st_mtime_ns, f"{status.st_size}-{times}")
 
 
 class RemoteFile(NamedTuple):
-    """A file in remote storage: its URL, size in bytes (0 where unknown), and `mtime_ns`."""
+    """A file in remote storage."""
 
     url: str
-    num_bytes: int
-    mtime_ns: int
+    state: FileState
 
 
 def find_files(url: str) -> list[RemoteFile]:
@@ -310,7 +336,7 @@ def find_files(url: str) -> list[RemoteFile]:
         is_file = filesystem.isfile(root)
         files = {root: filesystem.info(root)} if is_file else filesystem.find(root, detail=True)
     return [
-        RemoteFile(filesystem.unstrip_protocol(name), int(info.get("size") or 0), _mtime_ns(info))
+        RemoteFile(filesystem.unstrip_protocol(name), _remote_state(info))
         for name, info in sorted(files.items())
     ]
 
@@ -565,15 +591,44 @@ def _exists(filesystem: fsspec.AbstractFileSystem, name: str) -> bool:
     return True
 
 
-def _mtime_ns(info: Mapping[str, Any]) -> int:
-    """The time of change from fsspec's listing, whose key differs by storage; 0 where there is none."""
-    for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
-        value = info.get(key)
-        if isinstance(value, datetime.datetime):
-            value = value.timestamp()
-        if isinstance(value, int | float):
-            return int(value * 1e9)
-    return 0
+# Under these keys fsspec's storages tell what of a file changes with its bytes, the surest first, and when it
+# was changed.
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "Content-MD5", "Digest", "sha")
+_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
+
+
+def _remote_state(info: Mapping[str, Any]) -> FileState:
+    """The state of a file from fsspec's listing, whose keys differ by storage.
+
+    One key is taken: the same storage tells others in a listing than of a single file.
+    """
+    size = int(info.get("size") or 0)
+    time = next((info[key] for key in _TIMES if info.get(key)), None)
+    told = str(next((info[key] for key in _VERSIONS if info.get(key)), time or "")).strip('"')
+    return FileState(size, _ns(time), told and f"{size}-{told}")
+
+
+def opened_version(file: BinaryIO) -> str:
+    """Returns the `FileState.version` of a file that `open_read` has opened, "" where it is not told."""
+    details = getattr(file, "details", None)  # of most of fsspec's
+    if isinstance(details, Mapping):
+        return _remote_state(details).version
+    try:
+        return local_state(os.fstat(file.fileno())).version
+    except (OSError, AttributeError):
+        return ""
+
+
+def _ns(time: object) -> int:
+    """A time in ns since 1970; 0 where it is of no kind that we know."""
+    if isinstance(time, str):  # of a web server
+        try:
+            time = email.utils.parsedate_to_datetime(time)
+        except ValueError:
+            return 0
+    if isinstance(time, datetime.datetime):
+        time = time.timestamp()
+    return int(time * 1e9) if isinstance(time, int | float) else 0
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,17 +1,20 @@
 """The image store: every source image decoded once, kept at one size, found again by what it was.
 
-A unit is a TFRecord file of decoded images and a Parquet index of them, written after it. An image is
-known by its signature (bytes and time of change of its file); where only the time differs, its bytes
-are read and hashed, and not decoded again when they are the same.
+A unit is a TFRecord file of decoded images, a Parquet index of them, and last the index's sha256: an index
+that does not match it is none. An image is known by its signature (path, size and version of its file); where
+that differs, its bytes are read and hashed, and not decoded again when they are the same.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -24,17 +27,29 @@ import pyarrow.parquet as pq
 from cxr_records import locks, storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import example_parts
-from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
-from cxr_records.parquet import read_parquet
+from cxr_records.images import ImageDecodeError, ImageFormat, decode_image, decoder_version
+from cxr_records.names import is_litter
+from cxr_records.parquet import WorkFile, read_parquet, read_work, write_work
 from cxr_records.sources import Entry, SourceReader, SourceReadError
 from cxr_records.tfrecord import frame_parts
+from cxr_records.urls import unsigned
 
-STORE_VERSION = 1
+STORE_VERSION = 2  # raised whenever a unit of before may not be used any more
 STORE_FILE = "store.json"
 LOCK_FILE = ".lock"
 ARCHIVE_FOLDER = ".archives"  # restart points and member lists of .tar.gz sources
 UNITS = 32  # that a small set is cut into, so that workers share it evenly
 UNIT_IMAGES = (16, 512)  # fewest and most images in a unit; a killed worker loses at most one unit
+
+UNIT_ENDINGS = (".tfrecord", ".parquet", ".sha256")  # in the order in which they are written
+_UNIT_PREFIX = (
+    f"v{STORE_VERSION}-"  # of a unit's name, so that those of other versions are never taken for ours
+)
+_READERS = 16  # indexes read at once: far away each takes a round trip
+_FEW, _MOST = (
+    0.01,
+    0.99,
+)  # shares of the pixels up to `grey_low` and up to `grey_high`
 
 OK, SAME, REJECTED, UNREADABLE = "ok", "same", "rejected", "unreadable"
 _RANK = {OK: 0, SAME: 1, REJECTED: 2, UNREADABLE: 3}
@@ -54,8 +69,13 @@ _INDEX_COLUMNS: dict[str, pa.DataType] = {
     "offset": pa.int64(),
     "length": pa.int64(),
     "crc32c": pa.int64(),
+    # Of the stored pixels, before their codec.
+    "pixel_sha256": pa.string(),
     "pixel_sum": pa.int64(),
     "pixel_sum_squares": pa.int64(),
+    "grey_low": pa.int32(),  # between these two lie 98 of 100 pixels
+    "grey_high": pa.int32(),
+    "decoder": pa.string(),  # what decoded or rejected it: images.decoder_version()
     "status": pa.string(),  # ok; same: an image of these bytes is in the store; rejected; unreadable
     "reason": pa.string(),
 }
@@ -65,13 +85,14 @@ _WORK_COLUMNS: dict[str, pa.DataType] = {
     "signature": pa.string(),
     "known": pa.list_(pa.string()),
     "name": pa.string(),
-    "source": pa.string(),  # without credentials
+    "source": pa.binary(),  # without credentials; names of files need be no UTF-8
     "hidden": pa.int64(),  # its place in UnitSpec.hidden_sources; -1 where it has none
     "kind": pa.string(),
     "member": pa.string(),
     "offset": pa.int64(),
     "num_bytes": pa.int64(),
     "mtime_ns": pa.int64(),
+    "version": pa.string(),
 }
 _WORK_SCHEMA = pa.schema(_WORK_COLUMNS)
 
@@ -91,9 +112,9 @@ class UnitSpec:
 
     Attributes:
         store: folder or URL of the store.
-        name: digest of the unit's images.
+        name: version of the store and digest of the unit's images.
         num_images: how many images it covers.
-        work: Parquet file with the entries to read.
+        work: the work file, with the entries to read.
         row_group: which part of the work file is this unit's.
         image_format: size, codec and filter of the store.
         hidden_sources: URLs with credentials, which are in no file.
@@ -102,7 +123,7 @@ class UnitSpec:
     store: str
     name: str
     num_images: int
-    work: str
+    work: WorkFile
     row_group: int
     image_format: ImageFormat
     hidden_sources: tuple[str, ...] = ()
@@ -110,20 +131,32 @@ class UnitSpec:
     @property
     def records_path(self) -> str:
         """The TFRecord file."""
-        return storage.join(self.store, f"unit-{self.name}.tfrecord")
+        return _unit_path(self.store, self.name, ".tfrecord")
 
     @property
     def index_path(self) -> str:
-        """The Parquet index, whose presence says that the unit is whole."""
-        return storage.join(self.store, f"unit-{self.name}.parquet")
+        """The Parquet index."""
+        return _unit_path(self.store, self.name, ".parquet")
+
+    @property
+    def checksum_path(self) -> str:
+        """The index's checksum, whose presence says that the unit is whole."""
+        return _unit_path(self.store, self.name, ".sha256")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageStore:
-    """A folder of units, all of one image format. Make it with `open_store`."""
+    """A folder of units, all of one image format. Make it with `open_store`.
+
+    Attributes:
+        path: folder or URL.
+        image_format: of its images.
+        version: what its marker says; units of a version before ours are not read.
+    """
 
     path: str
     image_format: ImageFormat
+    version: int = STORE_VERSION
 
     @property
     def archive_folder(self) -> str:
@@ -136,42 +169,115 @@ class ImageStore:
 
     def read_index(self) -> pd.DataFrame:
         """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""
-        names = set(storage.list_names(self.path))
+        units = sorted(_whole_units(storage.list_names(self.path)))
         tables = []
-        for name in sorted(names):
-            if not (name.startswith("unit-") and name.endswith(".parquet")):
-                continue
-            unit = name.removeprefix("unit-").removesuffix(".parquet")
-            if f"unit-{unit}.tfrecord" not in names:
-                continue  # someone removed the images: decode them again
-            path = storage.join(self.path, name)
-            try:
-                table = read_parquet(storage.read_bytes(path))
-                table = table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-            except (pa.ArrowException, OSError, KeyError) as error:
-                reason = " ".join(str(error).split())
-                raise CxrError(
-                    f"{path}: cannot be read ({reason}); delete it, its images are decoded again"
-                ) from None
-            tables.append(table.append_column("unit", pa.array([unit] * len(table), pa.string())))
+        with ThreadPoolExecutor(_READERS) as pool:
+            for unit, table in zip(units, pool.map(self._read_unit, units), strict=True):
+                if table is not None:
+                    tables.append(table.append_column("unit", pa.array([unit] * len(table), pa.string())))
         empty = INDEX_SCHEMA.append(pa.field("unit", pa.string())).empty_table()
         return pa.concat_tables([empty, *tables]).to_pandas()
 
+    def _read_unit(self, unit: str) -> pa.Table | None:
+        """The index of a unit; None where it is not as it was written."""
+        index, told = (_unit_path(self.path, unit, ending) for ending in (".parquet", ".sha256"))
+        try:
+            data = storage.read_bytes(index)
+            if storage.read_bytes(told) != _checksum_line(data, index):
+                return None
+        except FileNotFoundError:  # a command that cleans has removed it
+            return None
+        return read_parquet(data).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+
     def clean(self) -> None:
-        """Removes what killed workers left: temporary files, work files, records or an index alone.
+        """Removes what killed workers left: temporary files, work files, parts of a unit.
 
         Call it with the lock held.
         """
         storage.remove_temporary(self.path)
-        names = set(storage.list_names(self.path))
+        names = storage.list_names(self.path)
+        whole = _whole_units(names)
         for name in names:
-            unit, ending = os.path.splitext(name)
-            other = {".tfrecord": ".parquet", ".parquet": ".tfrecord"}.get(ending)
-            orphan = name.startswith("unit-") and other and unit + other not in names
-            if orphan or name.startswith(".work-"):
+            unit = _unit_of(name)
+            if name.startswith(".work-") or (
+                unit is not None and unit.startswith(_UNIT_PREFIX) and unit not in whole
+            ):
                 storage.remove(storage.join(self.path, name))
         if ARCHIVE_FOLDER in names:
             storage.remove_temporary(self.archive_folder)
+
+    def remove_damaged(self) -> list[str]:
+        """Removes units whose index is not as it was written, so that their images are decoded again.
+
+        Call it with the lock held.
+
+        Returns:
+            The paths of these indexes.
+        """
+        units = sorted(_whole_units(storage.list_names(self.path)))
+        with ThreadPoolExecutor(_READERS) as pool:
+            damaged = [
+                unit
+                for unit, table in zip(units, pool.map(self._read_unit, units), strict=True)
+                if table is None
+            ]
+        for unit in damaged:
+            for ending in reversed(UNIT_ENDINGS):
+                storage.remove(_unit_path(self.path, unit, ending))
+        return [_unit_path(self.path, unit, ".parquet") for unit in damaged]
+
+    def upgrade(self) -> None:
+        """Makes a store of a version before ours one of ours; its units stay, and are read no more.
+
+        Call it with the lock held.
+        """
+        if self.version != STORE_VERSION:
+            marker = _marker(self.image_format)
+            storage.write_bytes(storage.join(self.path, STORE_FILE), marker)
+
+    def has_outdated(self) -> bool:
+        """Tells whether there are units of a version before ours."""
+        return bool(_outdated_units(storage.list_names(self.path)))
+
+    def count_outdated(self) -> int:
+        """Returns how many images are in units of a version before ours."""
+        units = _outdated_units(storage.list_names(self.path))
+        return len(set().union(*(self._images_of_outdated(unit) for unit in units)))
+
+    def remove_outdated(self, index: pd.DataFrame) -> int:
+        """Removes units of a version before ours of which every image has been decoded, or rejected, anew.
+
+        Call it with the lock held.
+
+        Args:
+            index: of the store as it is now.
+
+        Returns:
+            How many images are in those that stay, because their files were not at hand.
+        """
+        settled = set(index.image_id[index.status != UNREADABLE])
+        kept: set[str] = set()
+        for unit in sorted(_outdated_units(storage.list_names(self.path))):
+            images = self._images_of_outdated(unit)
+            if images <= settled:
+                for ending in reversed(UNIT_ENDINGS):
+                    storage.remove(_unit_path(self.path, unit, ending))
+            else:
+                kept |= images
+        return len(kept)
+
+    def _images_of_outdated(self, unit: str) -> set[str]:
+        """The images that a unit of a version before ours holds; none where its index is damaged."""
+        path = _unit_path(self.path, unit, ".parquet")
+        if not storage.exists(path):
+            return set()
+        data = storage.read_bytes(path)
+        try:
+            columns = read_parquet(data).select(["image_id", "status"]).to_pydict()
+        except (pa.ArrowException, OSError, KeyError):
+            return set()
+        pairs = zip(columns["image_id"], columns["status"], strict=True)
+        return {image_id for image_id, status in pairs if status == OK}
 
     def plan_units(
         self, pending: Mapping[str, Sequence[Entry]], index: pd.DataFrame, num_images: int | None = None
@@ -197,20 +303,21 @@ class ImageStore:
         taken = set(index.unit)
         names = [_unit_name(self.image_format, cut, taken) for cut in cuts]
         hidden = [_hidden_sources(cut) for cut in cuts]
-        work = storage.join(self.path, f".work-{names[0]}.parquet")
-        with storage.atomic_file(work) as file, pq.ParquetWriter(file, _WORK_SCHEMA) as writer:
-            for cut, unsaid in zip(cuts, hidden, strict=True):
-                rows = [
-                    {"image_id": image_id, "signature": signature(entries), "known": known.get(image_id, [])}
-                    | entry._asdict()
-                    | {
-                        "source": storage.redacted(entry.source),
-                        "hidden": unsaid.index(entry.source) if entry.source in unsaid else -1,
-                    }
-                    for image_id, entries in cut
-                    for entry in entries
-                ]
-                writer.write_table(pa.Table.from_pylist(rows, _WORK_SCHEMA), row_group_size=len(rows))
+
+        def rows(cut: Sequence[tuple[str, Sequence[Entry]]], unsaid: Sequence[str]) -> list[dict[str, Any]]:
+            return [
+                {"image_id": image_id, "signature": signature(entries), "known": known.get(image_id, [])}
+                | {
+                    **entry._asdict(),
+                    "source": os.fsencode(storage.redacted(entry.source)),
+                    "hidden": unsaid.index(entry.source) if entry.source in unsaid else -1,
+                }
+                for image_id, entries in cut
+                for entry in entries
+            ]
+
+        tables = (pa.Table.from_pylist(rows(*each), _WORK_SCHEMA) for each in zip(cuts, hidden, strict=True))
+        work = write_work(storage.join(self.path, f".work-{names[0]}.parquet"), _WORK_SCHEMA, tables)
         return [
             UnitSpec(self.path, name, len(cut), work, place, self.image_format, unsaid)
             for place, (name, cut, unsaid) in enumerate(zip(names, cuts, hidden, strict=True))
@@ -232,17 +339,22 @@ def open_store(path: str, image_format: ImageFormat, create: bool = True) -> Ima
         UsageError: the folder holds something else, or images of another size, codec or filter.
     """
     marker_path = storage.join(path, STORE_FILE)
-    wanted = {"version": STORE_VERSION, **dataclasses.asdict(image_format)}
     if storage.exists(marker_path):
         marker = _read_marker(marker_path)
-        if marker != wanted:
+        version = marker["version"]
+        if version > STORE_VERSION:
+            raise UsageError(
+                f"`store={path}` holds {_describe(marker)} of store version {version}, later than the "
+                f"{STORE_VERSION} known here; use another `store`, or a newer cxr_records"
+            )
+        wanted = dataclasses.asdict(image_format)
+        if any(marker[name] != value for name, value in wanted.items()):
             raise UsageError(
                 f"`store={path}` holds {_describe(marker)}, asked for {_describe(wanted)}; "
                 "use another `store`, or the same `size`, `codec` and `resample`"
             )
-        return ImageStore(path, image_format)
-    strangers = [name for name in storage.list_names(path) if name not in (ARCHIVE_FOLDER, LOCK_FILE)]
-    strangers = [name for name in strangers if not name.startswith(f".{STORE_FILE}.tmp-")]
+        return ImageStore(path, image_format, version)
+    strangers = [name for name in storage.list_names(path) if not is_litter(name)]
     if strangers:
         raise UsageError(
             f"`store={path}` is not empty and no image store (it holds {strangers[0]}); name another"
@@ -250,28 +362,39 @@ def open_store(path: str, image_format: ImageFormat, create: bool = True) -> Ima
     if not create:
         return None
     storage.make_folder(path)
-    storage.write_bytes(marker_path, (json.dumps(wanted, indent=1) + "\n").encode())
+    storage.write_bytes(marker_path, _marker(image_format))
     return ImageStore(path, image_format)
 
 
 def signature(entries: Iterable[Entry]) -> str:
-    """Returns what identifies the files of one image without reading them: sizes and times of change."""
-    return "+".join(sorted(f"{entry.num_bytes}@{entry.mtime_ns}" for entry in entries))
+    """Returns what identifies the files of one image without reading them: where they are, size and version.
+
+    Two sets of images have names in common, and may have sizes and times of change in common.
+    """
+    files = sorted(
+        (unsigned(entry.source), entry.member, entry.offset, entry.num_bytes, entry.version)
+        for entry in entries
+    )
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:32]
 
 
 def locate(index: pd.DataFrame, signatures: Mapping[str, str]) -> pd.DataFrame:
     """Finds the images with these signatures in an index.
 
     Returns:
-        A table by image_id of those that are settled (decoded or rejected), with unit, offset, length,
-        crc32c, sha256, sizes, sums, status ("ok" or "rejected") and reason. Who is not in it must be decoded.
+        A table by image_id of those that are settled (decoded, or rejected by the decoder that is here now),
+        with unit, offset, length, crc32c, sha256, sizes, what is known of the pixels, status ("ok" or
+        "rejected") and reason. Who is not in it must be decoded.
     """
     wanted = pd.DataFrame(
         {"image_id": list(signatures), "signature": list(signatures.values())}, dtype=object
     )
     ranked = index.assign(rank=index.status.map(_RANK)).sort_values(["rank", "unit"], kind="stable")
     records = ranked[ranked.status == OK].drop_duplicates(["image_id", "sha256"])
-    rows = ranked[ranked.status != UNREADABLE].merge(wanted, on=["image_id", "signature"])
+    # What one decoder rejected, another may be able to read.
+    unsettled = (ranked.status == REJECTED) & (ranked.decoder != decoder_version())
+    unsettled |= ranked.status == UNREADABLE
+    rows = ranked[~unsettled].merge(wanted, on=["image_id", "signature"])
     rows = rows.drop_duplicates("image_id")
     rejected = rows[rows.status == REJECTED]
     by_content = rows.loc[rows.status != REJECTED, ["image_id", "sha256"]]
@@ -280,17 +403,16 @@ def locate(index: pd.DataFrame, signatures: Mapping[str, str]) -> pd.DataFrame:
 
 
 def write_unit(spec: UnitSpec) -> None:
-    """Decodes one unit: records, then its index. Done already, or done twice, changes nothing.
+    """Decodes one unit: records, their index, its checksum. Done already, or done twice, changes nothing.
 
     An image that cannot be decoded has a row with its reason and no record; the others are unaffected.
     """
-    if storage.exists(spec.index_path) and storage.exists(spec.records_path):
+    if all(map(storage.exists, (spec.checksum_path, spec.index_path, spec.records_path))):
         return
-    with storage.open_read(spec.work) as file:
-        work = pq.ParquetFile(file).read_row_group(spec.row_group).to_pylist()
+    work = read_work(spec.work, spec.row_group)
     for row in work:
         if row["hidden"] >= 0:
-            row["source"] = spec.hidden_sources[row["hidden"]]
+            row["source"] = os.fsencode(spec.hidden_sources[row["hidden"]])
     index_folder = storage.join(spec.store, ARCHIVE_FOLDER)
     rows = []
     reader = _reader(index_folder)
@@ -306,8 +428,10 @@ def write_unit(spec: UnitSpec) -> None:
                 records.writelines((head, *parts))
                 offset += len(head) + sum(map(len, parts))
             rows.append(row)
-    with storage.atomic_file(spec.index_path) as file:
-        pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), file)
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), out)
+    storage.write_bytes(spec.index_path, out.getvalue())
+    storage.write_bytes(spec.checksum_path, _checksum_line(out.getvalue(), spec.index_path))
 
 
 def fetch_images(store: str, places: Sequence[Place]) -> list[bytes]:
@@ -316,7 +440,7 @@ def fetch_images(store: str, places: Sequence[Place]) -> list[bytes]:
     Raises:
         CxrError: an image is damaged; the message names the file and what to do.
     """
-    paths = [storage.join(store, f"unit-{place.unit}.tfrecord") for place in places]
+    paths = [_unit_path(store, place.unit, ".tfrecord") for place in places]
     ranges = [(path, place.offset, place.length) for path, place in zip(paths, places, strict=True)]
     try:
         images = storage.read_ranges(ranges)
@@ -344,7 +468,8 @@ def _decode_one(
     rows: Sequence[Mapping[str, Any]], reader: SourceReader, image_format: ImageFormat
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Decodes one image from its entries; returns its index row, and pixels where there is a record."""
-    entries = [Entry(**{name: row[name] for name in Entry._fields}) for row in rows]
+    fields = ({name: row[name] for name in Entry._fields} for row in rows)
+    entries = [Entry(**{**values, "source": os.fsdecode(values["source"])}) for values in fields]
     first = entries[0]
     row = {
         "image_id": rows[0]["image_id"],
@@ -355,14 +480,17 @@ def _decode_one(
         "offset": -1,
         "length": 0,
         "crc32c": 0,
+        "decoder": decoder_version(),
         "status": OK,
         "reason": "",
     }
     try:
         data = reader.read(first)
         digest = hashlib.sha256(data).hexdigest()
-        if any(hashlib.sha256(reader.read(other)).hexdigest() != digest for other in entries[1:]):
-            raise ImageDecodeError(f"{len(entries)} files of this name differ in their bytes")
+        for other in entries[1:]:
+            if hashlib.sha256(reader.read(other)).hexdigest() != digest:
+                both = " and ".join(_told_apart(first, other))
+                raise ImageDecodeError(f"{len(entries)} files of this name differ in their bytes: {both}")
         row["sha256"] = digest
         if digest in rows[0]["known"]:
             return row | {"status": SAME}, None
@@ -371,10 +499,29 @@ def _decode_one(
         return row | {"status": UNREADABLE, "reason": str(error)}, None
     except ImageDecodeError as error:
         return row | {"status": REJECTED, "reason": str(error)}, None
-    wide = image.pixels.astype(np.int64)
     row |= {"width": image.width, "height": image.height, "mode": image.mode}
-    row |= {"pixel_sum": int(wide.sum()), "pixel_sum_squares": int((wide * wide).sum())}
-    return row, image.pixels
+    return row | _pixel_columns(image.pixels), image.pixels
+
+
+def _told_apart(one: Entry, other: Entry) -> tuple[str, str]:
+    """Two entries for people; an archive may hold a name twice."""
+    if one.label != other.label:
+        return one.label, other.label
+    return f"{one.label} at byte {one.offset:,}", f"at byte {other.offset:,}"
+
+
+def _pixel_columns(pixels: np.ndarray) -> dict[str, str | int]:
+    """What the index tells of uint8 pixels [size, size]."""
+    count = np.bincount(pixels.ravel(), minlength=256)
+    level, darker = np.arange(256), np.cumsum(count)
+    low, high = np.searchsorted(darker, (_FEW * pixels.size, _MOST * pixels.size))
+    return {
+        "pixel_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
+        "pixel_sum": int(count @ level),
+        "pixel_sum_squares": int(count @ level**2),
+        "grey_low": int(low),
+        "grey_high": int(high),
+    }
 
 
 def _hidden_sources(cut: Sequence[tuple[str, Sequence[Entry]]]) -> tuple[str, ...]:
@@ -390,22 +537,64 @@ def _reading_order(entry: Entry) -> tuple[bool, str, int, str]:
 def _unit_name(image_format: ImageFormat, cut: Sequence[tuple[str, Sequence[Entry]]], taken: Set[str]) -> str:
     """Names a unit after its images; a unit that is there already did not settle them, so not like it."""
     text = "\n".join([repr(image_format), *(f"{image_id} {signature(entries)}" for image_id, entries in cut)])
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    while name in taken:
-        name = hashlib.sha256(name.encode()).hexdigest()[:16]
+    name = ""
+    while not name or name in taken:
+        text = hashlib.sha256(text.encode()).hexdigest()
+        name = _UNIT_PREFIX + text[:16]
     return name
+
+
+def _unit_path(store: str, unit: str, ending: str) -> str:
+    return storage.join(store, f"unit-{unit}{ending}")
+
+
+def _unit_of(name: str) -> str | None:
+    """The unit to which a file belongs, None where it belongs to none."""
+    unit, ending = os.path.splitext(name)
+    return unit.removeprefix("unit-") if unit.startswith("unit-") and ending in UNIT_ENDINGS else None
+
+
+def _whole_units(names: Iterable[str]) -> set[str]:
+    """The units of our version of which every file is there."""
+    count = collections.Counter(map(_unit_of, names))
+    return {
+        unit
+        for unit, files in count.items()
+        if unit is not None and unit.startswith(_UNIT_PREFIX) and files == len(UNIT_ENDINGS)
+    }
+
+
+def _outdated_units(names: Iterable[str]) -> set[str]:
+    """The units of versions before ours; the names of the first one's have no version."""
+    return {unit for unit in map(_unit_of, names) if unit and not unit.startswith(_UNIT_PREFIX)}
+
+
+def _checksum_line(data: bytes, path: str) -> bytes:
+    """What `sha256sum` prints of a file, and `sha256sum -c` checks."""
+    return f"{hashlib.sha256(data).hexdigest()}  {path.rsplit('/', 1)[-1]}\n".encode()
+
+
+def _marker(image_format: ImageFormat) -> bytes:
+    content = {"version": STORE_VERSION, **dataclasses.asdict(image_format)}
+    return (json.dumps({**content, "checksum": _marker_checksum(content)}, indent=1) + "\n").encode()
+
+
+def _marker_checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_marker(path: str) -> dict[str, Any]:
     try:
         marker: dict[str, Any] = json.loads(storage.read_bytes(path))
-        _describe(marker)
-    except (ValueError, KeyError, TypeError):
+        told = marker.pop("checksum", None)  # the first version had none
+        known = {"version", *(field.name for field in dataclasses.fields(ImageFormat))}
+        whole = told == _marker_checksum(marker) if told or marker["version"] != 1 else set(marker) == known
+        if not whole or not known <= set(marker) or not isinstance(marker["version"], int):
+            raise ValueError(path)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path} is damaged; delete the store, or name another with `store`") from None
     return marker
 
 
 def _describe(marker: Mapping[str, Any]) -> str:
-    size, version = marker["size"], marker["version"]
-    other = "" if version == STORE_VERSION else f" of store version {version}"
-    return f"{size}x{size} {marker['codec']} images ({marker['resample']}){other}"
+    return f"{marker['size']}x{marker['size']} {marker['codec']} images ({marker['resample']})"

@@ -15,6 +15,7 @@ import pyarrow as pa
 from cxr_records import storage
 from cxr_records.augment import FUNCTIONS
 from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.duplicates import Picture, find_duplicates, touches_test
 from cxr_records.examples import Feature, decode_example, record_features, record_problems
 from cxr_records.findings import format_findings
 from cxr_records.images import ImageFormat
@@ -22,7 +23,7 @@ from cxr_records.layout import MANIFEST_FILE, RECORDS_FILE, is_shard
 from cxr_records.manifest import DamagedManifestError, FileEntry, ShardEntry
 from cxr_records.names import patients_told
 from cxr_records.record_table import RecordTableError, disagreements, read_record_table
-from cxr_records.splits import TRAIN
+from cxr_records.splits import TEST, TRAIN
 from cxr_records.storage import NoFileError
 from cxr_records.tasks import Task
 from cxr_records.tfrecord import RecordError, read_records, unframe
@@ -72,6 +73,7 @@ class _Record:
     copy: int
     findings: tuple[int, ...]
     label: tuple[int, ...]
+    pixels: str
 
     def problem(self, message: str) -> Problem:
         return Problem(self.shard.path, message, self.number, self.image)
@@ -84,8 +86,8 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
     that there are no other shards; the table of records against the manifest's shards and counts, and each
     patient against the name of the image, where that tells one. Where a shard is damaged, which of its
     records are. With `deep` also every record: both checksums, features, image, label against findings, its
-    row in the table of records, copies in train only and beside their
-    original, no patient in two splits.
+    row in the table of records, copies in train only and beside their original, no patient in two splits, no
+    picture both in test and in another.
 
     Args:
         dataset: an open dataset, or the folder or URL of a finished one.
@@ -250,6 +252,7 @@ def _check_records(dataset: Dataset, shards: Sequence[_Shard], damaged: set[str]
         all_read &= len(records) - whole == told
     problems += _check_labels(task, records)
     problems += _check_relations(records, all_read)
+    problems += _check_pictures(records)
     return problems
 
 
@@ -265,9 +268,9 @@ def _check_record(
         return [Problem(shard.path, str(error), number, name)], None
     if wrong := record_problems(values, features):
         return [Problem(shard.path, text, number, name) for text in wrong], None
-    messages = []
+    messages, pixels = [], ""
     try:
-        image_format.decode(values["image"][0])
+        pixels = hashlib.sha256(image_format.decode(values["image"][0]).tobytes()).hexdigest()
     except ValueError as error:
         messages.append(f"image: {error}")
     image, copy = values["image_id"][0].decode(errors="replace"), values["copy"][0]
@@ -278,7 +281,14 @@ def _check_record(
         expected = "a known function" if copy else "none, as this is an original"
         messages.append(f"augmentation {augmentation!r} of copy {copy}, expected {expected}")
     record = _Record(
-        shard, number, image, values["patient_id"][0], copy, tuple(values["findings"]), tuple(values["label"])
+        shard,
+        number,
+        image,
+        values["patient_id"][0],
+        copy,
+        tuple(values["findings"]),
+        tuple(values["label"]),
+        pixels,
     )
     if row:
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
@@ -354,4 +364,26 @@ def _check_relations(records: Sequence[_Record], all_read: bool) -> list[Problem
         for record in records
         if all_read and record.copy and (record.image, 0) not in seen
     ]
+    return problems
+
+
+def _check_pictures(records: Sequence[_Record]) -> list[Problem]:
+    """No image of the test split that another split holds too: a model would be tested on what it has seen.
+
+    Pictures that two patients of one split have in common are in the manifest.
+    """
+    originals = {record.image: record for record in records if record.copy == 0 and record.pixels}
+    pictures = (
+        Picture(record.image, record.shard.split, record.patient, "", record.pixels)
+        for record in originals.values()
+    )
+    problems = []
+    for group in filter(touches_test, find_duplicates(pictures)):
+        told = list(zip(group.images, group.splits, group.patients, strict=True))
+        image, split, patient = next(one for one in told if one[1] != TEST)
+        problems += [
+            originals[tested].problem(f"the same pixels as {image} of {split}, patient {patient}")
+            for tested, tested_split, _ in told
+            if tested_split == TEST
+        ]
     return problems

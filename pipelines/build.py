@@ -5,6 +5,7 @@ import dataclasses
 import time
 
 from cxr_records import locks, storage
+from cxr_records.duplicates import duplicates_warning
 from cxr_records.errors import CxrError
 from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_out_csv
 from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE, MANIFEST_FILE
@@ -22,6 +23,7 @@ from cxr_records.planning import (
     make_plan,
     write_plan,
 )
+from cxr_records.progress import say
 from cxr_records.shards import ShardInfo, read_shard_info, write_shard
 from cxr_records.splits import Splits
 from cxr_records.store import REJECTED
@@ -52,6 +54,12 @@ class BuildResult:
         """The dataset's id: the same for the same content, wherever it was built."""
         return self.manifest.id
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd in the sources, the store and the images."""
+        duplicates = self.manifest.duplicates
+        return (*self.decoded.warnings, *([duplicates_warning(duplicates)] if duplicates else []))
+
 
 def build_dataset(request: BuildRequest) -> BuildResult:
     """Builds a dataset, or finishes it, or brings it up to date; what is there already is not done again.
@@ -75,7 +83,7 @@ def build_dataset(request: BuildRequest) -> BuildResult:
         plan = make_plan(metadata, splits, request.config, decoded.images)
         specs = write_plan(plan, build_folder, request.store_path, request.out)
         pending = [spec for spec in specs if read_shard_info(spec) is None]
-        clear_stale(request.out, specs, will_change=bool(pending))
+        clear_stale(request.out, specs, pending)
         clock.lap("plan")
         if pending:
             share = sum(spec.num_records for spec in pending) / len(plan.records)
@@ -89,6 +97,8 @@ def build_dataset(request: BuildRequest) -> BuildResult:
         except CxrError:  # what another build is writing must not pass for finished
             storage.remove(storage.join(request.out, MANIFEST_FILE))
             raise
+        if manifest.duplicates:
+            say(f"warning: {duplicates_warning(manifest.duplicates)}")
         clock.lap("write")
     return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
 

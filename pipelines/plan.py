@@ -5,7 +5,13 @@ import dataclasses
 import pandas as pd
 
 from cxr_records.metadata import Metadata, read_metadata
-from cxr_records.pipelines.decode import ImagesAtHand, find_images, seconds_per_decode
+from cxr_records.pipelines.decode import (
+    ImagesAtHand,
+    find_images,
+    grey_warnings,
+    outdated_warnings,
+    seconds_per_decode,
+)
 from cxr_records.pipelines.request import BuildRequest
 from cxr_records.planning import SECONDS_PER_DECODE, Plan, estimate, make_plan
 from cxr_records.progress import warn
@@ -23,6 +29,7 @@ class PlanResult:
         at_hand: what the sources hold; None where no sources were given.
         to_decode: images that are not in the store yet.
         size: `dataset_bytes`, `store_bytes`, `decode_seconds` and `write_seconds`, estimated.
+        warnings: what was odd in the sources, the store and the images in it.
     """
 
     request: BuildRequest
@@ -30,6 +37,7 @@ class PlanResult:
     at_hand: ImagesAtHand | None
     to_decode: int
     size: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 def plan_dataset(request: BuildRequest) -> PlanResult:
@@ -39,13 +47,13 @@ def plan_dataset(request: BuildRequest) -> PlanResult:
         CxrError: with one line for the user; its exit_code says of which kind.
     """
     metadata, splits = read_table(request)
+    at_hand, images, to_decode, per_decode = None, None, len(metadata), SECONDS_PER_DECODE
+    warnings: tuple[str, ...] = ()
     if request.images:
-        at_hand, images, to_decode, per_decode = _look(request, metadata)
-    else:
-        at_hand, images, to_decode, per_decode = None, None, len(metadata), SECONDS_PER_DECODE
+        at_hand, images, to_decode, per_decode, warnings = _look(request, metadata)
     plan = make_plan(metadata, splits, request.config, images)
     size = estimate(plan, to_decode, request.engine.workers, per_decode)
-    return PlanResult(request, plan, at_hand, to_decode, size)
+    return PlanResult(request, plan, at_hand, to_decode, size, warnings)
 
 
 def read_table(request: BuildRequest) -> tuple[Metadata, Splits]:
@@ -61,17 +69,23 @@ def read_table(request: BuildRequest) -> tuple[Metadata, Splits]:
     return metadata, splits
 
 
-def _look(request: BuildRequest, metadata: Metadata) -> tuple[ImagesAtHand, pd.DataFrame, int, float]:
-    """What the sources hold, the images as they will be once decoded, how many wait, seconds for each."""
+def _look(
+    request: BuildRequest, metadata: Metadata
+) -> tuple[ImagesAtHand, pd.DataFrame, int, float, tuple[str, ...]]:
+    """What the sources hold, the images as they will be once decoded, how many wait, seconds for each, and
+    what is odd.
+    """
     path, image_format = request.store_path, request.config.image_format
     at_hand = find_images(request.images, metadata, path, request.allow_missing, keep_index=False)
     store = open_store(path, image_format, create=False)
+    warnings = list(at_hand.warnings)
     if store is None:
         pending, known = at_hand.entries, None
     else:
         index = store.read_index()
         pending, known = at_hand.pending(index), locate(index, at_hand.signatures())
+        warnings += warn([*outdated_warnings(store), *grey_warnings(known)])
     hoped = pd.DataFrame({"status": OK, "reason": ""}, index=sorted(pending))
     images = hoped if known is None else pd.concat([known, hoped]).sort_index()
     seconds = seconds_per_decode(at_hand, image_format, path) if pending else SECONDS_PER_DECODE
-    return at_hand, images, len(pending), seconds
+    return at_hand, images, len(pending), seconds, tuple(warnings)

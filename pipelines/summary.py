@@ -15,6 +15,8 @@ from cxr_records.planning import Plan
 from cxr_records.progress import say, warn
 from cxr_records.store import REJECTED
 
+_DETAILS = 20  # reasons that are told; those of a damaged set name the files, and are as many as these
+
 
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """Returns what `plan --json` prints; other tools rely on its keys."""
@@ -40,7 +42,7 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
             "list_sha256": plan.splits.list_digests,
         },
         "official": plan.splits.official,
-        "warnings": [*_warnings(plan), *(at_hand.warnings if at_hand else ())],
+        "warnings": [*_warnings(plan), *result.warnings],
         **{name: round(value, 1) for name, value in result.size.items()},
     }
 
@@ -62,8 +64,9 @@ def build_json(result: BuildResult, out: str) -> dict[str, Any]:
         "max_ir": manifest["max_ir"],
         "shards": len(result.plan.shards),
         "decoded": result.decoded.decoded,
+        "duplicates": len(manifest.get("duplicates", [])),
+        "warnings": [*_warnings(result.plan), *result.warnings],
         "seconds": result.seconds,
-        "warnings": [*_warnings(result.plan), *result.decoded.warnings],
     }
 
 
@@ -144,7 +147,8 @@ def _tell_left_out(plan: Plan) -> None:
     if not len(plan.left_out):
         return
     click.echo(f"left out: {len(plan.left_out):,} of {len(plan.metadata):,} images in the table")
-    for (reason, detail), rows in plan.left_out.groupby(["reason", "detail"]):
+    groups = list(plan.left_out.groupby(["reason", "detail"]))
+    for (reason, detail), rows in groups[:_DETAILS]:
         if reason == "missing":
             click.echo(f"  {_missing(len(rows))}")
         elif reason == REJECTED:
@@ -152,6 +156,8 @@ def _tell_left_out(plan: Plan) -> None:
             click.echo(f"  rejected: {rows['image_id'].iloc[0]}{more}: {detail}")
         else:
             click.echo(f"  {reason}: {len(rows):,} images{f' ({detail})' if detail else ''}")
+    if rest := sum(len(rows) for _, rows in groups[_DETAILS:]):
+        click.echo(f"  and {rest:,} more for {len(groups) - _DETAILS:,} other reasons")
 
 
 def _describe(copies: sampling.CopyRule) -> str:

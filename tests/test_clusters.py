@@ -239,7 +239,7 @@ def test_real_images_on_a_cluster_have_the_bytes_of_the_local_engine(nih, dask, 
     process = subprocess.Popen(
         [*words, *out("dask"), *engine], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not list((tmp_path / "dask" / "store").glob("unit-*.parquet")) and process.poll() is None:
+    while not list((tmp_path / "dask" / "store").glob("unit-*.sha256")) and process.poll() is None:
         time.sleep(0.02)
     workers[0].kill()
     printed, said = process.communicate(timeout=200)

@@ -66,7 +66,7 @@ def undisturbed(large_set, tmp_path_factory) -> dict[str, bytes]:
 
 
 def units(work: Path) -> int:
-    return len(list((work / "store").glob("unit-*.parquet")))
+    return len(list((work / "store").glob("unit-*.sha256")))
 
 
 def start(
@@ -162,7 +162,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(large_set, tmp_path,
         process.communicate()
         wait_until_gone(below)
         kills += 1
-        now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("unit-*.parquet")}
+        now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("unit-*.sha256")}
         assert before.items() <= now.items()
         before = now
     out, err = process.communicate(timeout=120)

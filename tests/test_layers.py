@@ -16,7 +16,7 @@ ORDER = [
     "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling",
     "decoding", "png", "jpeg", "dicom", "images", "config",
-    "manifest_schema", "manifest", "record_table", "dataset", "cache", "tfio", "reader",
+    "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
     "cli", "bench", "demo", "__main__",

@@ -219,6 +219,12 @@ def test_a_folder_with_something_else_in_it_is_refused_and_untouched(tmp_path):
         make_lookalike(tmp_path / "thesis.txt", num_images=50, image_size=32)
 
 
+def test_what_systems_leave_in_a_folder_is_no_stranger(tmp_path):
+    for name in (".DS_Store", "lost+found"):
+        (tmp_path / name).mkdir()
+    assert len(digests(make_lookalike(tmp_path, num_images=50, image_size=32).images)) == 50
+
+
 def test_a_set_with_other_parameters_is_refused(tmp_path):
     make_lookalike(tmp_path, num_images=50, image_size=32)
     assert json.loads((tmp_path / "lookalike.json").read_text())["image_size"] == 32

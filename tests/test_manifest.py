@@ -18,8 +18,10 @@ from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.finish import check_folder, clear_stale, left_out_csv
+from cxr_records.layout import BUILD_FOLDER
 from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
 from cxr_records.metadata import read_metadata
+from cxr_records.parquet import WorkFile
 from cxr_records.planning import ShardSpec
 from cxr_records.splits import SplitOptions
 from cxr_records.tfrecord import read_records
@@ -64,6 +66,7 @@ def test_same_inputs_give_the_same_bytes_in_another_folder_from_a_store_cut_othe
 
 
 def test_the_same_build_again_writes_nothing(build, copied_dataset):
+    build(copied_dataset)  # which finds that the copy is whole, and notes it
     before, made = times_of(copied_dataset), times_of(copied_dataset / ".build")
     plan = next(name for name in made if name.startswith("plan-"))
 
@@ -129,7 +132,8 @@ def test_the_manifest_is_written_last_and_is_away_while_anything_else_is_written
     atomic = storage.write_bytes
 
     def write_bytes(path, data):
-        written.append((os.path.basename(path), (copied_dataset / "manifest.json").exists()))
+        if BUILD_FOLDER not in path:
+            written.append((os.path.basename(path), (copied_dataset / "manifest.json").exists()))
         atomic(path, data)
 
     monkeypatch.setattr(storage, "write_bytes", write_bytes)
@@ -150,7 +154,8 @@ def test_the_manifest_is_away_while_another_file_alone_is_written_anew(
     atomic = storage.write_bytes
 
     def write_bytes(path, data):
-        away[os.path.basename(path)] = not (copied_dataset / "manifest.json").exists()
+        if BUILD_FOLDER not in path:
+            away[os.path.basename(path)] = not (copied_dataset / "manifest.json").exists()
         atomic(path, data)
 
     monkeypatch.setattr(storage, "write_bytes", write_bytes)
@@ -483,6 +488,24 @@ def test_check_folder_accepts_what_a_build_that_was_killed_early_leaves(tmp_path
     check_folder(str(tmp_path))
 
 
+@pytest.mark.parametrize("inside", ["", ".build"])
+def test_check_folder_accepts_hidden_files_and_what_systems_leave(tmp_path, inside):
+    (tmp_path / ".build").mkdir()
+    folder = tmp_path / inside if inside else tmp_path / "new"
+    for name in (".DS_Store", "lost+found", "@eaDir", "Thumbs.db", "desktop.ini", ".Trash-1000", "._x"):
+        (folder / name).mkdir(parents=True)
+
+    check_folder(str(tmp_path if inside else folder))
+
+
+def test_check_folder_names_a_stranger_and_not_what_systems_leave(tmp_path):
+    for name in (".DS_Store", "@eaDir", "thesis.tex"):
+        (tmp_path / name).touch()
+
+    with pytest.raises(UsageError, match=r"\(it holds thesis\.tex\)"):
+        check_folder(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -513,23 +536,24 @@ def littered(tmp_path):
         shard, "cxr14-train.tfrecord-00000-of-00002", "cxr14-test.tfrecord-00000-of-00001", "manifest.json",
         "records.parquet", "notes.txt", "cxr14-notes.txt", f".{shard}.tmp-{'0' * 32}", ".hidden",
         f".build/{shard}.json", ".build/cxr14-test.tfrecord-00000-of-00001.json", ".build/plan-1.parquet",
-        ".build/plan-2.parquet", ".build/lock", f".build/.{shard}.json.tmp-{'0' * 32}", ".build/rejected.csv",
+        ".build/plan-2.parquet", ".build/lock", ".build/.DS_Store", ".build/rejected.csv",
+        f".build/.{shard}.json.tmp-{'0' * 32}",
     ]:  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    plan = str(tmp_path / ".build" / "plan-1.parquet")
+    plan = WorkFile(str(tmp_path / ".build" / "plan-1.parquet"), "0")
     return tmp_path, ShardSpec(str(tmp_path), shard, 1, "0", plan, 0, "store", None, 0, False)
 
 
 def test_clear_stale_removes_what_is_ours_and_not_planned_and_nothing_else(littered):
     folder, spec = littered
 
-    clear_stale(str(folder), [spec], will_change=False)
+    clear_stale(str(folder), [spec], [])
 
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert left == {
         spec.file, "records.parquet", "notes.txt", "cxr14-notes.txt", ".hidden", f".build/{spec.file}.json",
-        ".build/plan-1.parquet", ".build/lock",
+        ".build/plan-1.parquet", ".build/lock", ".build/.DS_Store",
     }  # fmt: skip
 
 
@@ -540,6 +564,8 @@ def test_clear_stale_takes_the_manifest_away_only_where_the_dataset_will_change(
         if stale.name != spec.file:
             stale.unlink()
 
-    clear_stale(str(folder), [dataclasses.replace(spec)], will_change)
+    clear_stale(str(folder), [dataclasses.replace(spec)], [spec] if will_change else [])
 
     assert (folder / "manifest.json").exists() is not will_change
+    # What is told of a shard that is to be written is told of another one.
+    assert (folder / ".build" / f"{spec.file}.json").exists() is not will_change

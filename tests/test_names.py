@@ -2,7 +2,7 @@
 
 import pytest
 
-from cxr_records.names import ImageNames, base_name, patient_in_name, patients_told, stem
+from cxr_records.names import ImageNames, base_name, is_litter, patient_in_name, patients_told, stem
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,43 @@ def test_a_name_of_nihs_form_tells_the_patient(name, patient):
 )
 def test_patients_who_are_not_those_of_the_names_are_found(names, patients, told):
     assert patients_told(names, patients) == told
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".Trash-1000/files/a.png",
+        "images/.AppleDouble/a.png",
+        "lost+found/#12345.png",
+        ".DS_Store",
+        "._a.png",
+        "__MACOSX/images/a.png",
+        "@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg",
+        "images/Thumbs.db",
+        "DESKTOP.INI",
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "$RECYCLE.BIN/S-1-5/$RABC.png",
+        "images\\.hidden\\a.png",
+        "/.hidden/a.png",
+    ],
+)
+def test_hidden_files_and_what_systems_leave_are_litter(path):
+    assert is_litter(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a.png",
+        "images_001/images/a.png",
+        "./a.png",
+        "../a.png",
+        "a.b/c.png",
+        "",
+        "/",
+        "lost/found/a.png",
+        "MACOSX/a",
+    ],
+)
+def test_what_a_user_named_is_no_litter(path):
+    assert not is_litter(path)

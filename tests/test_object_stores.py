@@ -19,6 +19,7 @@ from cxr_records.manifest import read_manifest
 from cxr_records.pipelines import engines
 from cxr_records.pipelines.engines import engine_named
 from cxr_records.reader import load_split
+from cxr_records.sources import SourceReader, SourceReadError, list_sources
 from cxr_records.splits import SplitOptions
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.predict import predict_run
@@ -84,6 +85,22 @@ def test_a_folder_that_holds_something_else_is_refused(remote_build, bucket):
     with pytest.raises(CxrError, match=r"chapter\.tex"):
         remote_build(f"{bucket}/thesis")
     assert storage.read_bytes(f"{bucket}/thesis/chapter.tex") == b"years of work"
+
+
+def test_an_object_that_was_replaced_by_one_of_the_same_size_is_another(bucket):
+    for _ in range(2):
+        storage.write_bytes(f"{bucket}/set/a.png", b"one")
+        (first,) = list_sources([f"{bucket}/set"]).entries
+        assert list_sources([f"{bucket}/set"]).entries == [first]
+        with SourceReader(None) as reader:
+            assert reader.read(first) == b"one"
+            storage.write_bytes(f"{bucket}/set/a.png", b"two")
+            with pytest.raises(SourceReadError):
+                reader.read(first)
+        (second,) = list_sources([f"{bucket}/set"]).entries
+        assert second.version != first.version
+        with SourceReader(None) as reader:
+            assert reader.read(second) == b"two"
 
 
 # Files

@@ -337,7 +337,7 @@ def test_labels_are_those_of_the_task(tmp_path, task, expected):
 
     (spec,) = write_plan(plan, str(tmp_path), "store", "out")
 
-    rows = pq.read_table(spec.plan).to_pylist()
+    rows = pq.read_table(spec.plan.path).to_pylist()
     if task == "multilabel":
         expected = {number: [int(i in on) for i in range(14)] for number, on in expected.items()}
     assert {int(row["image_id"][:8]): row["label"] for row in rows} == expected
@@ -522,12 +522,16 @@ def test_digest_of_a_shard_stays_when_the_store_keeps_its_images_elsewhere(tmp_p
         return images.assign(unit="bb", offset=images["offset"] + 1000)
 
     _, specs = planned(tmp_path)
-    before = pq.read_table(specs[0].plan)
+    before = pq.read_table(specs[0].plan.path)
     _, others = planned(tmp_path, change_images=move)
 
     assert [spec.digest for spec in specs] == [spec.digest for spec in others]
-    assert others == specs
-    after = pq.read_table(others[0].plan)
+    assert [dataclasses.replace(spec, plan=None) for spec in others] == [
+        dataclasses.replace(spec, plan=None) for spec in specs
+    ]
+    assert others[0].plan.path == specs[0].plan.path
+    assert others[0].plan.sha256 != specs[0].plan.sha256
+    after = pq.read_table(others[0].plan.path)
     assert set(after["unit"].to_pylist()) == {"bb"}
     assert after["offset"].to_pylist() == [offset + 1000 for offset in before["offset"].to_pylist()]
 
@@ -538,7 +542,7 @@ def test_plan_file_has_a_row_group_for_each_shard_with_its_records_in_order(tmp_
     assert len(specs) == len(plan.shards) > 8
     found = []
     for spec, shard in zip(specs, plan.shards, strict=True):
-        rows = pq.ParquetFile(spec.plan).read_row_group(spec.row_group).to_pylist()
+        rows = pq.ParquetFile(spec.plan.path).read_row_group(spec.row_group).to_pylist()
         assert (spec.file, spec.num_records) == (shard.file, shard.num_records) == (spec.file, len(rows))
         found += [(row["image_id"], row["copy"]) for row in rows]
     assert found == sequence(plan)

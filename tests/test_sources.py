@@ -1,7 +1,9 @@
 import http.server
+import io
 import os
 import shutil
 import threading
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from source_files import (
     write_zip,
 )
 
+from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.sources import (
     Entry,
@@ -39,8 +42,11 @@ def empty_memory():
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
+CHANGED = r"^changed since it was listed; run again when it is whole$"
+
+
 def entry(name: str, source: str = "/x", **fields) -> Entry:
-    defaults = {"kind": "file", "member": "", "offset": 0, "num_bytes": 1, "mtime_ns": 0}
+    defaults = {"kind": "file", "member": "", "offset": 0, "num_bytes": 1, "mtime_ns": 0, "version": "1"}
     return Entry(name=name, source=source, **(defaults | fields))
 
 
@@ -167,13 +173,148 @@ def test_a_file_that_became_shorter_after_listing_is_a_read_error(tmp_path):
     path = write_tar(tmp_path / "x.tar", {"a.png": noise(1)})
     entries = list_sources([path]).entries
     os.truncate(path, 1024)
-    with pytest.raises(SourceReadError, match=r"^cut short: 0 of its 3,000 bytes are there$"):
+    with pytest.raises(SourceReadError, match=CHANGED):
         read_all(entries)
 
 
 def test_a_huge_file_is_refused_before_it_is_read():
     with pytest.raises(SourceReadError, match=r"^300,000,000 bytes, more than the 268,435,456 allowed$"):
         read_all([entry("a.png", "/absent", num_bytes=300_000_000)])
+
+
+def touched_back(path: Path, data: bytes) -> None:
+    """Writes other bytes of the same number, and sets the time of change back."""
+    state = path.stat()
+    assert len(data) == state.st_size
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_file_that_became_another_of_the_same_size_and_time_after_listing_is_a_read_error(tmp_path):
+    path = write_folder(tmp_path / "folder", {"a.png": b"one", "b.png": b"two"})
+    entries = list_sources([path]).entries
+    touched_back(tmp_path / "folder" / "a.png", b"ONE")
+    with SourceReader(None) as reader:
+        with pytest.raises(SourceReadError, match=CHANGED):
+            reader.read(entries[0])
+        assert reader.read(entries[1]) == b"two"
+    assert read_all(list_sources([path]).entries) == [("a.png", b"ONE"), ("b.png", b"two")]
+
+
+@pytest.mark.parametrize("data", [b"longer", b"on", b""])
+def test_a_file_that_changes_while_it_is_read_is_a_read_error(data, tmp_path, monkeypatch):
+    path = write_folder(tmp_path / "folder", {"a.png": b"one"})
+    entries = list_sources([path]).entries
+    open_read = storage.open_read
+
+    class Slow(io.FileIO):
+        def read(self, size=-1):
+            (tmp_path / "folder" / "a.png").write_bytes(data)
+            return super().read(size)
+
+    monkeypatch.setattr(storage, "open_read", Slow)
+    with pytest.raises(SourceReadError, match=CHANGED):
+        read_all(entries)
+    monkeypatch.setattr(storage, "open_read", open_read)
+    assert read_all(list_sources([path]).entries) == [("a.png", data)]
+
+
+@pytest.mark.parametrize("kind", ["zip stored", "tar", "tar.gz"])
+def test_an_archive_that_changes_after_listing_or_while_it_is_read_is_a_read_error(kind, tmp_path):
+    path = Path(SOURCES[kind](tmp_path))
+    index, whole = str(tmp_path / "index"), path.read_bytes()
+    entries = list_sources([str(path)], index).entries
+    with SourceReader(index) as reader:
+        assert (entries[0].name, reader.read(entries[0])) in EXPECTED
+        touched_back(path, whole[::-1])
+        with pytest.raises(SourceReadError):  # most kinds of damage are found first
+            reader.read(entries[1])
+    for one in entries:
+        with pytest.raises(SourceReadError, match=CHANGED):
+            read_all([one], index)
+    touched_back(path, whole)
+    entries = list_sources([str(path)], index).entries
+    assert sorted(read_all(entries, index)) == EXPECTED
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+def test_another_machine_may_number_the_same_files_in_another_way(kind, tmp_path, monkeypatch):
+    index = str(tmp_path / "index")
+    entries = list_sources([SOURCES[kind](tmp_path)], index).entries
+    local_state = storage.local_state
+
+    def elsewhere(status):
+        state = local_state(status)
+        return state._replace(version=state.version.rpartition("-")[0] + "-7")
+
+    monkeypatch.setattr(storage, "local_state", elsewhere)
+    assert sorted(read_all(entries, index)) == EXPECTED
+
+
+def test_the_version_of_a_file_tells_what_size_and_time_do_not(tmp_path):
+    path = Path(write_folder(tmp_path / "folder", {"a.png": b"one", "b.png": b"one"})) / "a.png"
+
+    def listed():
+        return list_sources([str(path)]).entries[0]
+
+    first = listed()
+    assert listed() == first
+    touched_back(path, b"two")
+    second = listed()
+    assert second[:-1] == first[:-1]
+    assert second.version != first.version
+    # Two files whose names change places, as those of folders do.
+    other = path.with_name("b.png")
+    os.utime(path, ns=(0, 10**18))
+    os.utime(other, ns=(0, 10**18))
+    before = listed()
+    path.rename(tmp_path / "c")
+    other.rename(path)
+    assert listed()[:-1] == before[:-1]
+    assert listed().version != before.version
+
+
+# ---- hidden files, and what systems leave ---------------------------------------------------------------
+
+LITTER = [
+    ".Trash-1000/files/00000009_000.png",
+    ".AppleDouble/00000009_000.png",
+    "__MACOSX/00000009_000.png",
+    "lost+found/00000009_000.png",
+    "@eaDir/00000009_000.png/SYNOPHOTO_THUMB_XL.jpg",
+    ".ipynb_checkpoints/00000009_000-checkpoint.png",
+    "$RECYCLE.BIN/S-1-5-21/$R9.png",
+    "deep/er/.hidden/00000009_000.png",
+    "deep/._00000009_000.png",
+    "System Volume Information/a.png",
+]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz", "memory"])
+def test_hidden_folders_and_what_systems_leave_are_passed_over_in_every_kind_of_source(kind, tmp_path):
+    files = {"deep/er/00000001_000.png": b"1", **dict.fromkeys(LITTER, b"junk")}
+    if kind == "memory":
+        path = "memory://bucket/.cache/set"
+        for name, data in files.items():
+            fsspec.filesystem("memory").pipe_file(f"/bucket/.cache/set/{name}", data)
+    elif kind == "folder":
+        path = write_folder(tmp_path / ".cache" / "set", files)  # what the user names may be hidden
+    else:
+        (tmp_path / ".cache").mkdir()
+        write = {"zip": write_zip, "tar": write_tar, "tar.gz": write_targz}[kind]
+        path = write(tmp_path / ".cache" / f"x.{kind}", files)
+    assert read_all(list_sources([path]).entries) == [("00000001_000.png", b"1")]
+
+
+def test_a_pattern_names_no_hidden_files_nor_what_systems_leave(tmp_path):
+    files = {"a/1.png": b"1", "lost+found/2.png": b"2", "__MACOSX/3.png": b"3", ".x/4.png": b"4"}
+    folder = write_folder(tmp_path / ".cache", files)
+    assert read_all(list_sources([folder + "/*"]).entries) == [("1.png", b"1")]
+    assert read_all(list_sources([folder + "/*/*.png"]).entries) == [("1.png", b"1")]
+    assert read_all(list_sources([folder + "/lost+found/*.png"]).entries) == [("2.png", b"2")]
+    for name, data in files.items():
+        fsspec.filesystem("memory").pipe_file(f"/bucket/.cache/{name}", data)
+    assert read_all(list_sources(["memory://bucket/.cache/*"]).entries) == [("1.png", b"1")]
 
 
 # ---- URLs -----------------------------------------------------------------------------------------------
@@ -203,7 +344,13 @@ def test_a_folder_in_remote_storage_lists_and_reads_the_same_images():
 
 
 @pytest.fixture
-def server(tmp_path):
+def tells() -> tuple[str, ...]:
+    """By which headers the server below tells of a file's version."""
+    return ("Last-Modified",)
+
+
+@pytest.fixture
+def server(tmp_path, tells):
     """Serves tmp_path/served on this machine; gives the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -211,6 +358,14 @@ def server(tmp_path):
 
         def log_message(self, *_):
             pass
+
+        def send_header(self, name, value):
+            if name != "Last-Modified":
+                return super().send_header(name, value)
+            path = Path(self.translate_path(self.path))
+            for kind in http_server.tells:
+                told = {"ETag": f'"{zlib.crc32(path.read_bytes())}"', "Last-Modified": value}
+                super().send_header(kind, told[kind])
 
         def do_GET(self):
             path, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
@@ -230,6 +385,7 @@ def server(tmp_path):
         ("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served")
     ) as http_server:
         threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        http_server.tells = tells
         yield f"http://127.0.0.1:{http_server.server_port}"
         http_server.shutdown()
 
@@ -249,6 +405,57 @@ def test_one_image_on_a_web_server_is_read_and_an_absent_one_refused(server, tmp
     assert read_all(list_sources([f"{server}/a.png"]).entries) == [("a.png", b"a")]
     with pytest.raises(UsageError, match=r"/b\.png`: no such file or folder, or its server does not answer$"):
         list_sources([f"{server}/b.png"])
+
+
+@pytest.mark.parametrize(
+    ("tells", "set_back", "noticed"),
+    [
+        (("ETag",), True, True),
+        (("ETag", "Last-Modified"), True, True),
+        (("Last-Modified",), False, True),
+        (("Last-Modified",), True, False),  # all that the server tells is as it was
+    ],
+)
+@pytest.mark.parametrize("name", ["a.png", "x.zip", "x.tar.gz"])
+def test_a_file_on_a_web_server_is_known_by_its_etag_or_time(
+    name, server, tmp_path, set_back, noticed, tells
+):
+    def write(data: bytes) -> None:
+        path = tmp_path / "served" / name
+        writers = {"x.zip": write_zip, "x.tar.gz": write_targz}
+        writers[name](path, {"a.png": data}) if name in writers else path.write_bytes(data)
+        os.utime(path, (0, 10**9 if set_back else 10**9 + data[0]))
+
+    def listed() -> Entry:
+        (one,) = list_sources([f"{server}/{name}"], str(tmp_path / "index")).entries
+        return one
+
+    write(noise(1))
+    first = listed()
+    assert first == listed()
+    assert read_all([first], str(tmp_path / "index")) == [("a.png", noise(1))]
+    write(noise(2))
+    second = listed()
+    assert (second.version != first.version) == noticed
+    if noticed:
+        assert read_all([second], str(tmp_path / "index")) == [("a.png", noise(2))]
+        if name != "a.png":
+            with pytest.raises(SourceReadError, match=CHANGED):
+                read_all([first], str(tmp_path / "index"))
+
+
+@pytest.mark.parametrize("tells", [()])
+@pytest.mark.parametrize("name", ["a.png", "x.tar.gz"])
+def test_a_file_on_a_web_server_that_tells_nothing_of_it_is_another_at_each_listing(name, server, tmp_path):
+    path, index = tmp_path / "served" / name, tmp_path / "index"
+    versions = set()
+    for seed in (1, 2, 2):
+        write_targz(path, {"a.png": noise(seed)}) if "tar" in name else path.write_bytes(noise(seed))
+        entries = list_sources([f"{server}/{name}"], str(index)).entries
+        assert read_all(entries, str(index)) == [("a.png", noise(seed))]
+        versions.add(entries[0].version)
+    assert len(versions) == 3
+    assert not index.exists() or len(list(index.iterdir())) == 2  # no index of each listing is left
 
 
 # ---- what is refused ------------------------------------------------------------------------------------

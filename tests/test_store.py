@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -123,7 +124,7 @@ def test_units_hold_16_to_512_images_and_as_few_as_keep_32_workers_busy(place, i
     found = {}
     for number in range(images):
         name = f"{number:05}.png"
-        found[name] = [store.Entry(name, f"/images/{name}", "file", "", 0, 1, 1)]
+        found[name] = [store.Entry(name, f"/images/{name}", "file", "", 0, 1, 1, "1")]
     units = place.store.plan_units(found, place.store.read_index())
     assert [unit.num_images for unit in units] == sizes
     assert len({unit.name for unit in units}) == len(units)
@@ -131,7 +132,7 @@ def test_units_hold_16_to_512_images_and_as_few_as_keep_32_workers_busy(place, i
 
 def test_units_of_what_is_left_are_as_large_as_those_of_all(place):
     names = [f"{number:05}.png" for number in range(40)]
-    found = {name: [store.Entry(name, f"/images/{name}", "file", "", 0, 1, 1)] for name in names}
+    found = {name: [store.Entry(name, f"/images/{name}", "file", "", 0, 1, 1, "1")] for name in names}
     units = place.store.plan_units(found, place.store.read_index(), num_images=600)
     assert [unit.num_images for unit in units] == [19, 19, 2]
 
@@ -148,8 +149,7 @@ def test_units_follow_the_order_of_the_archive(place, tmp_path):
     place.write(z=picture(9))
     index = place.decode(str(tmp_path / "x.zip"), str(place.images))
     rows = place.store.read_index()
-    # A zip has no offsets here: by name, after the files.
-    assert rows.image_id.tolist() == ["z.png", "1.png", "2.png", "3.png"]
+    assert rows.image_id.tolist() == ["z.png", "3.png", "1.png", "2.png"]
     assert index.status.tolist() == ["ok"] * 4
 
 
@@ -174,6 +174,10 @@ def test_a_unit_is_one_record_of_each_image_and_an_index_of_where_they_are(place
         pixels = np.frombuffer(record["image"][0], np.uint8).astype(np.int64)
         assert (row.pixel_sum, row.pixel_sum_squares) == (pixels.sum(), (pixels**2).sum())
         assert (row.width, row.height, row.mode) == (20, 20, "L")
+        assert row.pixel_sha256 == hashlib.sha256(record["image"][0]).hexdigest()
+        # 1 of 100 pixels is up to the one, 99 up to the other.
+        ordered = np.sort(pixels)
+        assert (row.grey_low, row.grey_high) == (ordered[2], ordered[253])
     assert rows.bytes.tolist() == [
         len((place.images / f"{name}.png").read_bytes()) for name in ("a", "b", "bad", "c")
     ]
@@ -217,14 +221,14 @@ def test_a_unit_written_twice_is_the_same_file_and_the_second_time_reads_nothing
     assert place.files() == first
 
 
-@pytest.mark.parametrize("left", [".tfrecord", ".parquet"])
-def test_a_unit_of_which_a_worker_left_half_is_written_whole_by_the_next(place, left):
+@pytest.mark.parametrize("lost", [".tfrecord", ".parquet", ".sha256"])
+def test_a_unit_of_which_a_worker_left_a_part_is_written_whole_by_the_next(place, lost):
     place.write(a=picture(1), bad=b"")
     (spec,) = place.plan()
     write_unit(spec)
     whole = place.files()
-    lost = {".tfrecord": spec.index_path, ".parquet": spec.records_path}[left]
-    storage.remove(lost)
+    (path,) = Path(place.store.path).glob(f"unit-*{lost}")
+    path.unlink()
     write_unit(spec)
     assert place.files() == whole
 
@@ -366,10 +370,30 @@ def test_two_files_of_one_name_are_rejected_where_they_differ(place, decoded):
     (place.images / "more" / "a.png").write_bytes(picture(2))
     found = place.decode()
     assert found.status.to_dict() == {"a.png": "rejected", "b.png": "ok"}
-    assert found.reason["a.png"] == "2 files of this name differ in their bytes"
+    assert found.reason["a.png"] == (
+        f"2 files of this name differ in their bytes: {place.images}/a.png and {place.images}/more/a.png"
+    )
     assert decoded == [picture(3)]
     (place.images / "more" / "a.png").unlink()
     assert place.decode().status.tolist() == ["ok", "ok"]
+
+
+def test_folders_whose_names_are_no_utf8_are_read_and_named(place):
+    """As archives of other systems leave them."""
+    for name, seed in ((b"caf\xe9", 1), (b"\xff", 2)):
+        folder = os.path.join(os.fsencode(place.images), name)
+        os.mkdir(folder)
+        Path(os.fsdecode(folder), "a.png").write_bytes(picture(seed))
+    place.write(b=picture(3))
+    found = place.decode()
+    assert found.status.to_dict() == {"a.png": "rejected", "b.png": "ok"}
+    assert found.reason["a.png"] == (
+        f"2 files of this name differ in their bytes: {place.images}/caf\\xe9/a.png and "
+        f"{place.images}/\\xff/a.png"
+    )
+    Path(os.fsdecode(os.path.join(os.fsencode(place.images), b"\xff", b"a.png"))).unlink()
+    assert place.decode().status.tolist() == ["ok", "ok"]
+    assert place.store.read_index().source.str.contains(r"caf\\xe9").any()
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(place):
@@ -417,11 +441,237 @@ def test_locating_in_an_empty_store_or_nothing_finds_nothing(place):
     assert locate(place.store.read_index(), {"a.png": "1@1", "b.png": "2@2"}).empty
 
 
-def test_a_signature_tells_sizes_and_times_in_any_order():
-    one = store.Entry("a.png", "/a.png", "file", "", 0, 10, 99)
-    two = store.Entry("a.png", "/b/a.png", "file", "", 0, 7, 100)
-    assert signature([one]) == "10@99"
-    assert signature([one, two]) == signature([two, one]) == "10@99+7@100"
+def test_a_signature_tells_path_place_size_and_version_in_any_order_of_files():
+    one = store.Entry("a.png", "/a.png", "file", "", 0, 10, 99, "x")
+    two = store.Entry("a.png", "/b.zip", "zip", "a.png", 5, 7, 100, "y")
+    assert signature([one, two]) == signature([two, one])
+    others = [
+        [one],
+        [two],
+        [one, one],
+        *([one, two._replace(**{name: value})] for name, value in TOLD.items()),
+    ]
+    assert len({signature(entries) for entries in [[one, two], *others]}) == len(others) + 1
+    # When it was changed is in the version; of which kind it is, its bytes tell.
+    assert signature([one._replace(mtime_ns=1)]) == signature([one])
+
+
+TOLD = {"source": "/c.zip", "member": "b/a.png", "offset": 6, "num_bytes": 8, "version": "z"}
+
+
+# ---- the same size and time are not the same picture ----------------------------------------------------
+
+
+def in_place(path: Path, data: bytes) -> None:
+    """Writes other bytes of the same number, and sets the time of change back."""
+    state = path.stat()
+    assert state.st_size == len(data)
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def bitmap(level: int) -> bytes:
+    """A PNG whose number of bytes does not depend on what it shows."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((20, 20), level, np.uint8)).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
+
+
+def test_an_image_of_the_same_size_and_time_in_another_folder_is_another(place, tmp_path):
+    """Two sets with one store, as `touch` or an unpacked archive leave them."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder, level in ((place.images, 10), (other, 200)):
+        (folder / "a.png").write_bytes(bitmap(level))
+        os.utime(folder / "a.png", ns=(0, 10**18))
+    place.decode()
+    assert place.stored() == {"a.png": bytes([10]) * 256}
+    place.decode(str(other))
+    assert place.stored(str(other)) == {"a.png": bytes([200]) * 256}
+    assert place.stored() == {"a.png": bytes([10]) * 256}
+
+
+def test_an_image_that_was_replaced_at_the_same_path_size_and_time_is_decoded_again(place):
+    place.write(a=bitmap(10))
+    place.decode()
+    in_place(place.images / "a.png", bitmap(200))
+    assert place.decode().status.tolist() == ["ok"]
+    assert place.stored() == {"a.png": bytes([200]) * 256}
+
+
+def test_folders_that_change_names_are_not_taken_for_each_other(place, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (place.images / "a.png").write_bytes(bitmap(10))
+    (other / "a.png").write_bytes(bitmap(200))
+    for folder in (place.images, other):
+        os.utime(folder / "a.png", ns=(0, 10**18))
+    place.decode()
+    place.images.rename(tmp_path / "aside")
+    other.rename(place.images)
+    place.decode()
+    assert place.stored() == {"a.png": bytes([200]) * 256}
+
+
+@pytest.mark.parametrize("change", ["chmod", "link", "move"])
+def test_a_file_of_the_same_bytes_is_hashed_again_and_not_decoded(place, change, tmp_path, decoded):
+    place.write(a=picture(1))
+    place.decode()
+    path = place.images / "a.png"
+    if change == "chmod":
+        path.chmod(0o600)
+    elif change == "link":
+        os.link(path, tmp_path / "link")
+    else:
+        place.images = place.images.rename(tmp_path / "moved")
+    assert len(place.plan()) == 1
+    assert place.decode().status.tolist() == ["ok"]
+    assert place.plan() == []
+    assert len(decoded) == 1
+
+
+def test_files_of_a_storage_that_tells_nothing_of_them_are_hashed_each_time(place, decoded, monkeypatch):
+    place.write(a=bitmap(10))
+    monkeypatch.setattr(storage, "local_state", lambda status: storage.FileState(status.st_size, 0, ""))
+    found = place.matched()
+
+    def run() -> pd.DataFrame:
+        found = place.matched()
+        signatures = {name: signature(found[name]) for name in found}
+        index = place.store.read_index()
+        assert locate(index, signatures).empty
+        for spec in place.store.plan_units(found, index):
+            write_unit(spec)
+        return locate(place.store.read_index(), signatures)
+
+    assert run().status.tolist() == run().status.tolist() == ["ok"]
+    assert len(decoded) == 1
+    in_place(place.images / "a.png", bitmap(200))
+    assert run().status.tolist() == ["ok"]
+    assert len(decoded) == 2
+    assert found != place.matched()
+
+
+# ---- another decoder ------------------------------------------------------------------------------------
+
+
+def test_what_one_decoder_rejected_another_tries_again(place, decoded, monkeypatch):
+    """As when a plugin is installed: what it can decode is taken, what it cannot is rejected by it too."""
+    place.write(a=b"plugin", b=b"junk", c=picture(3))
+    before = place.decode()
+    assert before.status.to_dict() == {"a.png": "rejected", "b.png": "rejected", "c.png": "ok"}
+    assert set(place.store.read_index().decoder) == {store.decoder_version()}
+    assert (place.plan(), len(decoded)) == ([], 3)
+
+    plain = store.decode_image
+    monkeypatch.setattr(store, "decoder_version", lambda: "plugin 1")
+    monkeypatch.setattr(
+        store,
+        "decode_image",
+        lambda data, image_format: plain(picture(1) if data == b"plugin" else data, image_format),
+    )
+    after = place.decode()
+    assert after.status.to_dict() == {"a.png": "ok", "b.png": "rejected", "c.png": "ok"}
+    assert after.decoder.to_dict() == {
+        "a.png": "plugin 1", "b.png": "plugin 1", "c.png": before.decoder["c.png"]
+    }  # fmt: skip
+    assert (place.plan(), len(decoded)) == ([], 5)  # c was not decoded again
+
+    # Without the plugin again: what is decoded stays so.
+    monkeypatch.undo()
+    assert place.settled().status.to_dict() == after.status.to_dict()
+    assert place.plan() == []
+
+
+# ---- a store of the version before ----------------------------------------------------------------------
+
+FIRST_COLUMNS = [
+    *("image_id", "source", "bytes", "mtime_ns", "signature", "sha256", "width", "height", "mode"),
+    *("offset", "length", "crc32c", "pixel_sum", "pixel_sum_squares", "status", "reason"),
+]
+
+
+def make_first(place: Place) -> dict[str, bytes]:
+    """Turns a store into one as version 1 wrote it; returns its files."""
+    path = Path(place.store.path)
+    for index in list(path.glob("unit-v2-*.parquet")):
+        table = pd.read_parquet(index)[FIRST_COLUMNS]
+        state = [(place.images / name).stat() for name in table.image_id]
+        table["signature"] = [f"{one.st_size}@{one.st_mtime_ns}" for one in state]
+        old = index.with_name(index.name.replace("unit-v2-", "unit-"))
+        table.to_parquet(old)
+        index.with_suffix(".tfrecord").rename(old.with_suffix(".tfrecord"))
+        index.unlink()
+        index.with_suffix(".sha256").unlink()
+    (path / "store.json").write_text(
+        '{\n "version": 1,\n "size": 16,\n "codec": "raw",\n "resample": "bilinear"\n}\n'
+    )
+    place.store = open_store(place.store.path, FORMAT)
+    return place.files()
+
+
+def test_nothing_of_a_store_of_the_first_version_is_used(place, decoded):
+    place.write(**{f"i{n:02}": picture(n) for n in range(20)}, bad=b"junk")
+    place.decode()
+    first = make_first(place)
+    assert place.store.version == 1
+    assert place.store.count_outdated() == 20
+    assert place.store.read_index().empty
+    decoded.clear()
+
+    place.store.upgrade()
+    # A killed command leaves the marker of today and units of both versions.
+    write_unit(place.plan()[0])
+    place.store = open_store(place.store.path, FORMAT)
+    assert place.store.version == 2
+    place.decode()
+    assert len(decoded) == 21
+    units = {name: data for name, data in first.items() if name.startswith("unit-")}
+    assert len(units) == 4
+    assert units.items() <= place.files().items()  # until all is decoded, they stay
+
+    assert place.store.remove_outdated(place.store.read_index()) == 0
+    assert not units.keys() & place.files().keys()
+    assert not place.store.has_outdated()
+    assert len(place.stored()) == 20
+
+
+def test_images_of_the_first_version_whose_files_are_not_at_hand_are_kept_and_counted(place):
+    place.write(**{f"i{n:02}": picture(n) for n in range(20)})
+    place.decode()
+    make_first(place)
+    place.store.upgrade()
+    for number in range(16, 20):  # the second unit's
+        (place.images / f"i{number}.png").unlink()
+    place.decode()
+    assert place.store.remove_outdated(place.store.read_index()) == 4
+    assert place.store.count_outdated() == 4
+    assert len([name for name in place.files() if not name.startswith("unit-v2-")]) == 3
+
+
+def test_images_of_the_first_version_that_cannot_be_read_now_are_kept(place):
+    place.write(a=picture(1))
+    place.decode()
+    make_first(place)
+    place.store.upgrade()
+    specs = place.plan()
+    (place.images / "a.png").unlink()
+    for spec in specs:
+        write_unit(spec)
+    assert place.store.read_index().status.tolist() == ["unreadable"]
+    assert place.store.remove_outdated(place.store.read_index()) == 1
+
+
+@pytest.mark.parametrize("data", [None, b"", b"junk"], ids=["absent", "empty", "junk"])
+def test_a_unit_of_the_first_version_without_a_whole_index_is_removed(place, data):
+    place.write(a=picture(1))
+    place.decode()
+    make_first(place)
+    (index,) = Path(place.store.path).glob("unit-*.parquet")
+    index.unlink() if data is None else index.write_bytes(data)
+    assert place.store.count_outdated() == 0
+    assert place.store.remove_outdated(place.store.read_index()) == 0
+    assert list(place.files()) == ["store.json"]
 
 
 # ---- what is left after a kill --------------------------------------------------------------------------
@@ -467,8 +717,10 @@ def test_cleaning_removes_what_killed_workers_left_and_nothing_of_a_unit(place):
     storage.make_folder(place.store.archive_folder)
     kept = place.files()
     left = [
-        "unit-0123456789abcdef.tfrecord",
-        "unit-fedcba9876543210.parquet",
+        "unit-v2-0123456789abcdef.tfrecord",
+        "unit-v2-fedcba9876543210.parquet",
+        "unit-v2-00000000000000ff.sha256",
+        *(f"unit-v2-00000000000000aa{ending}" for ending in (".tfrecord", ".parquet")),
         ".work-0123456789abcdef.parquet",
         ".unit-x.tfrecord.tmp-" + "0" * 32,
         ".unit-x.parquet.tmp-" + "0" * 32,
@@ -565,22 +817,51 @@ def test_following_the_advice_about_a_damaged_record_mends_the_store(place):
     assert place.stored() == before
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"junk", b"PAR1" + b"\0" * 100 + b"PAR1"], ids=["empty", "junk", "footer"]
-)
-def test_a_damaged_index_is_one_line_that_names_the_file(place, data):
-    place.write(a=picture(1))
+def test_a_flip_of_any_byte_of_an_index_or_its_checksum_is_no_index_and_it_is_made_again(place):
+    place.write(a=picture(1), bad=b"junk")
     place.decode()
-    (path,) = Path(place.store.path).glob("unit-*.parquet")
+    whole = place.files()
+    rows = place.store.read_index()
+    for path in sorted(Path(place.store.path).glob("unit-*")):
+        if path.suffix == ".tfrecord":
+            continue
+        data = path.read_bytes()
+        for at in range(0, len(data), max(1, len(data) // 60)):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+            assert place.store.read_index().empty
+        assert place.store.remove_damaged() == [str(path.with_suffix(".parquet"))]
+        assert place.decode().status.tolist() == ["ok", "rejected"]
+        assert place.files() == whole
+    assert place.store.remove_damaged() == []
+    assert place.store.read_index().equals(rows)
+
+
+@pytest.mark.parametrize("data", [b"", b"junk"])
+def test_a_damaged_index_hides_its_unit_alone(place, data, decoded):
+    place.write(**{f"i{n:02}": picture(n) for n in range(20)})
+    place.decode()
+    path = min(Path(place.store.path).glob("unit-*.parquet"))
+    lost = len(pd.read_parquet(path))
+    path.write_bytes(data)
+    assert len(place.settled()) == 20 - lost
+    place.store.remove_damaged()
+    assert place.decode().status.tolist() == ["ok"] * 20
+    assert len(decoded) == 20 + lost
+
+
+def test_work_that_changed_since_it_was_planned_is_not_done(place):
+    place.write(a=picture(1))
+    (spec,) = place.plan()
+    path = Path(spec.work.path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(CxrError) as caught:
-        place.store.read_index()
-    text = str(caught.value)
-    assert text.startswith(f"{path}: cannot be read (")
-    assert text.endswith("); delete it, its images are decoded again")
-    assert "\n" not in text
-    path.unlink()
-    assert place.decode().status.tolist() == ["ok"]
+        write_unit(spec)
+    assert str(caught.value) == (
+        f"{path} changed since it was written; run the same again, which writes it anew"
+    )
+    assert list(place.files()) == ["store.json"]
 
 
 # ---- opening --------------------------------------------------------------------------------------------
@@ -588,7 +869,8 @@ def test_a_damaged_index_is_one_line_that_names_the_file(place, data):
 
 def test_a_new_store_says_what_it_holds(place):
     marker = json.loads((Path(place.store.path) / "store.json").read_bytes())
-    assert marker == {"version": 1, "size": 16, "codec": "raw", "resample": "bilinear"}
+    assert len(marker.pop("checksum")) == 16
+    assert marker == {"version": 2, "size": 16, "codec": "raw", "resample": "bilinear"}
     assert open_store(place.store.path, FORMAT) == place.store
 
 
@@ -611,14 +893,33 @@ def test_another_size_codec_or_filter_is_refused_in_these_words(place, change, a
         )
 
 
-def test_a_store_of_another_version_is_refused_in_these_words(place):
-    marker = Path(place.store.path) / "store.json"
-    marker.write_text(marker.read_text().replace('"version": 1', '"version": 2'))
+def test_a_store_of_a_later_version_is_refused_in_these_words(place, monkeypatch):
+    monkeypatch.setattr(store, "STORE_VERSION", 3)
+    (Path(place.store.path) / "store.json").write_bytes(store._marker(FORMAT))
+    monkeypatch.undo()
     with pytest.raises(UsageError) as caught:
         open_store(place.store.path, FORMAT)
-    assert str(caught.value).startswith(
-        f"`store={place.store.path}` holds 16x16 raw images (bilinear) of store version 2, asked for 16x16"
+    assert str(caught.value) == (
+        f"`store={place.store.path}` holds 16x16 raw images (bilinear) of store version 3, later than the 2 "
+        "known here; use another `store`, or a newer cxr_records"
     )
+
+
+def test_a_store_of_the_first_version_and_another_size_is_refused(place):
+    make_first(place)
+    with pytest.raises(UsageError, match=r"holds 16x16 raw images \(bilinear\), asked for 32x32 raw"):
+        open_store(place.store.path, ImageFormat(32))
+
+
+def test_any_flipped_byte_of_the_marker_changes_nothing_or_is_said(place):
+    marker = Path(place.store.path) / "store.json"
+    whole = marker.read_bytes()
+    for at, bit in itertools.product(range(len(whole)), range(8)):
+        marker.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        try:
+            assert open_store(place.store.path, FORMAT) == place.store
+        except UsageError as error:
+            assert str(error) == f"{marker} is damaged; delete the store, or name another with `store`"  # noqa: PT017
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"size": 16}', "\udcff"], ids=repr)
@@ -648,10 +949,11 @@ def test_a_store_is_made_only_where_that_is_asked_for(tmp_path):
     assert open_store(str(path), FORMAT) == open_store(str(path), FORMAT, create=False)
 
 
-def test_what_a_killed_command_left_before_the_marker_is_no_stranger(tmp_path):
-    for name in (".lock", ".store.json.tmp-" + "0" * 32):
+def test_what_a_killed_command_or_a_system_left_before_the_marker_is_no_stranger(tmp_path):
+    for name in (".lock", ".store.json.tmp-" + "0" * 32, ".DS_Store", "desktop.ini"):
         (tmp_path / name).touch()
-    (tmp_path / ".archives").mkdir()
+    for name in (".archives", "lost+found", "@eaDir"):
+        (tmp_path / name).mkdir()
     assert open_store(str(tmp_path), FORMAT) is not None
 
 

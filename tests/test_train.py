@@ -469,13 +469,14 @@ def test_a_run_with_other_settings_is_not_gone_on_with(dataset, trained_run):
 
 def test_a_folder_that_holds_something_else_is_not_touched(dataset, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "@eaDir").mkdir()  # what systems leave is no stranger
 
     with pytest.raises(UsageError) as error:
         train(str(dataset), str(tmp_path), RUN_CONFIG)
     assert str(error.value) == (
         f"`run={tmp_path}` is not empty and no run of ours (it holds thesis.tex); name another"
     )
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["@eaDir", "thesis.tex"]
 
 
 def test_a_damaged_shard_is_named(copied_dataset, tmp_path):

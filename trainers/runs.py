@@ -12,6 +12,7 @@ from cxr_records import storage
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
+from cxr_records.names import is_litter
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import Task, parse_task
 from cxr_records.trainers import digests, named
@@ -179,9 +180,10 @@ def check(run: Run) -> None:
         UsageError: the folder holds something else, or a run with other settings; says which.
     """
     names = storage.list_names(run.path)
-    if CONFIG_FILE not in names and any(not name.startswith(".") for name in names):
+    strangers = [name for name in names if not is_litter(name)]
+    if CONFIG_FILE not in names and strangers:
         raise UsageError(
-            f"`run={run.path}` is not empty and no run of ours (it holds {names[0]}); name another"
+            f"`run={run.path}` is not empty and no run of ours (it holds {strangers[0]}); name another"
         )
     if CONFIG_FILE not in names:
         return
