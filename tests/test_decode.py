@@ -110,6 +110,27 @@ def test_no_real_image_shows_few_grey_levels(nih, tmp_path):
     assert decoded.warnings == ()
 
 
+def test_many_different_reasons_are_counted_and_not_all_printed(small, capsys):
+    names = [f"a{number:02}" for number in range(23)]
+    small.write(**{name: grey(0, 255) for name in [*names, "whole"]})
+    (small.images / "more").mkdir()
+    for name in names:
+        Image.fromarray(grey(0, 200)).save(small.images / "more" / f"{name}.png")
+    decoded = small.decode()
+    assert decoded.rejected == 23
+    words = [word for word in small.words("plan") if word != "--json"]
+    capsys.readouterr()
+    assert cli.run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rejected = [line for line in lines if line.startswith("  rejected: ")]
+    assert len(rejected) == 20
+    assert rejected[0] == (
+        f"  rejected: a00.png: 2 files of this name differ in their bytes: {small.images}/a00.png and "
+        f"{small.images}/more/a00.png"
+    )
+    assert "  and 3 more for 3 other reasons" in lines
+
+
 # ---- the store ------------------------------------------------------------------------------------------
 
 
