@@ -84,8 +84,7 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
     that there are no other shards; the table of records against the manifest's shards and counts, and each
     patient against the name of the image, where that tells one. Where a shard is damaged, which of its
     records are. With `deep` also every record: both checksums, features, image, label against findings, its
-    row in the table of records, copies in train only and beside their
-    original, no patient in two splits.
+    row in the table of records, copies in train only and beside their original, no patient in two splits.
 
     Args:
         dataset: an open dataset, or the folder or URL of a finished one.
