@@ -20,8 +20,8 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.filetypes import HEAD_BYTES, file_type
 from cxr_records.names import base_name, has_image_ending, patient_in_name
 
-MAX_BYTES = 256 << 20  # of a file, unpacked: NIH's table has 10 MB, and what unpacks without end is none
-_MAX_WORKBOOK_BYTES = 1 << 30  # of a workbook's XML, which takes several times the room of the text in it
+# Of a file, unpacked: NIH's table has 10 MB, as a workbook 66 MB, and what unpacks without end is none.
+MAX_BYTES = 256 << 20
 _MAX_WRAPPINGS = 3  # gzip in zip, and such
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SEPARATOR_LINE = re.compile(r"sep=[,;\t](?=\r?\n)", re.IGNORECASE)  # Excel's own, before the header
@@ -121,7 +121,7 @@ def read_content(path: str, argument: str, also: Sequence[str] = ()) -> bytes:
             f"{path}: cannot be read ({problem}); check `{argument}` and the access to it"
         ) from error
     for _ in range(_MAX_WRAPPINGS):
-        _check_size(path, argument, content)
+        _check_size(path, argument, len(content))
         kind = file_type(content[:HEAD_BYTES])
         if kind == "gzip":
             content = _inflated(path, content)
@@ -129,7 +129,7 @@ def read_content(path: str, argument: str, also: Sequence[str] = ()) -> bytes:
             content = member
         else:
             break
-    _check_size(path, argument, content)
+    _check_size(path, argument, len(content))
     kind = file_type(content[:HEAD_BYTES])
     if kind not in ("", "zip", *also):
         what, remedy = _KINDS.get(kind, (f"a {kind} file", "unpack it"))
@@ -206,8 +206,8 @@ def short(text: object, limit: int = 400) -> str:
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 
-def _check_size(path: str, argument: str, content: bytes) -> None:
-    if len(content) > MAX_BYTES:
+def _check_size(path: str, argument: str, num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
         raise CxrError(
             f"{path}: found more than {MAX_BYTES >> 20} MiB; NIH's table has 10 MB, so name the right file "
             f"in `{argument}`"
@@ -231,7 +231,7 @@ def _only_file(path: str, argument: str, content: bytes) -> bytes | None:
             if "xl/workbook.bin" in names:
                 raise UsageError(f"{path}: found a binary workbook (.xlsb); save it as .xlsx or as CSV")
             if any(name.startswith("xl/") for name in names):
-                _check_workbook_size(path, argument, sum(info.file_size for info in files))
+                _check_size(path, argument, sum(info.file_size for info in files))
                 return None
             if "mimetype" in names and "content.xml" in names:
                 raise UsageError(f"{path}: found an OpenDocument file (.ods); save it as .xlsx or as CSV")
@@ -254,14 +254,6 @@ def _only_file(path: str, argument: str, content: bytes) -> bytes | None:
             f"{path}: found a zip or .xlsx that cannot be read ({problem}); download it again, or save it as "
             "CSV"
         ) from error
-
-
-def _check_workbook_size(path: str, argument: str, num_bytes: int) -> None:
-    if num_bytes > _MAX_WORKBOOK_BYTES:
-        raise CxrError(
-            f"{path}: found a workbook of more than {_MAX_WORKBOOK_BYTES >> 20} MiB when unpacked; save the "
-            f"table alone as CSV, or name the right file in `{argument}`"
-        )
 
 
 def _is_hidden(name: str) -> bool:
