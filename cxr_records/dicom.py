@@ -128,7 +128,13 @@ def _pixels(dicom: "pydicom.FileDataset") -> np.ndarray:
         plugin = _decoder(syntax)
     # It would correct bits that are not stored without a look at HighBit; `_stored` does it.
     dicom.pixel_array_options(decoding_plugin=plugin, correct_unused_bits=False)
-    pixels = _by_gdcm(dicom) if plugin == "gdcm" else dicom.pixel_array
+    try:
+        pixels = _by_gdcm(dicom) if plugin == "gdcm" else dicom.pixel_array
+    except RuntimeError as error:
+        # pydicom lists what each of its plugins said; we ask one.
+        raise ImageDecodeError(
+            f"cannot be decoded: {str(error).rpartition(f'{plugin}: ')[2].strip()}"
+        ) from error
     if pixels.ndim != 2:
         raise ImageDecodeError(f"DICOM of {pixels.shape[-1]} samples per pixel: expected one grey frame")
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -153,7 +159,7 @@ def _by_gdcm(dicom: "pydicom.Dataset") -> np.ndarray:
 
 def _decoder(syntax: "pydicom.uid.UID") -> str:
     """Names the plugin of pydicom that decodes this transfer syntax."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     plugins = _DECODERS.get(syntax)
     if plugins is None:
@@ -266,7 +272,7 @@ def _modality_values(dicom: "pydicom.Dataset", values: np.ndarray) -> np.ndarray
     table = _first_table(dicom, "ModalityLUTSequence")
     if table is not None:
         first, entries, _ = table
-        return entries[np.clip(values - first, 0, len(entries) - 1)]
+        return np.take(entries, values - first, mode="clip")
     slope, intercept = _first_number(dicom, "RescaleSlope"), _first_number(dicom, "RescaleIntercept")
     if slope is None or intercept is None:
         return values
@@ -280,7 +286,8 @@ def _shades(dicom: "pydicom.Dataset", values: np.ndarray, at_hand: np.ndarray) -
     table = _first_table(dicom, "VOILUTSequence")
     if table is not None:
         first, entries, bits = table
-        return entries[np.clip(values.astype(np.int64) - first, 0, len(entries) - 1)] / (2**bits - 1)
+        found = np.take(entries, values.astype(np.int64) - first, mode="clip")
+        return found / float(2**bits - 1)
     center, width = _first_number(dicom, "WindowCenter"), _first_number(dicom, "WindowWidth")
     function = str(dicom.get("VOILUTFunction") or "LINEAR").strip()
     if center is None or width is None or width <= 0 or (width < 1 and function == "LINEAR"):

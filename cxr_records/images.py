@@ -39,6 +39,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where Pillow puts EXIF, or what it reads as such, of a PNG or JPEG.
+_EXIF_IN = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
 DECODE_VERSION = 3  # raised whenever a file may give other pixels, or another verdict, than before
 # Packages that turn files into pixels, pydicom's plugins among them.
@@ -166,13 +168,16 @@ def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
         if mode.startswith("I"):
             grey = Image.fromarray(_GREY_OF_16_BITS[np.asarray(image)])
         else:
-            grey = image.convert("L")
+            image.load()
+            grey = image if mode == "L" else image.convert("L")
         turn = _turn(image)
         return grey if turn is None else grey.transpose(turn), mode
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """Tells how to turn a picture upright. Viewers show one of unreadable EXIF as it is, and so do we."""
+    if not _EXIF_IN.intersection(image.info):
+        return None  # what is asked of Pillow takes longer
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # see decoding.decoding

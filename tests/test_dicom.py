@@ -31,6 +31,7 @@ from pictures import (
     shown,
 )
 from PIL import Image
+from pydicom.encaps import encapsulate, generate_frames
 
 from cxr_records import images
 from cxr_records.decoding import DecoderMissingError, ImageDecodeError
@@ -294,8 +295,6 @@ def test_bytes_in_the_other_order_are_read_in_it():
 
 def compressed(syntax: str, frame: bytes, side: int = 16, **tags) -> bytes:
     """A DICOM file whose one frame is compressed."""
-    from pydicom.encaps import encapsulate
-
     data = pydicom.dcmread(io.BytesIO(dicom(np.zeros((1, 1), np.uint8))))
     data.file_meta.TransferSyntaxUID = syntax
     data.Rows = data.Columns = side
@@ -333,6 +332,22 @@ def test_what_the_extra_brings_decodes_every_transfer_syntax(name, low, high, me
     pixels = _pixels(pydicom.dcmread(path))
     assert (pixels.min(), pixels.max(), round(float(pixels.mean()), 3)) == (low, high, mean)
     assert decode_image(path.read_bytes(), SMALL)
+
+
+def test_nothing_is_written_to_stderr_for_a_jpeg_of_12_bits(capfd):
+    """GDCM tries its decoder of 8 bits first, which complains."""
+    assert decode_image((FILES / "JPGExtended.dcm").read_bytes(), SMALL)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_compressed_frame_that_is_cut_says_why_it_cannot_be_decoded():
+    cut = pydicom.dcmread(FILES / "MR_small_jp2klossless.dcm")
+    frame = next(generate_frames(cut.PixelData, number_of_frames=1))
+    cut.PixelData = encapsulate([frame[: len(frame) // 2]])
+    buffer = io.BytesIO()
+    cut.save_as(buffer)
+    text = "cannot be decoded: broken data stream when reading image file"
+    assert reason(buffer.getvalue()) == text
 
 
 def test_lossless_jpeg_is_decoded_by_what_the_extra_brings():
@@ -383,7 +398,7 @@ def test_damage_of_a_compressed_frame_is_found_where_its_decoder_warns():
 
 
 def test_without_its_decoder_a_file_says_what_to_install_and_is_known_by_its_error(monkeypatch):
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEGLSLossless
 
     data = (FILES / "MR_small_jpeg_ls_lossless.dcm").read_bytes()
