@@ -8,6 +8,8 @@ RECORDS_FILE = "records.parquet"
 LEFT_OUT_FILE = "rejected.csv"  # every image that is in no record, rejected or not
 LABELS_FILE = "label.labels.txt"  # where TFDS looks for class names; multilabel datasets have none
 FEATURES_FILE, INFO_FILE = "features.json", "dataset_info.json"  # of TFDS
+# The lists of the splits, where a dataset has them.
+LIST_FILES = ("train_list.txt", "validation_list.txt", "test_list.txt")
 BUILD_FOLDER = ".build"  # the plan, and a sidecar for each finished shard
 LOCK_FILE = "lock"
 
