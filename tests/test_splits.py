@@ -520,6 +520,14 @@ def test_images_of_the_other_dataset_are_found_by_other_endings():
     assert as_in(metadata, train="a b", test="c").of_image.tolist() == ["train", "train", "test", "", ""]
 
 
+def test_an_image_of_the_very_name_goes_before_one_of_another_ending():
+    metadata = dataclasses.replace(FIVE, table=FIVE.table.assign(image_id=[*"wxyz", "00000001_000.png"]))
+    named = {"train": ["00000001_000.jpg", "00000001_000.png"], "test": ["00000001_000.dcm"]}
+    settings = {"dataset": "ds", "dataset_id": "1f", "origin": "lists", "official": False}
+
+    assert take_splits(metadata, named, **settings).of_image.tolist() == ["", "", "", "", "train"]
+
+
 def test_a_dataset_of_other_images_gives_no_splits():
     message = (
         "ds: none of the 2 images in its lists is in the table (whose first is 00000001_000.png); "
