@@ -1,6 +1,7 @@
 """A finished dataset as one object: opened once, typed, without TensorFlow."""
 
 import functools
+import hashlib
 import os
 import threading
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import decode_example
 from cxr_records.images import ImageFormat
-from cxr_records.layout import MANIFEST_FILE
+from cxr_records.layout import LIST_FILES, MANIFEST_FILE, RECORDS_FILE
 from cxr_records.manifest import Manifest, SplitInfo, read_manifest
 from cxr_records.record_table import VERIFY, disagreements, label_rows, read_record_table
+from cxr_records.splits import SPLITS
 from cxr_records.tasks import Task
 from cxr_records.tasks import as_task as task_of
 from cxr_records.tfrecord import read_records
@@ -142,6 +144,34 @@ class Dataset:
         if split not in self.splits:
             raise UsageError(f"found split {split!r}; {self.path} has {', '.join(self.splits)}")
         return self.splits[split]
+
+    def split_lists(self) -> dict[str, list[str]]:
+        """Returns {split: the names of all images of the table that are in it}, sorted.
+
+        They are in it whether they have a record or not: the dataset may leave out images that another task
+        takes. Images that were in no split are named nowhere.
+
+        Raises:
+            CxrError: a list is missing or damaged, or the dataset is older than these lists.
+        """
+        self.check_unchanged()
+        entries = {entry.file: entry for entry in self.manifest.files}
+        lists = {}
+        for split, file in zip(SPLITS, LIST_FILES, strict=True):
+            if file not in entries:
+                continue
+            path = storage.join(self.path, file)
+            data = storage.read_bytes(path) if storage.exists(path) else None
+            if data is None or hashlib.sha256(data).hexdigest() != entries[file].sha256:
+                trouble = "is missing" if data is None else "is damaged: its sha256 is not the manifest's"
+                raise CxrError(f"{path} {trouble}; {VERIFY}")
+            lists[split] = data.decode().split("\n")[:-1]
+        if not lists:
+            raise CxrError(
+                f"{self.path} is older than the lists of splits that datasets hold now; make lists from its "
+                f"{RECORDS_FILE}, and give them as `train_val_list`, `test_list` and `validation_list`"
+            )
+        return lists
 
     def load(self, split: str, batch_size: int, **options: Any) -> "tf.data.Dataset":
         """Streams a split in batches of uint8 images and their labels: `reader.load_split`, which see."""

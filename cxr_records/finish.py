@@ -23,6 +23,7 @@ from cxr_records.layout import (
     INFO_FILE,
     LABELS_FILE,
     LEFT_OUT_FILE,
+    LIST_FILES,
     LOCK_FILE,
     MANIFEST_FILE,
     RECORDS_FILE,
@@ -46,7 +47,7 @@ from cxr_records.manifest import (
 from cxr_records.names import is_litter
 from cxr_records.planning import Plan, ShardSpec
 from cxr_records.shards import ShardInfo, augmentation_text
-from cxr_records.splits import TRAIN
+from cxr_records.splits import SPLITS, TRAIN, Splits
 
 
 def check_folder(dataset: str) -> None:
@@ -96,6 +97,7 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
         LEFT_OUT_FILE: left_out_csv(plan.left_out),
         FEATURES_FILE: tfds.features_json(config),
         INFO_FILE: tfds.info_json(config.task.name, splits),
+        **split_lists(plan.metadata.table["image_id"].to_numpy(), plan.splits),
     }
     if config.task.kind != "multilabel":
         files[LABELS_FILE] = "".join(f"{name}\n" for name in config.task.class_names).encode()
@@ -105,8 +107,9 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
     if storage.exists(path) and storage.read_bytes(path) == written and _all_there(dataset, files):
         return manifest
     storage.remove(path)
-    if LABELS_FILE not in files:
-        storage.remove(storage.join(dataset, LABELS_FILE))  # of an earlier task
+    for name in (LABELS_FILE, *LIST_FILES):
+        if name not in files:
+            storage.remove(storage.join(dataset, name))  # of an earlier task or split
     for name, data in files.items():
         storage.write_bytes(storage.join(dataset, name), data)
     storage.write_bytes(path, written)
@@ -152,6 +155,23 @@ def left_out_csv(left_out: pd.DataFrame) -> bytes:
     columns = (left_out[name].tolist() for name in ("image_id", "split", "reason", "detail"))
     writer.writerows(zip(*columns, strict=True))
     return out.getvalue().encode()
+
+
+def split_lists(image_ids: np.ndarray, splits: Splits) -> dict[str, bytes]:
+    """Returns {file: the names of a split's images, one on each line, sorted}, without empty splits.
+
+    All images of the table that are in the split are named, those too that this dataset leaves out: another
+    task has a use for them, and another build may find them.
+
+    Args:
+        image_ids: object [num_images] of str, of the table.
+        splits: of the same images.
+    """
+    lists = {
+        file: "".join(f"{name}\n" for name in sorted(image_ids[splits.of_image == split]))
+        for file, split in zip(LIST_FILES, SPLITS, strict=True)
+    }
+    return {file: names.encode() for file, names in lists.items() if names}
 
 
 def _splits(plan: Plan, infos: Sequence[ShardInfo]) -> dict[str, SplitInfo]:

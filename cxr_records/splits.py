@@ -114,10 +114,11 @@ class Splits:
             aligned with the table.
         origin: where the splits come from, one line in plain words.
         official: whether train_val and test are NIH's own lists, so that results can be compared.
-        list_digests: `list_digest` of each list given, under "train_val", "test" and "validation".
+        list_digests: `list_digest` of each list given, under "train_val", "test" and "validation"; of another
+            dataset's lists under "train", "validation" and "test".
         in_no_list: images of the table that no list names.
-        not_in_table: names in train_val and test that the table does not have.
-        warnings: what of the lists was left out.
+        not_in_table: names in the lists that the table does not have.
+        warnings: what is to be said of the splits, or was left out of the lists.
     """
 
     of_image: np.ndarray
@@ -171,6 +172,67 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
     in_no_list = int((of_image == "").sum())
     not_in_table = sum(len(lists[name]) - len(found[name]) for name in ("train_val", "test"))
     return Splits(of_image, origin, official, digests, in_no_list, not_in_table, tuple(warnings))
+
+
+def take_splits(
+    metadata: "Metadata",
+    lists: Mapping[str, Sequence[str]],
+    *,
+    dataset: str,
+    dataset_id: str,
+    origin: str,
+    official: bool,
+) -> Splits:
+    """Splits a table as another dataset is split.
+
+    An image that the other dataset does not name goes where its patient's other images are, and is counted in
+    a warning; where it names none of the patient, the image is in no list.
+
+    Args:
+        metadata: the table.
+        lists: {split: names of images} of the other dataset.
+        dataset: its path, for messages.
+        dataset_id: its id.
+        origin: where its own splits come from.
+        official: whether they are NIH's own.
+
+    Raises:
+        CxrError: the lists name no image of the table, or have a patient of the table in two splits.
+    """
+    image_ids = metadata.table["image_id"].tolist()
+    split_of_name = {name: split for split, names in lists.items() for name in names}
+    found = _in_table(list(split_of_name), frozenset(image_ids))
+    not_in_table = len(split_of_name) - len(found)
+    split_of_image = {image_id: split_of_name[name] for name, image_id in found.items()}
+    # An image of the very name goes before one of another ending.
+    split_of_image |= {name: split for name, split in split_of_name.items() if name in split_of_image}
+    if not split_of_image:
+        raise CxrError(
+            f"{dataset}: none of the {not_in_table:,} images in its lists is in the table (whose first is "
+            f"{image_ids[0]}); `splits_of` must name a dataset of the same images"
+        )
+    of_image = np.array([split_of_image.get(image_id, "") for image_id in image_ids], dtype=object)
+    _check_patients(metadata, of_image, f"{dataset} has other patients than the table: name another dataset")
+    patients = metadata.table["patient_id"].to_numpy()
+    split_of_patient = dict(zip(patients[of_image != ""], of_image[of_image != ""], strict=True))
+    unnamed = np.flatnonzero(of_image == "")
+    of_image[unnamed] = [split_of_patient.get(patient, "") for patient in patients[unnamed]]
+    added = unnamed[of_image[unnamed] != ""]
+    warnings = []
+    if len(added):
+        warnings.append(
+            f"{dataset} does not name {len(added):,} image{'s' * (len(added) > 1)} of its patients (the "
+            f"first is {image_ids[added[0]]}): each is in the split of its patient"
+        )
+    return Splits(
+        of_image=of_image,
+        origin=f"as in dataset {dataset_id} ({origin})",
+        official=official and not len(added),
+        list_digests={split: list_digest(list(names)) for split, names in lists.items()},
+        in_no_list=int((of_image == "").sum()),
+        not_in_table=not_in_table,
+        warnings=tuple(warnings),
+    )
 
 
 def read_list(path: str, argument: str) -> list[str]:
@@ -444,7 +506,7 @@ def _check_lists(
         )
 
 
-def _check_patients(metadata: "Metadata", of_image: np.ndarray) -> None:
+def _check_patients(metadata: "Metadata", of_image: np.ndarray, remedy: str = "correct the lists") -> None:
     """Refuses a patient whose images are in two splits: the model would be tested on whom it has seen."""
     rows = np.flatnonzero(of_image != "")
     codes = np.array([SPLITS.index(split) for split in of_image[rows]], dtype=np.int64)
@@ -461,7 +523,7 @@ def _check_patients(metadata: "Metadata", of_image: np.ndarray) -> None:
         more = f" (such patients in all: {torn.size:,})" if torn.size > 1 else ""
         raise CxrError(
             f"found patient {patients[torn[0]]} in two splits: {', '.join(sides)}{more}; a patient must be "
-            "in one split only, so correct the lists"
+            f"in one split only, so {remedy}"
         )
 
 

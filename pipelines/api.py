@@ -28,6 +28,7 @@ def build(
     validation_list: PathOrUrl | None = None,
     validation_fraction: float = 0.125,
     test_fraction: float = 0.2,
+    splits_of: PathOrUrl | None = None,
     size: int = 224,
     codec: str = "raw",
     resample: str = "bilinear",
@@ -62,6 +63,8 @@ def build(
         validation_fraction: share of the training images (0 to below 1) cut for validation, by patient, where
             no `validation_list` is given; 0 makes no validation split.
         test_fraction: share of all images (0 to below 1) to test on, where no lists are given.
+        splits_of: folder or URL of a dataset whose splits are taken as they are, in place of lists and
+            fractions. Images that it does not name go with their patient, if it has any image of the patient.
         size: side of an image, in pixels.
         codec: what a record holds: "raw" pixels, which are the fastest to read, "png" or "jpeg".
         resample: filter used to resize: "bilinear" or another name of `images.RESAMPLING`.
@@ -105,6 +108,7 @@ def plan(
     validation_list: PathOrUrl | None = None,
     validation_fraction: float = 0.125,
     test_fraction: float = 0.2,
+    splits_of: PathOrUrl | None = None,
     size: int = 224,
     codec: str = "raw",
     resample: str = "bilinear",

@@ -4,6 +4,7 @@ import dataclasses
 
 import pandas as pd
 
+from cxr_records.dataset import open_dataset
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.decode import (
     ImagesAtHand,
@@ -15,7 +16,7 @@ from cxr_records.pipelines.decode import (
 from cxr_records.pipelines.request import BuildRequest
 from cxr_records.planning import SECONDS_PER_DECODE, Plan, estimate, make_plan
 from cxr_records.progress import warn
-from cxr_records.splits import Splits, make_splits
+from cxr_records.splits import Splits, make_splits, take_splits
 from cxr_records.store import OK, locate, open_store
 
 
@@ -60,13 +61,29 @@ def read_table(request: BuildRequest) -> tuple[Metadata, Splits]:
     """Reads the table and splits it: all that can be wrong with them is found, and said, before any work.
 
     Raises:
-        CxrError: the table or a list is wrong.
+        CxrError: the table or a list is wrong, or the dataset whose splits are taken.
     """
     metadata = read_metadata(request.metadata)
     warn(metadata.warnings)
-    splits = make_splits(metadata, request.split_options)
+    splits = _split(metadata, request)
     warn(splits.warnings)
     return metadata, splits
+
+
+def _split(metadata: Metadata, request: BuildRequest) -> Splits:
+    """By lists or fractions, or as another dataset is split."""
+    if request.splits_of is None:
+        return make_splits(metadata, request.split_options)
+    other = open_dataset(request.splits_of)
+    there = other.manifest.split_origin
+    return take_splits(
+        metadata,
+        other.split_lists(),
+        dataset=other.path,
+        dataset_id=other.id,
+        origin=there.text,
+        official=there.official,
+    )
 
 
 def _look(

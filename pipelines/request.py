@@ -56,6 +56,7 @@ class BuildRequest:
         out: folder of the dataset.
         config: task, image format, copies, order.
         split_options: lists or fractions.
+        splits_of: folder or URL of the dataset whose splits are taken instead, or None.
         store: folder of the image store; None puts it beside the dataset.
         allow_missing: build from the images that are there; `split_options` has its own for the lists.
         max_rejected: share of the images at hand that may be rejected.
@@ -67,6 +68,7 @@ class BuildRequest:
     out: str
     config: DatasetConfig
     split_options: SplitOptions
+    splits_of: str | None = None
     store: str | None = None
     allow_missing: bool = False
     max_rejected: float = 0.01
@@ -78,6 +80,8 @@ class BuildRequest:
             raise UsageError("`out` is empty; name a folder")
         # Workers run in another folder.
         object.__setattr__(self, "out", storage.absolute(self.out))
+        if self.splits_of is not None:
+            _check_splits_of(self.splits_of, self.out, self.split_options)
         if self.store:
             object.__setattr__(self, "store", storage.absolute(self.store))
             if f"{self.store}/".startswith(f"{self.out}/"):
@@ -107,6 +111,7 @@ def build_request_of(
     validation_list: PathOrUrl | None,
     validation_fraction: float,
     test_fraction: float,
+    splits_of: PathOrUrl | None,
     size: int,
     codec: str,
     resample: str,
@@ -151,6 +156,7 @@ def build_request_of(
             seed,
             allow_missing,
         ),
+        splits_of=_path(splits_of),
         store=_path(store),
         allow_missing=allow_missing,
         max_rejected=max_rejected,
@@ -202,6 +208,22 @@ def check_images(images: Sequence[str]) -> None:
 def _check_max_rejected(share: float) -> None:
     if not 0 <= share <= 1:  # refuses nan too
         raise UsageError(f"`max_rejected={share}`: expected a share from 0 to 1")
+
+
+def _check_splits_of(dataset: str, out: str, options: SplitOptions) -> None:
+    """Refuses a dataset's splits beside others, and the splits of what is to be built."""
+    if not dataset:
+        raise UsageError("`splits_of` is empty; name a dataset")
+    if storage.absolute(dataset) == out:
+        raise UsageError(
+            f"`splits_of={dataset}` is what `out` names; name another dataset, or another folder"
+        )
+    others = ("train_val_list", "test_list", "validation_list", "validation_fraction", "test_fraction")
+    for name in others:
+        if (value := getattr(options, name)) != getattr(SplitOptions, name):
+            raise UsageError(
+                f"found `{name}={value}` beside `splits_of`, which places every image; give one of the two"
+            )
 
 
 def _paths(paths: Sequence[PathOrUrl] | PathOrUrl) -> tuple[str, ...]:

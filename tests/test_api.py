@@ -10,6 +10,7 @@ import pytest
 from conftest import files_of, without_progress
 
 import cxr_records
+from cxr_records import storage
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.pipelines import api, cli
 from cxr_records.pipelines.engines import LOCAL_RUNNER
@@ -144,6 +145,43 @@ def test_a_wrong_argument_is_named_before_any_work(arguments, tmp_path, changes,
         api.build(**{**arguments, "out": tmp_path / "cxr14", **changes})
     assert str(caught.value) == said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_splits_of_a_dataset_at_a_url_are_taken(lookalike, dataset):
+    for name, data in files_of(dataset).items():
+        storage.write_bytes(f"memory://splits-of/{name}", data)
+
+    splits = api.plan(lookalike.metadata, splits_of="memory://splits-of").plan.splits
+    named = (dataset / "validation_list.txt").read_text().split()
+    assert (splits.of_image == "validation").sum() == len(named)
+    assert splits.origin.startswith(
+        f"as in dataset {json.loads((dataset / 'manifest.json').read_text())['id']} ("
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"splits_of": ""}, "`splits_of` is empty; name a dataset"),
+        ({"out": "/x/a"}, "`splits_of=/x/a` is what `out` names; name another dataset, or another folder"),
+        *(
+            (
+                {name: value},
+                f"found `{name}={value}` beside `splits_of`, which places every image; give one of the two",
+            )
+            for name, value in {"validation_fraction": 0, "test_fraction": 0.3}.items()
+        ),
+        (
+            {"train_val_list": "a", "test_list": "b"},
+            "found `train_val_list=a` beside `splits_of`, which places every image; give one of the two",
+        ),
+    ],
+    ids=str,
+)
+def test_splits_of_a_dataset_go_with_no_lists_fractions_or_that_dataset_itself(lookalike, changes, said):
+    with pytest.raises(UsageError) as caught:
+        api.plan(**{"metadata": lookalike.metadata, "splits_of": "/x/a", **changes})
+    assert str(caught.value) == said
 
 
 def test_missing_images_name_the_argument_that_allows_them(lookalike, arguments, tmp_path):

@@ -134,6 +134,37 @@ def test_every_dialect_of_the_table_gives_the_same_labels(capsys, small, argumen
     assert len({json.dumps(counts, sort_keys=True) for counts in labels.values()}) == 1
 
 
+def test_the_splits_of_another_dataset_are_taken_by_plan_and_build(capsys, small, arguments, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(capsys, "build", *arguments, "--out", first, "--task", "binary:Mass")
+    given = [*arguments[:4], *arguments[8:], "--splits-of", first, "--seed", "7"]
+    lines = small.metadata.read_text().splitlines(keepends=True)
+    (tmp_path / "more.csv").write_text("".join([*lines, lines[1].replace(lines[1][:16], "00000001_077.png")]))
+    given[3] = tmp_path / "more.csv"
+
+    code, out, err = run(capsys, "plan", *given, "--json")
+    assert (code, err) == (
+        0,
+        f"warning: {first} does not name 1 image of its patients (the first is 00000001_077.png): each is "
+        "in the split of its patient\n",
+    )
+    origin = json.loads(out)["split_origin"]
+    there = json.loads((first / MANIFEST_FILE).read_bytes())
+    assert origin["text"] == f"as in dataset {there['id']} ({there['split_origin']['text']})"
+    assert run(capsys, "build", *given, "--out", second)[0] == 0
+    for split in ("train", "validation", "test"):
+        one, two = ((ds / f"{split}_list.txt").read_text().split() for ds in (first, second))
+        assert sorted(two) == sorted([*one, *["00000001_077.png"] * ("00000001_000.png" in one)])
+    assert refused(capsys, 2, "plan", *given, "--validation-fraction", "0.2") == (
+        "Error: found --validation-fraction 0.2 beside --splits-of, which places every image; give one of "
+        "the two"
+    )
+    assert (
+        refused(capsys, 1, "plan", *given[:-3], tmp_path / "none")
+        == f"Error: {tmp_path}/none: no such folder"
+    )
+
+
 def test_plan_writes_nothing_and_tells_what_build_does(capsys, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "plan", *arguments, "--out", tmp_path / "ds", "--json")

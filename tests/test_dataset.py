@@ -209,6 +209,41 @@ def test_a_dataset_that_was_moved_is_opened_where_it_is(copied_dataset, tmp_path
         open_dataset(copied_dataset)
 
 
+def test_lists_of_the_splits_name_the_images_of_the_records(dataset):
+    opened = open_dataset(dataset)
+
+    assert opened.split_lists() == {
+        split: sorted(set(opened.split(split).image_ids)) for split in ("train", "validation", "test")
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(b"00000001_000.png\n", "is damaged: its sha256 is not the manifest's"), (None, "is missing")],
+    ids=["damaged", "missing"],
+)
+def test_a_damaged_or_missing_list_is_one_line(copied_dataset, damage, said):
+    path = copied_dataset / "validation_list.txt"
+    path.write_bytes(damage) if damage is not None else path.unlink()
+
+    with pytest.raises(CxrError) as error:
+        open_dataset(copied_dataset).split_lists()
+    assert str(error.value) == f"{path} {said}; run cxr-records verify on the dataset"
+
+
+def test_a_dataset_without_lists_says_what_to_do_instead(copied_dataset):
+    content = manifest_json(copied_dataset)
+    content["files"] = [entry for entry in content["files"] if not entry["file"].endswith("_list.txt")]
+    write_manifest(copied_dataset, content)
+
+    with pytest.raises(CxrError) as error:
+        open_dataset(copied_dataset).split_lists()
+    assert str(error.value) == (
+        f"{copied_dataset} is older than the lists of splits that datasets hold now; make lists from its "
+        "records.parquet, and give them as `train_val_list`, `test_list` and `validation_list`"
+    )
+
+
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None])
 def test_a_damaged_or_missing_table_of_records_is_one_line(copied_dataset, damage):
     path = copied_dataset / "records.parquet"

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ CHANGES = [
     {"shard_mb": 32},
     {"validation_fraction": 0.3},
 ]
+LISTS = ["train_list.txt", "validation_list.txt", "test_list.txt"]
 
 
 def times_of(folder: Path) -> dict[str, int]:
@@ -109,7 +111,8 @@ def test_a_folder_that_held_another_dataset_ends_with_the_files_of_the_new_one_a
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "records.parquet", "rejected.csv", "features.json", "dataset_info.json"]
+    "name",
+    ["manifest.json", "records.parquet", "rejected.csv", "features.json", "dataset_info.json", *LISTS],
 )
 @pytest.mark.parametrize("damage", ["removed", "changed"])
 def test_a_lost_or_changed_file_is_written_anew_by_the_same_build(
@@ -164,6 +167,78 @@ def test_the_manifest_is_away_while_another_file_alone_is_written_anew(
     assert away[lost]
     assert all(away.values())
     assert list(away)[-1] == "manifest.json"
+
+
+# Lists of its splits
+
+
+def test_lists_name_every_image_of_each_split_also_what_the_task_or_a_rejection_leaves_out(
+    build, lookalike, dataset, tmp_path
+):
+    images = shutil.copytree(lookalike.images, tmp_path / "images")
+    in_train = (dataset / "train_list.txt").read_text().split()
+    lost, broken = (next(images.rglob(name)) for name in in_train[:2])
+    lost.unlink()
+    broken.write_bytes(b"")
+    result = build(
+        tmp_path / "out",
+        task="binary:Mass",
+        images=(str(images),),
+        store=str(tmp_path / "store"),
+    )
+
+    assert result.manifest.left_out.keys() == {"left out by the task", "missing", "rejected"}
+    for name in LISTS:
+        assert (tmp_path / "out" / name).read_bytes() == (dataset / name).read_bytes()
+    names = [(dataset / name).read_text().splitlines() for name in LISTS]
+    assert all(listed == sorted(listed) for listed in names)
+    assert sorted(itertools.chain(*names)) == sorted(read_metadata(str(lookalike.metadata)).table["image_id"])
+
+
+def test_a_dataset_without_validation_has_no_list_of_it_and_takes_an_earlier_one_away(build, copied_dataset):
+    assert (copied_dataset / "validation_list.txt").exists()
+    build(copied_dataset, validation_fraction=0)
+
+    found = {path.name for path in copied_dataset.glob("*_list.txt")}
+    assert found == {"train_list.txt", "test_list.txt"}
+    assert found < {entry["file"] for entry in manifest_json(copied_dataset)["files"]}
+
+
+def test_lists_given_back_are_the_same_splits(build, lookalike, dataset, tmp_path):
+    given = {"validation_list": str(dataset / "validation_list.txt")}
+    build(tmp_path / "out", **given)
+
+    for name in LISTS:
+        assert (tmp_path / "out" / name).read_bytes() == (dataset / name).read_bytes()
+    shards = [path.name for path in sorted(dataset.glob("cxr14-*"))]
+    assert [(tmp_path / "out" / name).read_bytes() for name in shards] == [
+        (dataset / name).read_bytes() for name in shards
+    ]
+
+
+# Splits of another dataset
+
+
+def test_splits_of_another_dataset_are_taken_as_they_are(build, lookalike, dataset, tmp_path):
+    table = pd.read_csv(lookalike.metadata)
+    table["Finding Labels"] = table["Finding Labels"].sample(frac=1, random_state=0).to_numpy()
+    table.to_csv(tmp_path / "other.csv", index=False)
+    result = build(
+        tmp_path / "out",
+        task="binary",
+        metadata=str(tmp_path / "other.csv"),
+        split_options=SplitOptions(seed=5),
+        splits_of=str(dataset),
+    )
+
+    for name in LISTS:
+        assert (tmp_path / "out" / name).read_bytes() == (dataset / name).read_bytes()
+    there = read_manifest(str(dataset))
+    assert result.manifest.split_origin.text == f"as in dataset {there.id} ({there.split_origin.text})"
+    assert result.manifest.split_origin.official is False
+    assert result.manifest.split_origin.list_sha256 == {
+        name.removesuffix("_list.txt"): sha256((dataset / name).read_bytes()[:-1]) for name in LISTS
+    }
 
 
 # What it says

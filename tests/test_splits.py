@@ -24,10 +24,12 @@ from cxr_records.splits import (
     TRAIN,
     VALIDATION,
     SplitOptions,
+    Splits,
     cut_by_patient,
     list_digest,
     make_splits,
     read_list,
+    take_splits,
 )
 
 
@@ -614,6 +616,75 @@ def test_a_validation_list_that_tears_a_patient_is_refused():
         match=r"^found patient 1 in two splits: \w+\.png in train, 00000001_001\.png in validation; ",
     ):
         make_splits(metadata, options)
+
+
+def as_in(metadata: Metadata, **split_lists: str) -> Splits:
+    """Takes the splits of a dataset whose lists are given as names without their end: "00000001_000"."""
+    named = {split: [f"{name}.png" for name in names.split()] for split, names in split_lists.items()}
+    settings = {"dataset": "ds", "dataset_id": "1f", "origin": "official NIH lists", "official": True}
+    return take_splits(metadata, named, **settings)
+
+
+def test_splits_are_taken_from_another_datasets_lists():
+    splits = as_in(FIVE, train="00000001_000 00000004_000", validation="00000002_000", test="00000003_000")
+
+    assert splits.of_image.tolist() == ["train", "validation", "test", "train", ""]
+    assert splits.origin == "as in dataset 1f (official NIH lists)"
+    assert splits.official
+    assert (splits.in_no_list, splits.not_in_table, splits.warnings) == (1, 0, ())
+    assert splits.list_digests == {
+        "train": list_digest(["00000004_000.png", "00000001_000.png"]),
+        "validation": list_digest(["00000002_000.png"]),
+        "test": list_digest(["00000003_000.png"]),
+    }
+
+
+def test_an_image_that_the_other_dataset_does_not_name_goes_with_its_patient_and_is_counted():
+    metadata = table((1, "Mass"), (1, "Edema"), (2, "Mass"), (1, "Mass"), (3, "Mass"))
+    splits = as_in(metadata, train="00000002_000 00000009_000", test="00000001_000")
+
+    assert splits.of_image.tolist() == ["test", "test", "train", "test", ""]
+    assert splits.warnings == (
+        "ds does not name 2 images of its patients (the first is 00000001_001.png): each is in the split of "
+        "its patient",
+    )
+    assert not splits.official  # the test split has more images than the official one
+    assert (splits.in_no_list, splits.not_in_table) == (1, 1)
+
+
+def test_images_of_the_other_dataset_are_found_by_other_endings():
+    metadata = dataclasses.replace(FIVE, table=FIVE.table.assign(image_id=[f"{i}.dcm" for i in "abcde"]))
+
+    assert as_in(metadata, train="a b", test="c").of_image.tolist() == ["train", "train", "test", "", ""]
+
+
+def test_an_image_of_the_very_name_goes_before_one_of_another_ending():
+    metadata = dataclasses.replace(FIVE, table=FIVE.table.assign(image_id=[*"wxyz", "00000001_000.png"]))
+    named = {"train": ["00000001_000.jpg", "00000001_000.png"], "test": ["00000001_000.dcm"]}
+    settings = {"dataset": "ds", "dataset_id": "1f", "origin": "lists", "official": False}
+
+    assert take_splits(metadata, named, **settings).of_image.tolist() == ["", "", "", "", "train"]
+
+
+def test_a_dataset_of_other_images_gives_no_splits():
+    message = (
+        "ds: none of the 2 images in its lists is in the table (whose first is 00000001_000.png); "
+        "`splits_of` must name a dataset of the same images"
+    )
+
+    with pytest.raises(CxrError, match=f"^{re.escape(message)}$"):
+        as_in(FIVE, train="00000008_000", test="00000009_000")
+
+
+def test_a_dataset_of_other_patients_gives_no_splits():
+    metadata = table((1, "Mass"), (1, "Edema"))
+    message = (
+        "found patient 1 in two splits: 00000001_000.png in train, 00000001_001.png in test; a patient must "
+        "be in one split only, so ds has other patients than the table: name another dataset"
+    )
+
+    with pytest.raises(CxrError, match=f"^{re.escape(message)}$"):
+        as_in(metadata, train="00000001_000", test="00000001_001")
 
 
 def test_a_missing_list_is_a_wrong_use_and_names_its_option():

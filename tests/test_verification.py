@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cxr_records.augment import augmentation_for
 from cxr_records.examples import decode_example, encode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
+from cxr_records.layout import LIST_FILES
 from cxr_records.manifest import ManifestError, read_manifest
 from cxr_records.tfrecord import read_records
 from cxr_records.verification import Problem, check_dataset
@@ -30,7 +31,9 @@ SHARDS = [
 ]
 MISSING = "the file is missing; run the build command again: it writes it anew"
 REBUILD = "delete it and run the build command again: it writes this file anew"
-OTHER_FILES = ["manifest.json", "records.parquet", "rejected.csv", "features.json", "dataset_info.json"]
+OTHER_FILES = [
+    "manifest.json", "records.parquet", "rejected.csv", "features.json", "dataset_info.json", *LIST_FILES,
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
