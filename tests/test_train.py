@@ -241,13 +241,13 @@ def wait_until(true, process: subprocess.Popen) -> None:
 def test_the_command_reads_the_manifest_at_most_twice_and_the_table_of_records_once(
     dataset, tmp_path, monkeypatch, capfd
 ):
-    opened, open_read = collections.Counter(), storage.open_read
+    opened, open_regular = collections.Counter(), storage.open_regular
 
     def counted(path):
         opened[Path(path).name] += 1
-        return open_read(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(storage, "open_read", counted)  # by which `read_bytes` reads too
+    monkeypatch.setattr(storage, "open_regular", counted)  # by which all files of a dataset are read
     run = tmp_path / "run"
 
     code = run_command(
