@@ -14,7 +14,6 @@ stops and says so, and nothing of the new shard has been handed out.
 """
 
 import contextlib
-import hashlib
 import math
 import re
 import threading
@@ -313,9 +312,11 @@ class _ReadableFiles:
             return b""
         wrong = "was changed while it was read: its sha256 is not that of the manifest"
         try:
-            if not storage.is_url(path) and _sha256(path) == self._entries[number].sha256:
-                self._identities[number] = identity
-                return b""
+            if not storage.is_url(path):
+                with storage.open_regular(path) as file:
+                    if storage.sha256_of(file) == self._entries[number].sha256:
+                        self._identities[number] = identity
+                        return b""
         except (OSError, CxrError) as error:
             wrong = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         try:
@@ -387,11 +388,6 @@ def _ask(
     """Asks for the path of a shard, and for what to say where reading it fails."""
     path, trouble = tf.numpy_function(answer, [shard], (tf.string, tf.string))
     return shard, tf.ensure_shape(path, []), tf.ensure_shape(trouble, [])
-
-
-def _sha256(path: str) -> str:
-    with storage.open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(

@@ -6,6 +6,7 @@ import datetime
 import errno
 import fcntl
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -121,6 +122,14 @@ def read_regular(path: str, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise CxrError(f"{path} has more than {most_bytes:,} bytes, which none of ours has")
     return data
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Returns the sha256, in hexadecimal, of what an open file still holds."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def open_own(path: str, flags: int) -> int:
