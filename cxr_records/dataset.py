@@ -161,7 +161,7 @@ class Dataset:
             if file not in entries:
                 continue
             path = storage.join(self.path, file)
-            data = storage.read_bytes(path) if storage.exists(path) else None
+            data = storage.read_regular(path, entries[file].bytes) if storage.exists(path) else None
             if data is None or hashlib.sha256(data).hexdigest() != entries[file].sha256:
                 trouble = "is missing" if data is None else "is damaged: its sha256 is not the manifest's"
                 raise CxrError(f"{path} {trouble}; {VERIFY}")

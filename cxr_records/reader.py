@@ -7,6 +7,10 @@ seed. So epoch e is the same whether or not the epochs before it were read, and 
 where it was.
 
 Speed. Records stay serialized through shuffling and batching, and a batch is parsed at once.
+
+One dataset. What is read belongs to the dataset that was opened. A shard is compared with what it was when
+reading began, just after it was opened and when it was read: where the dataset was rebuilt meanwhile, reading
+stops and says so, and nothing of the new shard has been handed out.
 """
 
 import contextlib
@@ -14,7 +18,8 @@ import math
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -86,8 +91,8 @@ def load_split(
     the same number of batches in every epoch. Dropped tails, and what one host has more than another, are
     other records in every epoch.
 
-    A shard that is damaged or missing stops the iteration with a tf.errors.InvalidArgumentError that names
-    it; `shard_errors` turns that into a CxrError.
+    A shard that is damaged, missing, or of another dataset since a rebuild stops the iteration with a
+    tf.errors.InvalidArgumentError that names it; `shard_errors` turns that into a CxrError.
 
     Args:
         dataset: an open dataset, or the folder or URL of a finished one.
@@ -137,9 +142,11 @@ def load_split(
         start_epoch, start_batch = start_epoch + 1, 0
     entries = dataset.splits[split].shards
     _check_sizes(dataset.path, entries)
+    files = _files(dataset, entries, shuffle, cache_dir, cache_bytes, direct)
+    dataset.check_unchanged()  # still, so that these are its shards
     stream = _Stream(
         records,
-        _files(dataset.path, entries, shuffle, cache_dir, cache_bytes, direct),
+        files,
         entries,
         shuffle,
         seed,
@@ -180,7 +187,7 @@ def load_split(
 
 @contextlib.contextmanager
 def shard_errors() -> Iterator[None]:
-    """Turns TensorFlow's error of a damaged, missing or unfetchable shard into a CxrError of one line.
+    """Turns the error of a damaged, missing, changed or unfetchable shard into a CxrError of one line.
 
     Put it around the loop, or the `fit`, that reads what `load_split` made.
     """
@@ -237,6 +244,8 @@ def _check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
     for entry in entries:
         path = storage.join(dataset, entry.file)
         if entry.file not in sizes:
+            if storage.exists(path):
+                storage.open_regular(path).close()  # which says what it is instead
             raise CxrError(f"{path} is missing; {VERIFY}")
         size = sizes[entry.file]
         if size is not None and size != entry.bytes:
@@ -246,18 +255,77 @@ def _check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
 class _ReadableFiles:
     """Shards that TensorFlow opens, on disk or through tensorflow-io: a shard's number to its path."""
 
-    def __init__(self, paths: Sequence[str]):
-        self._paths = np.array(paths)
+    def __init__(self, dataset: Dataset, entries: Sequence[ShardEntry]):
+        folder = storage.absolute(dataset.path)
+        self._dataset, self._entries = dataset, entries
+        self._paths = [storage.join(folder, entry.file) for entry in entries]
+        self._identities = [storage.identity(path) for path in self._paths]
 
     def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
-        """Turns shard numbers into (number, local path, what to say where reading fails)."""
-        paths = tf.constant(self._paths)
+        """Turns shard numbers into (number, local path, what to say where reading fails).
 
-        def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            path = paths[shard]
-            return shard, path, tf.strings.join([path, f" is damaged, cut short or missing; {VERIFY}"])
+        The path is "" where that is known already.
+        """
+        return shards.map(partial(_ask, self._find))
 
-        return shards.map(locate)
+    def checked_at_first(self, shard: tf.Tensor, read: tf.data.Dataset) -> tf.data.Dataset:
+        """Gives what is read of a shard, once the first of it is there and the file is the one it was.
+
+        Only then has TensorFlow opened it for good.
+        """
+        passed = self._passed(shard, tf.zeros([], tf.int64))
+        zeros = tf.data.Dataset.from_tensors(tf.zeros([], tf.int64)).repeat()
+        return tf.data.Dataset.zip((read, passed.concatenate(zeros))).map(lambda read, _: read)
+
+    def checked_at_end(self, shard: tf.Tensor, records: tf.data.Dataset) -> tf.data.Dataset:
+        """Gives the records of a shard, and stops behind them where the file is not the one it was."""
+        return records.concatenate(self._passed(shard, tf.constant("")).skip(1))
+
+    def _passed(self, shard: tf.Tensor, sign: tf.Tensor) -> tf.data.Dataset:
+        """Gives one sign, or stops where a shard is not what it was when reading began."""
+
+        def check(shard: tf.Tensor) -> tf.Tensor:
+            trouble = tf.numpy_function(self._trouble, [shard], tf.string)
+            stop = tf.debugging.Assert(tf.equal(trouble, ""), [tf.strings.join([_STOPPED, trouble])])
+            with tf.control_dependencies([stop]):
+                return tf.identity(sign)
+
+        # Asked again after the error, as prefetching does, it must not go on: it is repeated until it passes.
+        return tf.data.Dataset.from_tensors(shard).repeat().map(check).take(1)
+
+    def _find(self, shard: np.int64) -> tuple[bytes, bytes]:
+        if trouble := self._trouble(shard):
+            return b"", trouble
+        path = self._paths[int(shard)]
+        return path.encode(), f"{path} is damaged, cut short or missing; {VERIFY}".encode()
+
+    def _trouble(self, shard: np.int64) -> bytes:
+        """What there is to say of a shard that has changed since reading began; nothing where it has not.
+
+        Other bytes are those of another dataset, or damaged. The same bytes under a new name, or touched, are
+        as good as before.
+        """
+        number = int(shard)
+        path = self._paths[number]
+        identity = storage.identity(path)
+        if identity is not None and identity == self._identities[number]:
+            return b""
+        wrong = "was changed while it was read: its sha256 is not that of the manifest"
+        try:
+            if not storage.is_url(path):
+                with storage.open_regular(path) as file:
+                    if storage.sha256_of(file) == self._entries[number].sha256:
+                        self._identities[number] = identity
+                        return b""
+        except (OSError, CxrError) as error:
+            wrong = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        try:
+            self._dataset.check_unchanged()
+        except CxrError as error:
+            return str(error).encode()
+        if identity is None and storage.is_url(path):  # a storage that does not tell
+            return b""
+        return f"{path} {wrong.removeprefix(f'{path} ')}; {VERIFY}".encode()
 
 
 class _FetchedFiles:
@@ -267,7 +335,7 @@ class _FetchedFiles:
     what is fetched and not yet opened is all that must be held; the rest of the window keeps disk use honest.
     """
 
-    def __init__(self, dataset: str, entries: Sequence[ShardEntry], cache: ShardCache, width: int):
+    def __init__(self, dataset: Dataset, entries: Sequence[ShardEntry], cache: ShardCache, width: int):
         self._dataset, self._entries, self._cache = dataset, entries, cache
         largest = max(entry.bytes for entry in entries)
         room = cache.limit_bytes // largest
@@ -276,7 +344,7 @@ class _FetchedFiles:
         self._ahead = min(FETCH_AHEAD, (room - width) // 3)
         if self._ahead < 1:
             raise UsageError(
-                f"found a cache of {cache.limit_bytes:,} bytes; {width} shards of {dataset} are read at "
+                f"found a cache of {cache.limit_bytes:,} bytes; {width} shards of {dataset.path} are read at "
                 f"once, so it must hold {width + 3} of up to {largest:,} bytes: "
                 f"allow {(width + 3) * largest:,}"
             )
@@ -286,20 +354,27 @@ class _FetchedFiles:
 
     def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
         """As `_ReadableFiles.located`."""
+        ask = partial(_ask, self._fetch)
+        return shards.map(ask, num_parallel_calls=self._ahead, deterministic=True)
 
-        def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            path, trouble = tf.numpy_function(self._fetch, [shard], (tf.string, tf.string))
-            return shard, tf.ensure_shape(path, []), tf.ensure_shape(trouble, [])
+    def checked_at_first(self, _: tf.Tensor, read: tf.data.Dataset) -> tf.data.Dataset:
+        """Gives what is read: a fetched file is what the manifest names by its sha256."""
+        return read
 
-        return shards.map(locate, num_parallel_calls=self._ahead, deterministic=True)
+    checked_at_end = checked_at_first
 
     def _fetch(self, shard: np.int64) -> tuple[bytes, bytes]:
         entry = self._entries[int(shard)]
-        url = storage.join(self._dataset, entry.file)
+        url = storage.join(self._dataset.path, entry.file)
         try:
             held = self._cache.fetch(url, entry.bytes, entry.sha256)
         except Exception as error:  # the reader of the shard says it, in its turn
-            return b"", " ".join(str(error).split()).encode()
+            said = str(error)
+            try:
+                self._dataset.check_unchanged()
+            except CxrError as cause:
+                said = str(cause)
+            return b"", " ".join(said.split()).encode()
         with self._lock:
             self._held.append(held)
             while len(self._held) > self._window:
@@ -307,21 +382,28 @@ class _FetchedFiles:
         return held.path.encode(), f"{url} is damaged in the cache ({held.path}); delete it there".encode()
 
 
+def _ask(
+    answer: Callable[[np.int64], tuple[bytes, bytes]], shard: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Asks for the path of a shard, and for what to say where reading it fails."""
+    path, trouble = tf.numpy_function(answer, [shard], (tf.string, tf.string))
+    return shard, tf.ensure_shape(path, []), tf.ensure_shape(trouble, [])
+
+
 def _files(
-    dataset: str,
+    dataset: Dataset,
     entries: Sequence[ShardEntry],
     shuffle: bool,
     cache_dir: str | None,
     cache_bytes: int,
     direct: bool,
 ) -> _ReadableFiles | _FetchedFiles:
-    if storage.is_url(dataset) and direct:
+    if storage.is_url(dataset.path) and direct:
         enable_tensorflow_io()
-    elif storage.is_url(dataset):
+    elif storage.is_url(dataset.path):
         width = min(INTERLEAVED_SHARDS, len(entries)) if shuffle else 1
         return _FetchedFiles(dataset, entries, ShardCache(cache_dir, cache_bytes), width)
-    folder = storage.absolute(dataset)
-    return _ReadableFiles([storage.join(folder, entry.file) for entry in entries])
+    return _ReadableFiles(dataset, entries)
 
 
 class _Stream:
@@ -357,7 +439,9 @@ class _Stream:
         shards = tf.data.Dataset.from_tensor_slices(shards[self._host :: self._num_hosts])
         files = self._files.located(shards).flat_map(_opened)
         if not self._shuffle:
-            return files.flat_map(self._shard)
+            return files.flat_map(
+                lambda shard, *file: self._files.checked_at_first(shard, self._shard(shard, *file))
+            )
         blocks = files.interleave(self._blocks, INTERLEAVED_SHARDS, block_length=1)
         key = [tf.constant(self._buffer_key, tf.int64), epoch]
         seed = tf.random.stateless_uniform([], key, maxval=tf.int64.max, dtype=tf.int64, alg="philox")
@@ -366,7 +450,8 @@ class _Stream:
 
     def _blocks(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
         """Reads a shard ahead in a thread of its own, which hands over blocks and not single records."""
-        return self._shard(shard, path, trouble).batch(BLOCK_RECORDS).prefetch(2)
+        blocks = self._shard(shard, path, trouble).batch(BLOCK_RECORDS)
+        return self._files.checked_at_first(shard, blocks).prefetch(2)
 
     def _shard(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
         """The records of a shard that take part.
@@ -377,7 +462,7 @@ class _Stream:
         count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
         broken = tf.data.Dataset.from_tensors(trouble).repeat().map(_stop)
         whole = tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).ignore_errors()
-        records = whole.concatenate(broken).take(count)
+        records = self._files.checked_at_end(shard, whole.concatenate(broken).take(count))
         if self._takes_part is None:
             return records
         takes_part = tf.data.Dataset.from_tensor_slices(tf.constant(self._takes_part)[end - count : end])

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,9 +76,8 @@ def read_record_table(dataset: str, manifest: Manifest) -> pa.Table:
 
 def label_rows(table: pa.Table, task: Task) -> np.ndarray:
     """Returns the column of labels: int64 [n], or [n, number of findings] for multilabel."""
-    column = table["label"].combine_chunks()
-    values = column.flatten() if task.label_shape else column
-    labels: np.ndarray = values.to_numpy(zero_copy_only=False).astype(np.int64)
+    values = pc.list_flatten(table["label"]) if task.label_shape else table["label"]
+    labels: np.ndarray = values.to_numpy()
     return labels.reshape(len(table), *task.label_shape)
 
 
@@ -149,13 +149,13 @@ def _parsed(data: bytes, manifest: Manifest) -> pa.Table:
         if table[name].null_count:
             raise ValueError(f"column {name} has {table[name].null_count:,} empty cells, expected none")
     for name in _TEXTS:
-        lengths = [pc.max(pc.binary_length(part.dictionary)) for part in table[name].chunks]
-        if max((length.as_py() or 0 for length in lengths), default=0) > MOST_LETTERS:
+        parts: list[Any] = table[name].chunks
+        if any((pc.max(pc.binary_length(part.dictionary)).as_py() or 0) > MOST_LETTERS for part in parts):
             raise ValueError(f"column {name} has text of more than {MOST_LETTERS:,} bytes")
         place = table.column_names.index(name)
         table = table.set_column(place, name, table[name].cast(pa.string()))
     if task.label_shape:
-        lengths = table["label"].combine_chunks().value_lengths().to_numpy()
+        lengths = pc.list_value_length(table["label"]).to_numpy()
         if (lengths != width).any():
             raise ValueError(f"a label of {lengths[lengths != width][0]} values, expected {width}")
     table.validate(full=True)

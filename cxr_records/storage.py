@@ -204,6 +204,14 @@ def read_regular(path: str, most_bytes: int) -> bytes:
     return data
 
 
+def sha256_of(file: BinaryIO) -> str:
+    """Returns the sha256, in hexadecimal, of what an open file still holds."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def open_own(path: str, flags: int) -> int:
     """Opens a local file that only this program makes and changes, and nothing that a link leads to.
 

@@ -1,7 +1,6 @@
 """Checks a finished dataset: every byte against the manifest; with `deep`, every record against the rest."""
 
 import collections
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,14 +138,13 @@ def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
         return Problem(path, "the file is missing; run the build command again: it writes it anew")
     try:
         with storage.open_regular(path) as file:
-            size, sha256 = storage.file_size(path), hashlib.sha256()
+            size = storage.file_size(path)
             if size != entry.bytes:
                 return Problem(path, f"{size:,} bytes, the manifest says {entry.bytes:,}; {_REBUILD}")
-            while block := file.read(1 << 20):
-                sha256.update(block)
+            sha256 = storage.sha256_of(file)
     except NoFileError as error:
         return Problem(path, f"{str(error).removeprefix(f'{path} is ')}; {_REBUILD}")
-    if sha256.hexdigest() != entry.sha256:
+    if sha256 != entry.sha256:
         return Problem(path, f"its sha256 is not that of the manifest; {_REBUILD}")
     return None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import manifest_json, write_manifest
+from conftest import files_of, manifest_json, write_manifest
 
 import cxr_records
 from cxr_records import storage
@@ -167,6 +167,55 @@ def test_a_table_that_was_read_before_is_not_taken_for_the_rebuilt_ones(build, c
     ):
         with pytest.raises(CxrError, match="was rebuilt since it was opened"):
             use()
+
+
+def test_records_that_were_read_while_a_build_went_on_are_not_handed_out(build, copied_dataset, monkeypatch):
+    opened = open_dataset(copied_dataset)
+    rows, open_regular = opened.records.slice(0, 2), storage.open_regular
+
+    def rebuild_and_open(path):
+        if "tfrecord" in path and open_dataset(copied_dataset).id == opened.id:
+            build(copied_dataset, seed=5)
+        return open_regular(path)
+
+    monkeypatch.setattr(storage, "open_regular", rebuild_and_open)
+    with pytest.raises(CxrError, match="was rebuilt since it was opened"):
+        opened.examples(rows)
+
+
+def test_a_contact_sheet_of_a_dataset_that_was_rebuilt_since_is_not_drawn(build, copied_dataset):
+    from cxr_records.contact_sheet import sheet_of_dataset
+
+    opened = open_dataset(copied_dataset)
+    assert sheet_of_dataset(opened, 1).size
+    build(copied_dataset, seed=5)
+
+    with pytest.raises(CxrError, match="was rebuilt since it was opened"):
+        sheet_of_dataset(opened, 1)
+
+
+def test_a_remote_dataset_that_was_rebuilt_since_it_was_opened_says_so(build, dataset, copied_dataset):
+    import fsspec
+
+    def put(folder):
+        for name, data in files_of(folder).items():
+            storage.write_bytes(f"memory://changing/{name}", data)
+
+    put(dataset)
+    opened = open_dataset("memory://changing")
+    put(dataset)  # the same again, at another time
+    assert len(opened.split("train")) == opened.splits["train"].records
+    again = build(copied_dataset, seed=5).manifest.id
+    put(copied_dataset)
+
+    for use in (lambda: opened.records, lambda: opened.split("test"), lambda: opened.load("train", 4)):
+        with pytest.raises(CxrError) as error:
+            use()
+        assert str(error.value) == (
+            f"memory://changing was rebuilt since it was opened: found id {again}, expected {opened.id}; "
+            "open it again"
+        )
+    fsspec.filesystem("memory").store.clear()
 
 
 def test_a_manifest_damaged_under_an_open_dataset_is_a_problem_to_verify(copied_dataset):

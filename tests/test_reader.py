@@ -1,7 +1,10 @@
 """The reader: pixels and labels of every codec, the order of training, hosts, derived tasks, damage, URLs."""
 
+import hashlib
 import io
+import os
 import shutil
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -46,8 +49,6 @@ def keys(batches) -> list[list[bytes]]:
 @pytest.fixture(scope="module")
 def many_shards(dataset, tmp_path_factory) -> Path:
     """The dataset with its training records dealt to seven shards, as a larger one has them."""
-    import hashlib
-
     import pyarrow.parquet as pq
     from conftest import frame
 
@@ -360,6 +361,164 @@ def test_a_shard_that_goes_while_it_is_read_is_named(copied_dataset, split):
     assert str(error.value) == (
         f"{shard} cannot be read (No such file or directory); run cxr-records verify on the dataset"
     )
+
+
+# Under its feet
+
+
+@pytest.fixture
+def rebuilt(build) -> Callable[[Path], str]:
+    """Builds another dataset in the place of one, and returns what there is to say then.
+
+    Its shards have the same names; order, copies and the images of train and validation are others.
+    """
+
+    def put(folder: Path) -> str:
+        before = manifest_json(folder)["id"]
+        again = build(folder, seed=5).manifest.id
+        assert again != before
+        return f"{folder} was rebuilt since it was opened: found id {again}, expected {before}; open it again"
+
+    return put
+
+
+def read_on(batches: Iterator, seen: list) -> str:
+    """Reads to the end of an iterator, and returns what stopped it."""
+    with pytest.raises(CxrError) as error, shard_errors():
+        seen.extend(batches)
+    with pytest.raises(tf.errors.OpError):
+        next(batches)  # asked again it does not go on
+    return str(error.value)
+
+
+def of_dataset(dataset: Path, split: str) -> dict[bytes, list[int]]:
+    """The label of each record by its pixels."""
+    return {pixels(values, "raw").tobytes(): list(values["label"]) for values in stored(dataset, split)}
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+@pytest.mark.parametrize(("split", "shuffle"), [("train", True), ("train", False), ("test", False)])
+def test_after_a_rebuild_no_batch_is_of_the_new_dataset_and_reading_stops_and_says_so(
+    dataset, copied_dataset, rebuilt, split, shuffle, after
+):
+    labels = of_dataset(dataset, split)
+    batches = iter(load_split(str(copied_dataset), split, 4, shuffle=shuffle, epochs=20))
+    seen = [next(batches) for _ in range(after)]
+    expected = rebuilt(copied_dataset)
+
+    assert read_on(batches, seen) == expected
+    assert after <= len(seen) < 20 * len(labels) // 4
+    for batch in seen:
+        for image, label in zip(batch[0].numpy(), batch[1].numpy().tolist(), strict=True):
+            assert labels.get(image.tobytes()) == label or not image.any()  # padding
+
+
+def test_after_a_rebuild_a_derived_task_stops_too(copied_dataset, rebuilt):
+    opened = open_dataset(copied_dataset).as_task("binary:Effusion")
+    batches = iter(opened.load("train", 4, epochs=20))
+    seen = [next(batches)]
+
+    assert rebuilt(copied_dataset) == read_on(batches, seen)
+
+
+def test_a_rebuild_between_two_epochs_is_noticed_before_the_second(copied_dataset, rebuilt):
+    batches = load_split(str(copied_dataset), "test", 4)
+    first = keys(batches)
+    expected = rebuilt(copied_dataset)
+
+    seen = []
+    assert read_on(iter(batches), seen) == expected
+    assert keys(seen) == first[: len(seen)] == []
+
+
+def test_a_build_under_way_is_noticed(copied_dataset):
+    shard = copied_dataset / manifest_json(copied_dataset)["splits"]["test"]["shards"][0]["file"]
+    batches = load_split(str(copied_dataset), "test", 4)
+    (copied_dataset / "manifest.json").unlink()
+    expected = f"{copied_dataset} is being rebuilt or was removed since it was opened; open it again"
+
+    shard.unlink()
+    assert read_on(iter(batches), []) == expected
+    shard.write_bytes(b"half")
+    assert read_on(iter(batches), []) == expected
+
+
+def test_the_same_dataset_written_anew_is_read_on(dataset, copied_dataset):
+    """Other inodes and times, the same bytes."""
+    expected = keys(load_split(str(dataset), "train", 4, epochs=5))
+    batches = iter(load_split(str(copied_dataset), "train", 4, epochs=5))
+    seen = [next(batches)]
+    for path in [path for path in copied_dataset.iterdir() if path.is_file()]:
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
+
+    assert keys([*seen, *batches]) == expected
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_shard_put_there_between_the_check_and_the_reading_hands_out_nothing(
+    copied_dataset, rebuilt, monkeypatch, shuffle
+):
+    """The narrowest gap: TensorFlow opens the shard just after it was found to be the right one."""
+    find, said = reader._ReadableFiles._find, []
+
+    def find_and_rebuild(files, shard):
+        found = find(files, shard)
+        if not said:
+            said.append(rebuilt(copied_dataset))
+        return found
+
+    monkeypatch.setattr(reader._ReadableFiles, "_find", find_and_rebuild)
+    seen = []
+    told = read_on(iter(load_split(str(copied_dataset), "test", 4, shuffle=shuffle, epochs=1)), seen)
+    assert [told] == said
+    assert seen == []
+
+
+def test_a_shard_that_is_written_over_where_it_lies_is_said_when_it_was_read(copied_dataset):
+    """No build does so; copying over a dataset does."""
+    shard = copied_dataset / manifest_json(copied_dataset)["splits"]["test"]["shards"][0]["file"]
+    data = bytearray(shard.read_bytes())
+    batches = iter(load_split(str(copied_dataset), "test", 4))
+    next(batches)
+    data[-20] ^= 1
+    with open(shard, "r+b") as file:
+        file.write(data)
+
+    assert read_on(batches, []) == (
+        f"{shard} was changed while it was read: its sha256 is not that of the manifest; "
+        "run cxr-records verify on the dataset"
+    )
+
+
+def test_a_fifo_in_the_place_of_a_shard_is_said_and_not_waited_for(copied_dataset):
+    shard = copied_dataset / manifest_json(copied_dataset)["splits"]["test"]["shards"][0]["file"]
+    batches = load_split(str(copied_dataset), "test", 4)
+    shard.unlink()
+    os.mkfifo(shard)
+
+    assert read_on(iter(batches), []) == (
+        f"{shard} is a FIFO, expected a file; run cxr-records verify on the dataset"
+    )
+    with pytest.raises(CxrError) as error:
+        load_split(str(copied_dataset), "test", 4)
+    assert str(error.value) == f"{shard} is a FIFO, expected a file"
+
+
+def test_a_remote_dataset_that_was_rebuilt_is_said_to_be_so(many_shards, remote, rebuilt, tmp_path):
+    again = Path(shutil.copytree(many_shards, tmp_path / "again"))
+    batches = iter(load_split(remote, "train", 4, epochs=1, cache_dir=str(tmp_path / "cache")))
+    rebuilt(again)
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for file in again.iterdir():
+        if file.is_file():
+            memory.pipe(f"/bucket/{file.name}", file.read_bytes())
+
+    said = read_on(batches, [])
+    assert said.startswith("memory://bucket was rebuilt since it was opened: found id ")
+    assert said.endswith("; open it again")
 
 
 def test_an_error_of_another_kind_passes_through():

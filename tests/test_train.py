@@ -242,13 +242,13 @@ def wait_until(true, process: subprocess.Popen) -> None:
 def test_the_command_reads_the_manifest_at_most_twice_and_the_table_of_records_once(
     dataset, tmp_path, monkeypatch, capfd
 ):
-    opened, open_read = collections.Counter(), storage.open_read
+    opened, open_regular = collections.Counter(), storage.open_regular
 
     def counted(path):
         opened[Path(path).name] += 1
-        return open_read(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(storage, "open_read", counted)  # by which `read_bytes` reads too
+    monkeypatch.setattr(storage, "open_regular", counted)  # by which all files of a dataset are read
     run = tmp_path / "run"
 
     code = run_command(
@@ -488,6 +488,36 @@ def test_a_damaged_shard_is_named(copied_dataset, tmp_path):
     with pytest.raises(CxrError) as error:
         train(str(copied_dataset), str(tmp_path / "run"), TINY)
     assert str(error.value).startswith(f"{shard} is damaged")
+
+
+def test_a_run_whose_dataset_is_rebuilt_under_it_stops_and_keeps_a_whole_checkpoint(
+    build, copied_dataset, tmp_path, monkeypatch
+):
+    config = replace(TINY, epochs=4, checkpoint_minutes=0)  # one after every step
+    before, ids, saves, save = open_dataset(copied_dataset).id, [], [], checkpoints.save
+
+    def rebuilding_save(path, model, progress):
+        save(path, model, progress)
+        saves.append(Path(path).read_bytes())
+        if not ids:
+            ids.append(build(copied_dataset, seed=5).manifest.id)
+
+    monkeypatch.setattr(checkpoints, "save", rebuilding_save)
+    with pytest.raises(CxrError) as error:
+        train(str(copied_dataset), str(tmp_path / "run"), config)
+    assert str(error.value) == (
+        f"{copied_dataset} was rebuilt since it was opened: found id {ids[0]}, expected {before}; "
+        "open it again"
+    )
+    last = checkpoints.load(str(tmp_path / "run" / "checkpoints" / "last.npz"))
+    assert last.progress.epoch + last.progress.batch > 0
+    assert (tmp_path / "run" / "checkpoints" / "last.npz").read_bytes() in saves
+    with pytest.raises(UsageError) as error:
+        train(str(copied_dataset), str(tmp_path / "run"), config)
+    assert str(error.value) == (
+        f"`run={tmp_path / 'run'}` holds a run with dataset_id {before}, this command says {ids[0]}; "
+        "give the same options to go on with it, or name another folder"
+    )
 
 
 def test_a_loss_that_is_no_number_ends_the_run(dataset, tmp_path):
