@@ -1,6 +1,7 @@
 """Checks a finished dataset: every byte against the manifest; with `deep`, every record against the rest."""
 
 import collections
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
