@@ -244,7 +244,7 @@ def test_a_unit_in_which_every_image_is_rejected_is_done_all_the_same(place, dec
     assert found.reason.tolist() == [
         "the file is empty",
         "no PNG, JPEG or DICOM: begins with '<html>'",
-        "a PNG or JPEG whose header is damaged or cut short",
+        "damaged PNG: cut short at byte 40, or a length is wrong",
     ]
     assert place.plan() == []
     assert sorted(len(data) for name, data in place.files().items() if name.endswith(".tfrecord")) == [0]
