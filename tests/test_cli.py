@@ -206,7 +206,7 @@ def test_rejected_images_are_named_with_their_reason_and_the_rest_is_built(
     Image.open(images / names[5]).convert("L").convert("CMYK").save(jpeg, "JPEG")
     spoiled = {
         names[0]: (b"", "the file is empty"),
-        names[1]: (truncated, "cannot be decoded: "),
+        names[1]: (truncated, "damaged PNG: "),
         names[2]: (b"<!DOCTYPE html>", "no PNG, JPEG or DICOM: begins with '<!DOCTYPE ht'"),
         names[3]: (b"GIF89a" + bytes(30), "no PNG, JPEG or DICOM: begins with 'GIF89a"),
     }
