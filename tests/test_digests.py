@@ -81,6 +81,9 @@ def test_no_byte_of_the_digests_themselves_may_change(tmp_path):
         f"{kept} is damaged: its bytes are not those that were written; put it back as it was, or remove it: "
         "then the run's files are used unchecked"
     )
+    kept.write_bytes(data.rstrip())
+    with pytest.raises(CxrError):
+        digests.check(f"{tmp_path}/history.csv", b"rows")
     kept.unlink()
     assert digests.check(f"{tmp_path}/history.csv", b"rows") == (
         f"{tmp_path}/history.csv: no digest of it is kept, as in runs of before: it is used unchecked"

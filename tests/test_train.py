@@ -242,13 +242,17 @@ def wait_until(true, process: subprocess.Popen) -> None:
 def test_the_command_reads_the_manifest_at_most_twice_and_the_table_of_records_once(
     dataset, tmp_path, monkeypatch, capfd
 ):
-    opened, open_regular = collections.Counter(), storage.open_regular
+    opened = collections.Counter()
 
-    def counted(path):
-        opened[Path(path).name] += 1
-        return open_regular(path)
+    def counting(open_file):
+        def counted(path):
+            opened[Path(path).name] += 1
+            return open_file(path)
 
-    monkeypatch.setattr(storage, "open_regular", counted)  # by which all files of a dataset are read
+        return counted
+
+    for name in ("open_read", "open_regular"):  # by which `read_bytes` and `read_regular` read too
+        monkeypatch.setattr(storage, name, counting(getattr(storage, name)))
     run = tmp_path / "run"
 
     code = run_command(

@@ -42,7 +42,7 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         area, precision = interval(evaluation.auroc[name]), number(evaluation.auprc[name].value)
         row = f"{name:<20} {about.positives:>9,} {about.positive_patients:>8,}  {area:<22} "
         lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
-    macro = f"{'macro' + evaluation.over:<38}  {interval(evaluation.macro_auroc):<22} "
+    macro = f"{'macro' + evaluation.over:<39}  {interval(evaluation.macro_auroc):<22} "
     lines.append(macro + number(evaluation.macro_auprc.value))
     if several := evaluation.multiclass:
         corrected = interval(several.prior_corrected_balanced_accuracy)
