@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from cxr_records import streams
-from cxr_records.errors import CxrError, FoundProblems, UsageError
+from cxr_records.errors import NO_MEMORY, CxrError, FoundProblems, UsageError, is_out_of_memory
 
 # name: (module of cxr_records:function, what it does)
 COMMANDS = {
@@ -182,6 +182,8 @@ def _run(arguments: list[str]) -> int:
             traceback.print_exc()
         if isinstance(error, CxrError):
             return _say(f"Error: {in_options(str(error), _command_of(arguments))}", error.exit_code)
+        if is_out_of_memory(error):
+            return _say(f"Error: {in_options(NO_MEMORY, _command_of(arguments))}", 1)
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
             return _say(f"Error: {error.name} is not installed; pip install '.[{extra}]' in a clone", 1)

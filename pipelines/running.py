@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Generic, TypeVar
 
 import cxr_records
-from cxr_records.errors import CxrError
+from cxr_records.errors import NO_MEMORY, CxrError, is_out_of_memory
 from cxr_records.pipelines.engines import Engine, quiet_beam
 from cxr_records.pipelines.worker_errors import WORKER_DIED, is_marked, raise_marked
 from cxr_records.progress import progress, say
@@ -124,6 +124,8 @@ def _run_here(
     if not failures:
         return None
     raise_marked(str(failures[0]))
+    if is_out_of_memory(failures[0]):
+        raise CxrError(NO_MEMORY) from failures[0]
     if engine.debug:
         raise failures[0]
     return f"Beam failed ({_last_line(str(failures[0]))})"
@@ -160,8 +162,10 @@ def _run_below(
             started = time.monotonic()
             watch()
             looked = time.monotonic() - started
-            if any(is_marked(line) for line in list(log)):
-                break  # a worker has said why it cannot go on: do not wait for the others
+            # A worker has said why it cannot go on: do not wait for the others. Without memory Beam itself
+            # waits for ever, for threads that could not be started.
+            if any(is_marked(line) or is_out_of_memory(line) for line in list(log)):
+                break
     except BrokenPipeError:
         child.wait()
     finally:
@@ -178,6 +182,8 @@ def _failure(code: int, log: str, engine: Engine) -> str | None:
     raise_marked(log)
     if code == 0:
         return None
+    if is_out_of_memory(log):
+        raise CxrError(NO_MEMORY)
     if WORKER_DIED in log:  # not always at the start of a line: several threads print
         return log[log.index(WORKER_DIED) :].splitlines()[0]
     engine.raise_trouble(log)

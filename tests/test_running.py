@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_records.errors import CxrError
+from cxr_records.errors import CxrError, is_out_of_memory
 from cxr_records.pipelines import beam_job
 from cxr_records.pipelines.engines import engine_named
 from cxr_records.pipelines.running import Job, run
@@ -21,6 +21,10 @@ def touch(path: str) -> None:
         raise CxrError(f"{path} is broken; mend it")
     if name == "fault":
         raise ZeroDivisionError("surprise")
+    if name == "memory":
+        raise MemoryError
+    if name == "thread":
+        raise RuntimeError("can't start new thread")
     if name == "kill" and not Path(f"{path}.once").exists():
         Path(f"{path}.once").touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -44,6 +48,36 @@ def test_every_spec_is_run(tmp_path, seconds, capsys):
     run(job(paths, seconds), engine_named(workers=2))
     assert sorted(map(str, tmp_path.iterdir())) == paths
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["memory", "thread"])
+def test_used_up_memory_is_one_line_with_the_remedy(tmp_path, seconds, capsys, name):
+    paths = [str(tmp_path / name), str(tmp_path / "good")]
+    with pytest.raises(CxrError) as caught:
+        run(job(paths, seconds), engine_named(workers=2))
+    assert str(caught.value) == (
+        "not enough memory, or threads, for what runs at once; run the same again with fewer `workers`, or "
+        "under larger limits (ulimit -v, ulimit -u)"
+    )
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x\nMemoryError\n", True),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 3 GiB", True),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", True),
+        ("OSError: [Errno 12] Cannot allocate memory", True),
+        ("RuntimeError: can't start new thread", True),
+        ("OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2", False),
+        ("/data/MemoryError.png: no such file", False),
+        (MemoryError(), True),
+        (ValueError("x"), False),
+    ],
+)
+def test_what_says_that_memory_is_used_up_is_known(text, said):
+    assert is_out_of_memory(text) == said
 
 
 @pytest.mark.parametrize(
