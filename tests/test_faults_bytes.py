@@ -1,4 +1,4 @@
-"""Bits that flip in what was written: stores, datasets, what a build keeps, runs. Part of `make test-faults`."""
+"""Damage in what was written: stores, datasets, what a build keeps, runs. Part of `make test-faults`."""
 
 import shutil
 from collections.abc import Callable
@@ -143,3 +143,85 @@ def test_a_trainer_reads_what_was_written_or_nothing(world, tmp_path, record_pro
             return sort(call(lambda: read_all(dataset)), undamaged), done
 
     run_trials(f"read: {pattern}, {how}", 0.03 * SHARE[how], trial, record_property)
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory) -> Path:
+    """A run of one epoch on the world's dataset, evaluated."""
+    from cxr_records.trainers.config import TrainConfig
+    from cxr_records.trainers.evaluation.cli import evaluate_into
+    from cxr_records.trainers.predict import predict_run
+    from cxr_records.trainers.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(str(world.folder / "dataset"), str(run), TrainConfig(epochs=1, batch_size=8, warmup_epochs=0))
+    predict_run(str(run))
+    evaluate_into(str(run), draws=0)
+    return run
+
+
+def evaluated(run: Path) -> Seen:
+    """All measures of a run, beside what it warns of."""
+    from cxr_records.trainers.evaluation.evaluate import evaluate_run
+
+    def measured() -> dict[str, object]:
+        return evaluate_run(str(run), draws=0).to_json()
+
+    seen = call(measured)
+    if not isinstance(seen.result, dict):
+        return seen
+    identity = {**seen.result["identity"], "predictions_sha256": None}  # of the damaged file, as it should be
+    return Seen({**seen.result, "identity": identity, "warnings": None}, frozenset(seen.result["warnings"]))
+
+
+def predicted(run: Path, image: Path) -> Seen:
+    """The scores that its model gives an image."""
+    from cxr_records.trainers.predict import predict_files
+
+    return call(lambda: [score.scores for score in predict_files(str(run), [str(image)])])
+
+
+def checkpointed(run: Path, file: str) -> Seen:
+    """Whatever training would go on with."""
+    from cxr_records.trainers import checkpoints
+
+    def loaded() -> object:
+        checkpoint = checkpoints.load(str(run / file))
+        assert checkpoint is not None
+        arrays = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in checkpoint.arrays.items()}
+        return {**arrays, "progress": repr(checkpoint.progress)}
+
+    return call(loaded)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    ("file", "share"),
+    [
+        ("config.json", 0.05),
+        ("predictions.parquet", 0.05),
+        ("model.keras", 0.02),
+        ("checkpoints/last.npz", 0.06),
+        ("checkpoints/best.npz", 0.06),
+    ],
+)
+def test_a_damaged_run_gives_the_same_numbers_or_says_so(
+    world, run, tmp_path, record_property, file, share, how
+):
+    image = sorted(world.made.images.rglob("*.png"))[0]
+    use = {
+        "model.keras": lambda copy: predicted(copy, image),
+        "checkpoints/last.npz": lambda copy: checkpointed(copy, file),
+        "checkpoints/best.npz": lambda copy: checkpointed(copy, file),
+    }.get(file, evaluated)
+    with copied(run, tmp_path / "run") as copy:
+        undamaged = use(copy)
+        assert undamaged.result, undamaged
+
+    def trial(random):
+        with copied(run, tmp_path / "run") as copy:
+            others = [path for path in copy.rglob("*") if path.suffix == Path(file).suffix]
+            done = damage(copy / file, how, random, [path for path in others if path != copy / file])
+            return sort(use(copy), undamaged), done
+
+    run_trials(f"run/{file}, {how}", share * SHARE[how], trial, record_property)
