@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -203,6 +204,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> campaign.World:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "_run_here", campaign.run_here)
         return campaign.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def in_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds do without Beam and without waiting for the disk: thousands of them take minutes."""
+    monkeypatch.setattr(running, "_run_here", campaign.run_here)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

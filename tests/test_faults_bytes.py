@@ -4,23 +4,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import campaign
 import numpy as np
 import pytest
 from campaign import SAID, SILENT, Outcome, Seen, call, copied, damage, run_trials, sort
 
 import cxr_records
 from cxr_records.layout import BUILD_FOLDER, MANIFEST_FILE
-from cxr_records.pipelines import running
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("in_this_thread")]
 HOW = ["flip", "spoil"]
 SHARE = {"flip": 1.0, "spoil": 0.3}
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch) -> None:
-    monkeypatch.setattr(running, "_run_here", campaign.run_here)
 
 
 def of_kind(folder: Path, pattern: str, random: np.random.Generator) -> tuple[Path, list[Path]]:

@@ -47,16 +47,10 @@ from source_files import write_tar, write_targz, write_zip
 import cxr_records
 from cxr_records.findings import FINDINGS
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
-from cxr_records.pipelines import running
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("in_this_thread")]
 HOW = ["flip", "spoil"]
 CPU_SECONDS, MEMORY_KIB = 20, 2 << 20  # that no damaged picture of some kilobytes may take
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch) -> None:
-    monkeypatch.setattr(running, "_run_here", campaign.run_here)
 
 
 def unpromised(outcome: Outcome) -> Outcome:
