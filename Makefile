@@ -37,7 +37,7 @@ test-slow: $(VENV)/.installed
 
 # Each trial depends on FAULT_SEED and its own number alone; benchmarks/README.md has the figures of the long form.
 test-faults: $(VENV)/.installed
-	@FAULTS=$(or $(FAULTS),1000) $(BIN)/python -m pytest -n 2 -m faults --timeout 3600 \
+	@FAULTS=$(or $(FAULTS),600) $(BIN)/python -m pytest -n 2 -m faults --timeout 3600 \
 		-o faulthandler_timeout=4000 tests/test_faults_*.py tests/test_cases.py $(ARGS)
 
 test-learn: $(VENV)/.installed

@@ -68,9 +68,12 @@ def command(*words: object) -> Seen:
 
 
 def call(function: Callable[[], object]) -> Seen:
-    """Runs a function of the library: the errors that the command line tells in one line are said."""
+    """Runs a function of the library: warnings, and errors that the command tells in one line, are said."""
+    err = io.StringIO()
     try:
-        return Seen(function())
+        with contextlib.redirect_stderr(err):
+            result = function()
+        return Seen(result, frozenset(line for line in err.getvalue().splitlines() if "warning: " in line))
     except CxrError as error:
         return Seen(None, frozenset([str(error)]))
     except OSError as error:

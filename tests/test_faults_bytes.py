@@ -192,7 +192,7 @@ def checkpointed(run: Path, file: str) -> Seen:
     ("file", "share"),
     [
         ("config.json", 0.05),
-        ("predictions.parquet", 0.05),
+        ("predictions.parquet", 0.03),
         ("model.keras", 0.02),
         ("checkpoints/last.npz", 0.06),
         ("checkpoints/best.npz", 0.06),
@@ -214,7 +214,9 @@ def test_a_damaged_run_gives_the_same_numbers_or_says_so(
     def trial(random):
         with copied(run, tmp_path / "run") as copy:
             others = [path for path in copy.rglob("*") if path.suffix == Path(file).suffix]
+            before = (copy / file).read_bytes()
             done = damage(copy / file, how, random, [path for path in others if path != copy / file])
-            return sort(use(copy), undamaged), done
+            seen = use(copy)
+            return sort(seen, undamaged, (copy / file).read_bytes() == before), done
 
     run_trials(f"run/{file}, {how}", share * SHARE[how], trial, record_property)
