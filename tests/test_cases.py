@@ -260,7 +260,8 @@ def test_06_test_images_that_are_copies_of_training_images_are_counted_and_a_lea
 def test_07_an_image_in_the_trash_is_missing(cxr):
     files = pngs()
     deleted = names()[3]
-    write_set({**files, f".Trash-1000/files/{deleted}": files.pop(deleted)})
+    files[f".Trash-1000/files/{deleted}"] = files.pop(deleted)
+    write_set(files)
 
     refused = cxr(*BUILD)
     answer = cxr(*BUILD, "--allow-missing")
