@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow test-learn lint test-wheel test-docker test-tfio bench bench-reader clean
+.PHONY: help demo test test-slow test-faults test-learn lint test-wheel test-docker test-tfio bench bench-reader bench-faults clean
 
 help:
 	@echo "make demo        the main job end to end on a small look-alike set (IMAGES=... METADATA=... for your own)"
 	@echo "make test        the test suite, in two processes (ARGS=... for pytest; -n 0 in it for one process)"
 	@echo "make test-slow   clusters, kills, faults and whole commands"
+	@echo "make test-faults  flips, failing disks, kills and hostile inputs, drawn by a seed (FAULTS=... trials)"
 	@echo "make test-learn  that the trainers learn: some minutes of training"
 	@echo "make lint        style, likely mistakes and types"
 	@echo "make test-wheel  the package from its wheel in a fresh environment, without TensorFlow"
@@ -33,6 +34,11 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Each trial depends on FAULT_SEED and its own number alone; benchmarks/README.md has the figures of the long form.
+test-faults: $(VENV)/.installed
+	@FAULTS=$(or $(FAULTS),600) $(BIN)/python -m pytest -n 2 -m faults --timeout 3600 \
+		-o faulthandler_timeout=4000 tests/test_faults_*.py tests/test_cases.py $(ARGS)
 
 test-learn: $(VENV)/.installed
 	@$(BIN)/python -m pytest tests/test_learning.py -m learn -s $(ARGS)
@@ -63,6 +69,9 @@ bench: $(VENV)/.installed
 
 bench-reader: $(VENV)/.installed
 	@$(BIN)/python benchmarks/bench_reader.py $(ARGS)
+
+bench-faults:
+	@$(MAKE) test-faults FAULTS=$(or $(FAULTS),10000)
 
 clean:
 	rm -rf $(VENV) .venv-tfio demo build dist *.egg-info

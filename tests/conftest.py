@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import campaign
 import hypothesis
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from cxr_records.layout import BUILD_FOLDER
 from cxr_records.lookalike import LookalikePaths, make_lookalike
 from cxr_records.manifest import checksum, manifest_bytes
 from cxr_records.metadata import Metadata, read_metadata
+from cxr_records.pipelines import running
 from cxr_records.pipelines.build import BuildResult, build_dataset
 from cxr_records.pipelines.engines import engine_named
 from cxr_records.pipelines.request import BuildRequest
@@ -52,6 +55,16 @@ CREDENTIALS = {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints what came of each kind of fault, where the campaign of faults ran."""
+    reports = [report for each in terminalreporter.stats.values() for report in each]
+    properties = [pair for r in reports if getattr(r, "when", "") == "call" for pair in r.user_properties]
+    if rows := [value for name, value in properties if name == "faults"]:
+        terminalreporter.section("faults")
+        for line in campaign.summary(rows):
+            terminalreporter.write_line(line)
 
 
 def manifest_json(dataset: Path | str) -> dict[str, Any]:
@@ -183,6 +196,21 @@ def trained_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = tmp_path_factory.mktemp("runs") / "run"
     train(str(dataset), str(run), RUN_CONFIG)
     return run
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> campaign.World:
+    """What the campaign of faults damages copies of. Leave it as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "_run_here", campaign.run_here)
+        return campaign.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def in_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds do without Beam and without waiting for the disk: thousands of them take minutes."""
+    monkeypatch.setattr(running, "_run_here", campaign.run_here)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
