@@ -27,7 +27,7 @@ def _zip() -> bytes:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (gzip.compress(b"text"), "gzip"),
+        (gzip.compress(b"text", mtime=0), "gzip"),
         (_zip(), "zip"),
         (b"PK\x05\x06" + bytes(18), "zip"),
         (_tar(tarfile.USTAR_FORMAT), "tar"),
