@@ -8,18 +8,23 @@ where it was.
 
 Speed. Records stay serialized through shuffling and batching, and a batch is parsed at once.
 
-One dataset. What is read belongs to the dataset that was opened. A shard is compared with what it was when
-reading began, just after it was opened and when it was read: where the dataset was rebuilt meanwhile, reading
-stops and says so, and nothing of the new shard has been handed out.
+One dataset. What is read belongs to the dataset that was opened: its shards are held open, so that a rebuild
+meanwhile changes nothing. Where files are written over as they lie, or are read elsewhere than on disk, each
+shard is looked at before and after it is read, and reading stops and says so.
 """
 
 import contextlib
 import math
+import os
 import re
+import resource
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -46,6 +51,8 @@ READ_BYTES = 1 << 20  # of a shard at a time
 PREFETCH_BYTES, PREFETCH_BATCHES = 64 << 20, (2, 16)  # of batches ready for the trainer
 FETCH_AHEAD = 4  # remote shards fetched before they are read
 LAST_BATCHES = ("drop", "pad", "smaller")
+LINGER_SECONDS = 60.0  # for which shards stay open that nobody reads any longer
+_OTHER_FILES = 64  # that a process may open beside the shards it holds
 
 _STOPPED = "reading stopped: "  # begins what `shard_errors` knows again
 
@@ -142,7 +149,9 @@ def load_split(
         start_epoch, start_batch = start_epoch + 1, 0
     entries = dataset.splits[split].shards
     _check_sizes(dataset.path, entries)
-    files = _files(dataset, entries, shuffle, cache_dir, cache_bytes, direct)
+    local = [] if storage.is_url(dataset.path) else entries
+    held = _OpenFiles([storage.join(dataset.path, entry.file) for entry in local])
+    files = _files(dataset, entries, held, shuffle, cache_dir, cache_bytes, direct)
     dataset.check_unchanged()  # still, so that these are its shards
     stream = _Stream(
         records,
@@ -182,7 +191,9 @@ def load_split(
     options = tf.data.Options()
     options.deterministic = deterministic
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.with_options(options)
+    batches = batches.with_options(options)
+    batches.held_open = held  # by iterators too, and by datasets that are derived from this one
+    return batches
 
 
 @contextlib.contextmanager
@@ -252,80 +263,125 @@ def _check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
             raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; {VERIFY}")
 
 
-class _ReadableFiles:
-    """Shards that TensorFlow opens, on disk or through tensorflow-io: a shard's number to its path."""
+class _OpenFiles:
+    """The shards of a split, held open as long as somebody refers to this object, and somewhat longer.
 
-    def __init__(self, dataset: Dataset, entries: Sequence[ShardEntry]):
+    Threads of TensorFlow may open a shard just after the last reference went, and would try that for ever if
+    it were closed; so what nobody refers to is closed when others are opened, LINGER_SECONDS later.
+    """
+
+    _left: ClassVar[deque[tuple[float, list[BinaryIO]]]] = deque()
+
+    def __init__(self, paths: Sequence[str]):
+        while self._left and self._left[0][0] < time.monotonic() - LINGER_SECONDS:
+            for file in self._left.popleft()[1]:
+                file.close()
+        _allow_open_files(len(paths))
+        self.files = [storage.open_regular(path) for path in paths]
+        weakref.finalize(self, self._leave, self.files)
+
+    @classmethod
+    def _leave(cls, files: list[BinaryIO]) -> None:
+        cls._left.append((time.monotonic(), files))
+
+
+class _ReadableFiles:
+    """Shards that TensorFlow opens, on disk or through tensorflow-io: a shard's number to its path.
+
+    Those on disk are opened through the descriptors of files that are held open: a rebuild puts others under
+    their names and changes nothing of what is read. Where that is not possible, a shard is opened by its name
+    if the file is still the one that it was.
+
+    It holds no file open itself: TensorFlow keeps every Python function that it was given for ever.
+    """
+
+    def __init__(self, dataset: Dataset, entries: Sequence[ShardEntry], held: _OpenFiles):
         folder = storage.absolute(dataset.path)
         self._dataset, self._entries = dataset, entries
         self._paths = [storage.join(folder, entry.file) for entry in entries]
-        self._identities = [storage.identity(path) for path in self._paths]
+        self._held = weakref.ref(held)
+        self._states = [_state(file) for file in held.files]
+        self._lock = threading.Lock()
 
     def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
-        """Turns shard numbers into (number, local path, what to say where reading fails).
+        """Turns shard numbers into (number, path for TensorFlow, what to say where reading fails).
 
         The path is "" where that is known already.
         """
         return shards.map(partial(_ask, self._find))
 
-    def checked_at_first(self, shard: tf.Tensor, read: tf.data.Dataset) -> tf.data.Dataset:
-        """Gives what is read of a shard, once the first of it is there and the file is the one it was.
-
-        Only then has TensorFlow opened it for good.
-        """
-        passed = self._passed(shard, tf.zeros([], tf.int64))
-        zeros = tf.data.Dataset.from_tensors(tf.zeros([], tf.int64)).repeat()
-        return tf.data.Dataset.zip((read, passed.concatenate(zeros))).map(lambda read, _: read)
-
     def checked_at_end(self, shard: tf.Tensor, records: tf.data.Dataset) -> tf.data.Dataset:
-        """Gives the records of a shard, and stops behind them where the file is not the one it was."""
-        return records.concatenate(self._passed(shard, tf.constant("")).skip(1))
-
-    def _passed(self, shard: tf.Tensor, sign: tf.Tensor) -> tf.data.Dataset:
-        """Gives one sign, or stops where a shard is not what it was when reading began."""
+        """Gives the records of a shard, and stops behind them where its file is not as it was."""
 
         def check(shard: tf.Tensor) -> tf.Tensor:
             trouble = tf.numpy_function(self._trouble, [shard], tf.string)
-            stop = tf.debugging.Assert(tf.equal(trouble, ""), [tf.strings.join([_STOPPED, trouble])])
-            with tf.control_dependencies([stop]):
-                return tf.identity(sign)
+            return _stop(trouble, where=tf.not_equal(trouble, ""))
 
         # Asked again after the error, as prefetching does, it must not go on: it is repeated until it passes.
-        return tf.data.Dataset.from_tensors(shard).repeat().map(check).take(1)
+        passed = tf.data.Dataset.from_tensors(shard).repeat().map(check).take(1)
+        return records.concatenate(passed.skip(1))
 
     def _find(self, shard: np.int64) -> tuple[bytes, bytes]:
         if trouble := self._trouble(shard):
             return b"", trouble
         path = self._paths[int(shard)]
-        return path.encode(), f"{path} is damaged, cut short or missing; {VERIFY}".encode()
+        named = f"{path} is damaged, cut short or missing; {VERIFY}".encode()
+        if (held := self._held()) and _HAS_DESCRIPTORS:
+            path = f"{_DESCRIPTORS}/{held.files[int(shard)].fileno()}"
+        return path.encode(), named
 
     def _trouble(self, shard: np.int64) -> bytes:
-        """What there is to say of a shard that has changed since reading began; nothing where it has not.
-
-        Other bytes are those of another dataset, or damaged. The same bytes under a new name, or touched, are
-        as good as before.
-        """
+        """What there is to say of a shard that has changed since reading began; nothing where it has not."""
+        if not self._states:  # in remote storage
+            return self._rebuilt()
         number = int(shard)
         path = self._paths[number]
-        identity = storage.identity(path)
-        if identity is not None and identity == self._identities[number]:
-            return b""
         wrong = "was changed while it was read: its sha256 is not that of the manifest"
-        try:
-            if not storage.is_url(path):
-                with storage.open_regular(path) as file:
-                    if storage.sha256_of(file) == self._entries[number].sha256:
-                        self._identities[number] = identity
-                        return b""
-        except (OSError, CxrError) as error:
-            wrong = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        with contextlib.ExitStack() as opened, self._lock:
+            try:
+                held = self._held() if _HAS_DESCRIPTORS else None
+                file = held.files[number] if held else opened.enter_context(storage.open_regular(path))
+                if (now := _state(file)) == self._states[number]:
+                    return b""
+                # A build never writes into a file that has a name; copying over it does, and so does `touch`.
+                file.seek(0)
+                if storage.sha256_of(file) == self._entries[number].sha256:
+                    self._states[number] = now
+                    return b""
+            except (OSError, CxrError) as error:
+                wrong = f"cannot be read ({error})"
+        return self._rebuilt() or f"{path} {wrong}; {VERIFY}".encode()
+
+    def _rebuilt(self) -> bytes:
         try:
             self._dataset.check_unchanged()
         except CxrError as error:
             return str(error).encode()
-        if identity is None and storage.is_url(path):  # a storage that does not tell
-            return b""
-        return f"{path} {wrong.removeprefix(f'{path} ')}; {VERIFY}".encode()
+        return b""
+
+
+def _state(file: BinaryIO) -> tuple[int, int, int]:
+    """What of an open file changes where it is written, or where its name is another file's."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+_DESCRIPTORS = "/proc/self/fd"  # opened anew there, a descriptor has a place of its own in the file
+_HAS_DESCRIPTORS = os.path.isdir(_DESCRIPTORS)  # as Linux; elsewhere files are opened by their names
+
+
+def _allow_open_files(number: int) -> None:
+    """Lets the process hold so many files more, as far as its hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + _OTHER_FILES + len(os.listdir("/dev/fd"))
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise CxrError(
+            f"found {number:,} shards, which are held open while they are read, and a limit of {hard:,} open "
+            "files; raise that (ulimit -Hn), or build with a larger `shard_mb`"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _FetchedFiles:
@@ -357,11 +413,9 @@ class _FetchedFiles:
         ask = partial(_ask, self._fetch)
         return shards.map(ask, num_parallel_calls=self._ahead, deterministic=True)
 
-    def checked_at_first(self, _: tf.Tensor, read: tf.data.Dataset) -> tf.data.Dataset:
-        """Gives what is read: a fetched file is what the manifest names by its sha256."""
-        return read
-
-    checked_at_end = checked_at_first
+    def checked_at_end(self, _: tf.Tensor, records: tf.data.Dataset) -> tf.data.Dataset:
+        """Gives the records: a fetched file is what the manifest names by its sha256."""
+        return records
 
     def _fetch(self, shard: np.int64) -> tuple[bytes, bytes]:
         entry = self._entries[int(shard)]
@@ -393,6 +447,7 @@ def _ask(
 def _files(
     dataset: Dataset,
     entries: Sequence[ShardEntry],
+    held: _OpenFiles,
     shuffle: bool,
     cache_dir: str | None,
     cache_bytes: int,
@@ -403,7 +458,7 @@ def _files(
     elif storage.is_url(dataset.path):
         width = min(INTERLEAVED_SHARDS, len(entries)) if shuffle else 1
         return _FetchedFiles(dataset, entries, ShardCache(cache_dir, cache_bytes), width)
-    return _ReadableFiles(dataset, entries)
+    return _ReadableFiles(dataset, entries, held)
 
 
 class _Stream:
@@ -439,9 +494,7 @@ class _Stream:
         shards = tf.data.Dataset.from_tensor_slices(shards[self._host :: self._num_hosts])
         files = self._files.located(shards).flat_map(_opened)
         if not self._shuffle:
-            return files.flat_map(
-                lambda shard, *file: self._files.checked_at_first(shard, self._shard(shard, *file))
-            )
+            return files.flat_map(self._shard)
         blocks = files.interleave(self._blocks, INTERLEAVED_SHARDS, block_length=1)
         key = [tf.constant(self._buffer_key, tf.int64), epoch]
         seed = tf.random.stateless_uniform([], key, maxval=tf.int64.max, dtype=tf.int64, alg="philox")
@@ -450,8 +503,7 @@ class _Stream:
 
     def _blocks(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
         """Reads a shard ahead in a thread of its own, which hands over blocks and not single records."""
-        blocks = self._shard(shard, path, trouble).batch(BLOCK_RECORDS)
-        return self._files.checked_at_first(shard, blocks).prefetch(2)
+        return self._shard(shard, path, trouble).batch(BLOCK_RECORDS).prefetch(2)
 
     def _shard(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
         """The records of a shard that take part.
@@ -481,8 +533,10 @@ def _opened(shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Da
     return once.map(lambda _: (shard, path, trouble))
 
 
-def _stop(trouble: tf.Tensor) -> tf.Tensor:
-    with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join([_STOPPED, trouble])])]):
+def _stop(trouble: tf.Tensor, where: tf.Tensor | bool = True) -> tf.Tensor:
+    """Stops the iteration with an error that `shard_errors` knows again; returns the trouble elsewhere."""
+    stop = tf.debugging.Assert(tf.logical_not(where), [tf.strings.join([_STOPPED, trouble])])
+    with tf.control_dependencies([stop]):
         return tf.identity(trouble)
 
 
