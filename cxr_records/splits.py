@@ -224,6 +224,12 @@ def take_splits(
             f"{dataset} does not name {len(added):,} image{'s' * (len(added) > 1)} of its patients (the "
             f"first is {image_ids[added[0]]}): each is in the split of its patient"
         )
+    if not_in_table:
+        strange = next(name for name in split_of_name if name not in found)
+        warnings.append(
+            f"{dataset}: {not_in_table:,} of its {len(split_of_name):,} images (the first is "
+            f"{_words(strange)}) are in no row of the table (whose first is {image_ids[0]}): left out"
+        )
     return Splits(
         of_image=of_image,
         origin=f"as in dataset {dataset_id} ({origin})",

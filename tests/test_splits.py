@@ -647,6 +647,8 @@ def test_an_image_that_the_other_dataset_does_not_name_goes_with_its_patient_and
     assert splits.warnings == (
         "ds does not name 2 images of its patients (the first is 00000001_001.png): each is in the split of "
         "its patient",
+        "ds: 1 of its 3 images (the first is '00000009_000.png') are in no row of the table (whose first is "
+        "00000001_000.png): left out",
     )
     assert not splits.official  # the test split has more images than the official one
     assert (splits.in_no_list, splits.not_in_table) == (1, 1)
