@@ -18,7 +18,7 @@ import pandas as pd
 
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
-from cxr_records.names import base_name, patients_told, stem
+from cxr_records.names import base_name, patient_in_name, patients_told, stem
 from cxr_records.tablefiles import Rows, filled, read_rows, short
 
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
@@ -112,6 +112,7 @@ def read_metadata(path: str) -> Metadata:
     image_ids = _image_ids(columns, warnings)
     patient_ids = _convert(columns, "Patient ID", _patient_id)
     _check_patients(columns, image_ids, patient_ids)
+    warnings += _row_numbers(image_ids, patient_ids)
     order = np.array(sorted(range(len(image_ids)), key=image_ids.__getitem__))
 
     def text(values: list[str]) -> pd.Series:  # pandas 3 would infer a type of its own
@@ -257,8 +258,9 @@ def _image_ids(columns: _Columns, warnings: list[str]) -> list[str]:
         first: dict[str, int] = {}
         for row, name in enumerate(image_ids):
             if first.setdefault(name, row) != row:
-                place = columns.rows.place(first[name])
-                raise columns.error(row, f"{place} has the same 'Image Index'; keep one of the two")
+                place, cells = columns.rows.place(first[name]), columns.cells["Image Index"]
+                alike = "" if cells[row].strip() == cells[first[name]].strip() else ", folders aside"
+                raise columns.error(row, f"{place} has the same 'Image Index'{alike}; keep one of the two")
     # Mostly all end alike, and taking the endings off takes ten times as long.
     if together.count(".png") != len(image_ids) and (twins := len(distinct) - len(set(map(stem, distinct)))):
         warnings.append(
@@ -281,6 +283,19 @@ def _check_patients(columns: _Columns, image_ids: list[str], patient_ids: list[i
             f"'Patient ID' says {patient_ids[row]}, the name says patient {patient} (so in {len(told):,} of "
             f"{len(image_ids):,} rows); the columns do not belong together: take the table as NIH gives it",
         )
+
+
+def _row_numbers(image_ids: list[str], patient_ids: list[int]) -> list[str]:
+    """What to say of patients who are numbered like the rows, where no name tells otherwise."""
+    first, count = patient_ids[0], len(patient_ids)
+    if first > 1 or count < 2 or patient_ids != list(range(first, first + count)):
+        return []
+    if any(patient_in_name(name) is not None for name in image_ids):
+        return []
+    return [
+        f"'Patient ID' counts the rows, {first} to {patient_ids[-1]:,}: if a patient has several images, "
+        "they will be torn between splits; make sure that it names patients"
+    ]
 
 
 def _convert(columns: _Columns, name: str, convert: Callable[[str], T]) -> list[T]:

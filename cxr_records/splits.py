@@ -154,7 +154,7 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
     known = frozenset(image_ids)
     found = {name: _in_table(names, known) for name, names in lists.items()}
     _check_lists(lists, found, options, image_ids, official)
-    warnings = _unlisted(lists, found, options, image_ids, official)
+    warnings = [*_without_effect(options), *_unlisted(lists, found, options, image_ids, official)]
 
     split_of_image = {}
     for name, split in (("train_val", TRAIN), ("test", TEST), ("validation", VALIDATION)):
@@ -344,6 +344,18 @@ def _unlisted(
             )
         warnings.append(f"{told}: left out")
     return warnings
+
+
+def _without_effect(options: SplitOptions) -> list[str]:
+    """What to say of fractions that were asked for beside lists which decide instead."""
+    decided = {"test_fraction": "the lists say which images test the model"}
+    if options.validation_list is not None:
+        decided["validation_fraction"] = "a list says which images validate it"
+    return [
+        f"{name} {getattr(options, name):g} has no effect: {why}"
+        for name, why in decided.items()
+        if getattr(options, name) != getattr(SplitOptions, name)
+    ]
 
 
 def list_digest(names: list[str]) -> str:

@@ -850,3 +850,16 @@ def test_a_real_table_given_as_a_list_is_refused(nih, nih_v2020, official):
 
     with pytest.raises(CxrError, match=r"found 00000001_000\.png and 86,523 more in `train_val_list` too"):
         make_splits(nih_v2020, options)
+
+
+def test_a_fraction_that_a_list_decides_is_said_to_have_no_effect():
+    three = {"validation": "2", "test_fraction": 0.3, "validation_fraction": 0.5}
+
+    assert make_splits(FIVE, lists("1 2 3 4", "5", test_fraction=0.3)).warnings == (
+        "test_fraction 0.3 has no effect: the lists say which images test the model",
+    )
+    assert make_splits(FIVE, lists("1 2 3 4", "5", **three)).warnings == (
+        "test_fraction 0.3 has no effect: the lists say which images test the model",
+        "validation_fraction 0.5 has no effect: a list says which images validate it",
+    )
+    assert make_splits(FIVE, lists("1 2 3 4", "5", validation_fraction=0.5)).warnings == ()

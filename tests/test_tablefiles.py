@@ -441,3 +441,65 @@ def test_utf_16_that_is_cut_short_is_refused():
         CxrError, match=r"^p: found bytes that are not UTF-16 text, as its first bytes say \("
     ):
         as_text("p", "abc".encode("utf-16")[:-1])
+
+
+@pytest.mark.parametrize(
+    ("separator", "name"),
+    [("|", "bars (|)"), (":", "colons"), ("   ", "spaces")],
+    ids=["bar", "colon", "spaces"],
+)
+def test_a_table_of_another_separator_is_told_so_and_not_to_rename_its_columns(separator, name):
+    text = TEXT.replace("|", "+").replace(",", separator)
+
+    assert refusal("t.csv", text) == (
+        f", line 1: found columns with {name} between them; save it with commas, semicolons or tabs"
+    )
+
+
+def test_a_table_each_of_whose_lines_is_in_quotes_is_told_so():
+    assert refusal("t.csv", "".join(f'"{line}"\n' for line in TEXT.splitlines())) == (
+        ", line 1: found all columns in one pair of quotes; save it without the quotes around each line"
+    )
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_title_above_the_header_is_what_is_named(separator):
+    text = f"# ChestX-ray14, downloaded 2020\n\n{TEXT.replace(',', separator)}"
+
+    assert refusal("t.csv", text) == ": found the header on line 3; remove what stands above it"
+
+
+def test_a_title_above_the_header_of_any_shown_sheet_is_what_is_named():
+    titled = [["ChestX-ray14"], HEADER, ROWS[2]]
+    whole = [HEADER, *ROWS[:2]]
+    said = ": found the header on line 2 of sheet 'b'; remove what stands above it"
+
+    assert refusal("t.xlsx", workbook(("b", titled))) == said
+    assert refusal("t.xlsx", workbook(("a", whole), ("b", titled))) == said
+    hidden = workbook(("a", whole), ("b", titled), hidden=("b",))
+    assert warnings_of(hidden) == ["hidden sheet 'b' is left out: it holds no such table"]
+
+
+def test_rows_that_a_filter_hides_are_read_and_counted():
+    openpyxl = importlib.import_module("openpyxl")
+    book = openpyxl.load_workbook(io.BytesIO(workbook(("a", [HEADER, *ROWS]))))
+    for line in (2, 4):
+        book["a"].row_dimensions[line].hidden = True
+    buffer = io.BytesIO()
+    book.save(buffer)
+
+    assert warnings_of(buffer.getvalue()) == [
+        "2 rows are hidden, by a filter or by hand: they are read as the others are"
+    ]
+    assert len(read_metadata(write("t.xlsx", buffer.getvalue()))) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML file"),
+        ("<!-- sign in --><html>", "a web page"),
+    ],
+)
+def test_what_an_object_store_answers_in_place_of_a_table_is_called_by_its_name(content, what):
+    assert refusal("t.csv", content) == f": found {what}; download the file itself, or correct `metadata`"
