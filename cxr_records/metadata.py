@@ -5,7 +5,6 @@ the numbering of follow-ups. What they share is the image's file name, so that a
 the 2020 table renumbered the follow-ups of 24,106 images (Wang et al. 2017, and NIH's update of 2020).
 """
 
-import difflib
 import hashlib
 import os
 import re
@@ -19,7 +18,7 @@ import pandas as pd
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
 from cxr_records.names import base_name, patient_in_name, patients_told, stem
-from cxr_records.tablefiles import Rows, filled, read_rows, short
+from cxr_records.tablefiles import IMAGE_COLUMNS, Rows, alike, filled, plain, read_rows, short
 
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # What each must hold to be read, for what is said of the others.
@@ -30,16 +29,15 @@ OPTIONAL_COLUMNS = {
     "Follow-up #": "a whole number",
 }
 _FOR_INFORMATION = "Follow-up #"  # the tables number it differently, and nothing uses it
-# Other names of these columns, as `_plain` writes them.
+# Other names of these columns, as `plain` writes them.
 _ALIASES = {
-    "Image Index": ("image", "imageid", "imagename", "imagefile", "imagepath", "filename", "file", "path"),
+    "Image Index": IMAGE_COLUMNS,
     "Finding Labels": ("finding", "findings", "label", "labels", "diagnosis"),
     "Patient ID": ("patient", "patientnumber", "subject", "subjectid", "pid"),
     "Patient Age": ("age", "ageyears", "patientageyears"),
     "Patient Gender": ("gender", "sex", "patientsex"),
     "View Position": ("view", "position", "projection"),
 }
-_LIKENESS = 0.85  # of two names as `_plain` writes them: "patientage" and "patientsex" have 0.8
 
 T = TypeVar("T")
 
@@ -142,22 +140,13 @@ def read_metadata(path: str) -> Metadata:
     return Metadata(table, vectors, _dialect(columns), digest, tuple(f"{path}: {text}" for text in warnings))
 
 
-def looks_like(name: str, column: str) -> bool:
-    """Tells whether a header's cell may well be meant for a column of NIH's table that has another name."""
-    plain, wanted = _plain(name), _plain(column)
-    likeness = difflib.SequenceMatcher(None, plain, wanted).ratio()
-    return plain in _ALIASES.get(column, ()) or likeness >= _LIKENESS
-
-
-def _plain(name: str) -> str:
-    """A column's name without what people write in many ways."""
-    return re.sub(r"[\W_]", "", name).lower()
-
-
 def _alike(header: Sequence[str], column: str) -> str | None:
     """The cell of a header that may be meant for an absent column; None where there is none."""
     known = {*NEEDED_COLUMNS, *OPTIONAL_COLUMNS}
-    return next((name for name in header if name and name not in known and looks_like(name, column)), None)
+    others = (name for name in header if name and name not in known)
+    return next(
+        (name for name in others if plain(name) in _ALIASES.get(column, ()) or alike(name, column)), None
+    )
 
 
 def _columns(rows: Rows) -> _Columns:

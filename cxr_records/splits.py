@@ -17,7 +17,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.names import IMAGE_ENDINGS, ImageNames, base_name, has_image_ending, patient_in_name, stem
 from cxr_records.seeding import keyed_hash
-from cxr_records.tablefiles import as_text, read_content
+from cxr_records.tablefiles import IMAGE_COLUMNS, as_text, plain, read_content
 
 if TYPE_CHECKING:  # pandas stays out of the import
     from cxr_records.metadata import Metadata
@@ -33,18 +33,6 @@ OFFICIAL_TRAIN_VAL = "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dc
 OFFICIAL_TEST = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
 
 UNLISTED_ALLOWED = 0.01  # share of a list's names that may be in no row of the table without a word
-# What the first line of a list may call the names in it, as `_plain` writes it.
-_HEADERS = {
-    "imageindex",
-    "imageid",
-    "imagename",
-    "imagefile",
-    "imagepath",
-    "image",
-    "filename",
-    "file",
-    "path",
-}
 _ENDINGS = "|".join(re.escape(ending) for ending in IMAGE_ENDINGS)
 # A name may hold spaces and commas where an image's ending says how far it goes.
 _NAME = re.compile(
@@ -271,8 +259,8 @@ def _column_of_names(path: str, lines: Sequence[str]) -> list[str] | None:
     """The names of a list that is a table; None where its first line is no header."""
     header = next((line for line in lines if line.strip()), "")
     for separator in ",;\t":
-        cells = [re.sub(r"[\W_]", "", cell).lower() for cell in header.split(separator)]
-        place = next((place for place, cell in enumerate(cells) if cell in _HEADERS), None)
+        cells = enumerate(header.split(separator))
+        place = next((place for place, cell in cells if plain(cell) in IMAGE_COLUMNS), None)
         if place is None:
             continue
         reader = csv.reader(lines, delimiter=separator, strict=True)

@@ -5,6 +5,7 @@ people save a workbook under the name that a command asked for.
 """
 
 import csv
+import difflib
 import gzip
 import io
 import re
@@ -22,6 +23,19 @@ from cxr_records.names import base_name, has_image_ending, patient_in_name
 
 # Of a file, unpacked: NIH's table has 10 MB, as a workbook 66 MB, and what unpacks without end is none.
 MAX_BYTES = 256 << 20
+# What heads the column of image names, as `plain` writes it; the likeliest first.
+IMAGE_COLUMNS = (
+    "imageid",
+    "imageindex",
+    "image",
+    "imagename",
+    "imagefile",
+    "filename",
+    "file",
+    "imagepath",
+    "path",
+)
+_LIKENESS = 0.85  # of two names as `plain` writes them: "patientage" and "patientsex" have 0.8
 _MAX_WRAPPINGS = 3  # gzip in zip, and such
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 # What else people write between cells. The findings of an image have bars between them, so none is taken.
@@ -206,6 +220,16 @@ def filled(header: Sequence[str]) -> list[str]:
     while cells and not cells[-1]:
         cells.pop()
     return cells
+
+
+def plain(name: str) -> str:
+    """Returns a column's name without what people write in many ways: case, white space and signs."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def alike(one: str, other: str) -> bool:
+    """Tells whether two columns' names differ by no more than a slip of the pen."""
+    return difflib.SequenceMatcher(None, plain(one), plain(other)).ratio() >= _LIKENESS
 
 
 def short(text: object, limit: int = 400) -> str:

@@ -19,7 +19,9 @@ from cxr_records import tablefiles
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.metadata import read_metadata
-from cxr_records.tablefiles import as_text, read_content, read_rows
+from cxr_records.splits import read_list
+from cxr_records.tablefiles import IMAGE_COLUMNS, alike, as_text, plain, read_content, read_rows
+from cxr_records.trainers.evaluation.tables import read_score_table
 
 HEADER = [
     *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender"),
@@ -503,3 +505,19 @@ def test_rows_that_a_filter_hides_are_read_and_counted():
 )
 def test_what_an_object_store_answers_in_place_of_a_table_is_called_by_its_name(content, what):
     assert refusal("t.csv", content) == f": found {what}; download the file itself, or correct `metadata`"
+
+
+@pytest.mark.parametrize("column", ["Image Index", "image_id", "Image-Name", "FILENAME", "imageFile", "Path"])
+def test_a_column_of_image_names_is_known_by_one_rule_in_tables_lists_and_scores(column):
+    assert plain(column) in IMAGE_COLUMNS
+    assert read_list(write("l.csv", f"{column},n\na.png,1\nb.png,2\n"), "test_list") == ["a.png", "b.png"]
+    said = refusal("t.csv", TEXT.replace("Image Index", column)) if column != "Image Index" else ""
+    assert said == "" or said.endswith(f"({column!r} looks like 'Image Index')")
+    scores = write("s.csv", f"{column},Mass\n00000001_000.png,0.25\n")
+    assert read_score_table(scores, read_metadata(write("t.csv", TEXT))).known.tolist() == [True]
+
+
+def test_names_of_columns_are_alike_up_to_a_slip_of_the_pen():
+    assert alike("Veiw Position", "View Position")
+    assert alike("Patient_Genders", "Patient Gender")
+    assert not alike("Patient Sex", "Patient Age")
