@@ -71,7 +71,7 @@ def find_leaks(dataset: Dataset, scored: Predictions) -> tuple[str, ...]:
     validation split; for images of the validation split themselves, in the training split.
     """
     table = dataset.records.filter(pc.field("split") == TRAIN)
-    trained_images = ImageNames(table["image_id"].to_pylist())
+    trained_images = ImageNames(map(str, table["image_id"].to_pylist()))
     trained_patients = set(table["patient_id"].to_pylist())
     images = [image for image in scored.image_ids if trained_images.find(image) is not None]
     patients = sorted({int(patient) for patient in scored.patient_ids if patient in trained_patients})
