@@ -233,5 +233,6 @@ def _command_of(arguments: list[str]) -> click.Command | None:
 
 
 def _say(text: str, code: int) -> int:
-    click.echo(text, err=True)
+    """Says what went wrong, in one line: a name that the user gave may hold line ends."""
+    click.echo(text.replace("\r", "\\r").replace("\n", "\\n"), err=True)
     return code

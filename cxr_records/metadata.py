@@ -5,7 +5,6 @@ the numbering of follow-ups. What they share is the image's file name, so that a
 the 2020 table renumbered the follow-ups of 24,106 images (Wang et al. 2017, and NIH's update of 2020).
 """
 
-import difflib
 import hashlib
 import os
 import re
@@ -18,8 +17,8 @@ import pandas as pd
 
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
-from cxr_records.names import base_name, patients_told, stem
-from cxr_records.tablefiles import Rows, filled, read_rows, short
+from cxr_records.names import base_name, patient_in_name, patients_told, stem
+from cxr_records.tablefiles import IMAGE_COLUMNS, Rows, alike, filled, plain, read_rows, short
 
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # What each must hold to be read, for what is said of the others.
@@ -30,16 +29,15 @@ OPTIONAL_COLUMNS = {
     "Follow-up #": "a whole number",
 }
 _FOR_INFORMATION = "Follow-up #"  # the tables number it differently, and nothing uses it
-# Other names of these columns, as `_plain` writes them.
+# Other names of these columns, as `plain` writes them.
 _ALIASES = {
-    "Image Index": ("image", "imageid", "imagename", "imagefile", "imagepath", "filename", "file", "path"),
+    "Image Index": IMAGE_COLUMNS,
     "Finding Labels": ("finding", "findings", "label", "labels", "diagnosis"),
     "Patient ID": ("patient", "patientnumber", "subject", "subjectid", "pid"),
     "Patient Age": ("age", "ageyears", "patientageyears"),
     "Patient Gender": ("gender", "sex", "patientsex"),
     "View Position": ("view", "position", "projection"),
 }
-_LIKENESS = 0.85  # of two names as `_plain` writes them: "patientage" and "patientsex" have 0.8
 
 T = TypeVar("T")
 
@@ -112,6 +110,7 @@ def read_metadata(path: str) -> Metadata:
     image_ids = _image_ids(columns, warnings)
     patient_ids = _convert(columns, "Patient ID", _patient_id)
     _check_patients(columns, image_ids, patient_ids)
+    warnings += _row_numbers(image_ids, patient_ids)
     order = np.array(sorted(range(len(image_ids)), key=image_ids.__getitem__))
 
     def text(values: list[str]) -> pd.Series:  # pandas 3 would infer a type of its own
@@ -141,22 +140,13 @@ def read_metadata(path: str) -> Metadata:
     return Metadata(table, vectors, _dialect(columns), digest, tuple(f"{path}: {text}" for text in warnings))
 
 
-def looks_like(name: str, column: str) -> bool:
-    """Tells whether a header's cell may well be meant for a column of NIH's table that has another name."""
-    plain, wanted = _plain(name), _plain(column)
-    likeness = difflib.SequenceMatcher(None, plain, wanted).ratio()
-    return plain in _ALIASES.get(column, ()) or likeness >= _LIKENESS
-
-
-def _plain(name: str) -> str:
-    """A column's name without what people write in many ways."""
-    return re.sub(r"[\W_]", "", name).lower()
-
-
 def _alike(header: Sequence[str], column: str) -> str | None:
     """The cell of a header that may be meant for an absent column; None where there is none."""
     known = {*NEEDED_COLUMNS, *OPTIONAL_COLUMNS}
-    return next((name for name in header if name and name not in known and looks_like(name, column)), None)
+    others = (name for name in header if name and name not in known)
+    return next(
+        (name for name in others if plain(name) in _ALIASES.get(column, ()) or alike(name, column)), None
+    )
 
 
 def _columns(rows: Rows) -> _Columns:
@@ -257,8 +247,9 @@ def _image_ids(columns: _Columns, warnings: list[str]) -> list[str]:
         first: dict[str, int] = {}
         for row, name in enumerate(image_ids):
             if first.setdefault(name, row) != row:
-                place = columns.rows.place(first[name])
-                raise columns.error(row, f"{place} has the same 'Image Index'; keep one of the two")
+                place, cells = columns.rows.place(first[name]), columns.cells["Image Index"]
+                alike = "" if cells[row].strip() == cells[first[name]].strip() else ", folders aside"
+                raise columns.error(row, f"{place} has the same 'Image Index'{alike}; keep one of the two")
     # Mostly all end alike, and taking the endings off takes ten times as long.
     if together.count(".png") != len(image_ids) and (twins := len(distinct) - len(set(map(stem, distinct)))):
         warnings.append(
@@ -281,6 +272,19 @@ def _check_patients(columns: _Columns, image_ids: list[str], patient_ids: list[i
             f"'Patient ID' says {patient_ids[row]}, the name says patient {patient} (so in {len(told):,} of "
             f"{len(image_ids):,} rows); the columns do not belong together: take the table as NIH gives it",
         )
+
+
+def _row_numbers(image_ids: list[str], patient_ids: list[int]) -> list[str]:
+    """What to say of patients who are numbered like the rows, where no name tells otherwise."""
+    first, count = patient_ids[0], len(patient_ids)
+    if first > 1 or count < 2 or patient_ids != list(range(first, first + count)):
+        return []
+    if any(patient_in_name(name) is not None for name in image_ids):
+        return []
+    return [
+        f"'Patient ID' counts the rows, {first} to {patient_ids[-1]:,}: if a patient has several images, "
+        "they will be torn between splits; make sure that it names patients"
+    ]
 
 
 def _convert(columns: _Columns, name: str, convert: Callable[[str], T]) -> list[T]:

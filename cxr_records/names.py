@@ -7,6 +7,8 @@ may be another one of an image file (a DICOM of the same image), of another case
 import re
 from collections.abc import Iterable, Sequence
 
+from cxr_records.urls import name_of
+
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 # What macOS, Windows, Linux and file servers leave lying about in folders and archives, beside hidden files.
@@ -25,11 +27,18 @@ _LITTER = {
     "icon\r",
 }
 
-_NIH_NAME = re.compile(r"([0-9]{8})_[0-9]{3}")
+# What such a name begins with, whatever people append (_resized, -0). NIH's patients go up to 30,805: eight
+# digits that do not begin with 000 are another hospital's, such as a date.
+_NIH_NAME = re.compile(r"(000[0-9]{5})_[0-9]{3}(?![0-9])")
 
 
 def base_name(path: str) -> str:
-    """Returns the last part of a path; some are written with backslashes."""
+    """Returns the last part of a path; some are written with backslashes.
+
+    Of a web address too: what signs it is no part of the name, and must not pass for one.
+    """
+    if "://" in path:
+        path = name_of(path)
     return path.replace("\\", "/").rsplit("/", 1)[-1]
 
 
@@ -60,7 +69,7 @@ def stem(path: str) -> str:
 
 def patient_in_name(path: str) -> int | None:
     """Returns the patient whom a name of NIH's form tells, 13 for 00000013_005.png; None for other names."""
-    match = _NIH_NAME.fullmatch(stem(path))
+    match = _NIH_NAME.match(base_name(path))
     return int(match[1]) if match else None
 
 

@@ -17,7 +17,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.names import IMAGE_ENDINGS, ImageNames, base_name, has_image_ending, patient_in_name, stem
 from cxr_records.seeding import keyed_hash
-from cxr_records.tablefiles import as_text, read_content
+from cxr_records.tablefiles import IMAGE_COLUMNS, as_text, plain, read_content
 
 if TYPE_CHECKING:  # pandas stays out of the import
     from cxr_records.metadata import Metadata
@@ -33,18 +33,6 @@ OFFICIAL_TRAIN_VAL = "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dc
 OFFICIAL_TEST = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
 
 UNLISTED_ALLOWED = 0.01  # share of a list's names that may be in no row of the table without a word
-# What the first line of a list may call the names in it, as `_plain` writes it.
-_HEADERS = {
-    "imageindex",
-    "imageid",
-    "imagename",
-    "imagefile",
-    "imagepath",
-    "image",
-    "filename",
-    "file",
-    "path",
-}
 _ENDINGS = "|".join(re.escape(ending) for ending in IMAGE_ENDINGS)
 # A name may hold spaces and commas where an image's ending says how far it goes.
 _NAME = re.compile(
@@ -154,7 +142,7 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
     known = frozenset(image_ids)
     found = {name: _in_table(names, known) for name, names in lists.items()}
     _check_lists(lists, found, options, image_ids, official)
-    warnings = _unlisted(lists, found, options, image_ids, official)
+    warnings = [*_without_effect(options), *_unlisted(lists, found, options, image_ids, official)]
 
     split_of_image = {}
     for name, split in (("train_val", TRAIN), ("test", TEST), ("validation", VALIDATION)):
@@ -224,6 +212,12 @@ def take_splits(
             f"{dataset} does not name {len(added):,} image{'s' * (len(added) > 1)} of its patients (the "
             f"first is {image_ids[added[0]]}): each is in the split of its patient"
         )
+    if not_in_table:
+        strange = next(name for name in split_of_name if name not in found)
+        warnings.append(
+            f"{dataset}: {not_in_table:,} of its {len(split_of_name):,} images (the first is "
+            f"{_words(strange)}) are in no row of the table (whose first is {image_ids[0]}): left out"
+        )
     return Splits(
         of_image=of_image,
         origin=f"as in dataset {dataset_id} ({origin})",
@@ -265,8 +259,8 @@ def _column_of_names(path: str, lines: Sequence[str]) -> list[str] | None:
     """The names of a list that is a table; None where its first line is no header."""
     header = next((line for line in lines if line.strip()), "")
     for separator in ",;\t":
-        cells = [re.sub(r"[\W_]", "", cell).lower() for cell in header.split(separator)]
-        place = next((place for place, cell in enumerate(cells) if cell in _HEADERS), None)
+        cells = enumerate(header.split(separator))
+        place = next((place for place, cell in cells if plain(cell) in IMAGE_COLUMNS), None)
         if place is None:
             continue
         reader = csv.reader(lines, delimiter=separator, strict=True)
@@ -338,6 +332,18 @@ def _unlisted(
             )
         warnings.append(f"{told}: left out")
     return warnings
+
+
+def _without_effect(options: SplitOptions) -> list[str]:
+    """What to say of fractions that were asked for beside lists which decide instead."""
+    decided = {"test_fraction": "the lists say which images test the model"}
+    if options.validation_list is not None:
+        decided["validation_fraction"] = "a list says which images validate it"
+    return [
+        f"{name} {getattr(options, name):g} has no effect: {why}"
+        for name, why in decided.items()
+        if getattr(options, name) != getattr(SplitOptions, name)
+    ]
 
 
 def list_digest(names: list[str]) -> str:

@@ -5,13 +5,14 @@ people save a workbook under the name that a command asked for.
 """
 
 import csv
+import difflib
 import gzip
 import io
 import re
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,11 +23,28 @@ from cxr_records.names import base_name, has_image_ending, patient_in_name
 
 # Of a file, unpacked: NIH's table has 10 MB, as a workbook 66 MB, and what unpacks without end is none.
 MAX_BYTES = 256 << 20
+# What heads the column of image names, as `plain` writes it; the likeliest first.
+IMAGE_COLUMNS = (
+    "imageid",
+    "imageindex",
+    "image",
+    "imagename",
+    "imagefile",
+    "filename",
+    "file",
+    "imagepath",
+    "path",
+)
+_LIKENESS = 0.85  # of two names as `plain` writes them: "patientage" and "patientsex" have 0.8
 _MAX_WRAPPINGS = 3  # gzip in zip, and such
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_SEPARATOR_LINE = re.compile(r"sep=[,;\t](?=\r?\n)", re.IGNORECASE)  # Excel's own, before the header
+# What else people write between cells. The findings of an image have bars between them, so none is taken.
+_OTHER_SEPARATORS = {r"\|": "bars (|)", ":": "colons", r"\s{2,}": "spaces", r"\s": "spaces"}
+_SEPARATOR_LINE = re.compile(r"sep=.(?=\r?\n)", re.IGNORECASE)  # Excel's own, before the header
 _HEADER_CHARACTERS = 1 << 16  # the first line is looked for in so many
+_LINES_ABOVE = 20  # a title above the header is looked for in so many lines
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")  # in the XML of a sheet
+_HIDDEN_ROW = re.compile(rb"<(?:\w+:)?row\s[^>]*\bhidden=[\"'](?:1|true)[\"']")
 _EXACT_IN_EXCEL = 10**15  # a cell holds 15 digits of a number
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -34,6 +52,8 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _STAND_INS = {
     b"<!doctype html": ("a web page", "download the file itself"),
     b"<html": ("a web page", "download the file itself"),
+    b"<!--": ("a web page", "download the file itself"),
+    b"<?xml": ("an XML file", "download the file itself"),  # object stores answer so where they refuse
     b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself with git lfs pull"),
 }
 # What `file_type` found, and what to do.
@@ -167,7 +187,8 @@ def read_rows(path: str, argument: str, is_header: Callable[[Sequence[str]], boo
     """Reads a table whose first row is its header, from CSV of any separator or all sheets of a workbook.
 
     The separator is the one (comma, semicolon, tab) that makes a header of the first row, so that none is
-    guessed from the cells. Where none does, the row is given as it is, for the caller to refuse.
+    guessed from the cells. Where none does, the row is given as it is, for the caller to refuse, unless it is
+    plain what is wrong.
 
     Args:
         path: local path or fsspec URL.
@@ -176,7 +197,8 @@ def read_rows(path: str, argument: str, is_header: Callable[[Sequence[str]], boo
 
     Raises:
         UsageError: there is no such file, or it is of another kind.
-        CxrError: it cannot be read, or its sheets do not go together.
+        CxrError: it cannot be read, its sheets do not go together, or its header is hidden by a title, by
+            quotes or by another separator.
     """
     return rows_of(path, read_content(path, argument), is_header)
 
@@ -185,7 +207,7 @@ def rows_of(path: str, content: bytes, is_header: Callable[[Sequence[str]], bool
     """Returns the table in what `read_content` read, as `read_rows` does.
 
     Raises:
-        CxrError: it cannot be read, or its sheets do not go together.
+        CxrError: as there.
     """
     if file_type(content[:HEAD_BYTES]) == "zip":
         return _workbook_rows(path, content, is_header)
@@ -198,6 +220,16 @@ def filled(header: Sequence[str]) -> list[str]:
     while cells and not cells[-1]:
         cells.pop()
     return cells
+
+
+def plain(name: str) -> str:
+    """Returns a column's name without what people write in many ways: case, white space and signs."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def alike(one: str, other: str) -> bool:
+    """Tells whether two columns' names differ by no more than a slip of the pen."""
+    return difflib.SequenceMatcher(None, plain(one), plain(other)).ratio() >= _LIKENESS
 
 
 def short(text: object, limit: int = 400) -> str:
@@ -262,7 +294,7 @@ def _is_hidden(name: str) -> bool:
 
 def _csv_rows(path: str, text: str, is_header: Callable[[Sequence[str]], bool]) -> Rows:
     text = _SEPARATOR_LINE.sub("", text, count=1) if _SEPARATOR_LINE.match(text) else text
-    separator = _separator(text, is_header)
+    separator = _separator(path, text, is_header)
     # strict: without it, a quote that is never closed swallows the rows after it in silence.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     cells, lines = [], []
@@ -277,8 +309,12 @@ def _csv_rows(path: str, text: str, is_header: Callable[[Sequence[str]], bool]) 
     return Rows(path, _header(cells[0]) if cells else [], cells[1:], lines[1:], separator)
 
 
-def _separator(text: str, is_header: Callable[[Sequence[str]], bool]) -> str:
-    """Returns what makes a header of the first row; where nothing does, what makes most cells of it."""
+def _separator(path: str, text: str, is_header: Callable[[Sequence[str]], bool]) -> str:
+    """Returns what makes a header of the first row; where nothing does, what makes most cells of it.
+
+    Raises:
+        CxrError: the header is plainly there, and not as it must be.
+    """
     width_of = {}
     for separator in _SEPARATORS:
         head = io.StringIO(text[:_HEADER_CHARACTERS], newline="")
@@ -289,7 +325,35 @@ def _separator(text: str, is_header: Callable[[Sequence[str]], bool]) -> str:
         if is_header(_header(row)):
             return separator
         width_of[separator] = len(row)
+    _check_header(path, text, is_header)
     return max(width_of, key=width_of.__getitem__)  # the first of several
+
+
+def _check_header(path: str, text: str, is_header: Callable[[Sequence[str]], bool]) -> None:
+    """Refuses a CSV whose header is not the first row, or not in cells, and says so."""
+    above = 0
+    for number, line in enumerate(text[:_HEADER_CHARACTERS].splitlines()[:_LINES_ABOVE], start=1):
+        if not line.strip():
+            continue
+        for separator in _SEPARATORS:
+            if above and is_header(_header(next(csv.reader([line], delimiter=separator)))):
+                raise _title_error(path, f"line {number}")
+            if line.startswith('"') and is_header(_header(line.strip(' "').split(separator))):
+                raise CxrError(
+                    f"{path}, line {number}: found all columns in one pair of quotes; save it without the "
+                    "quotes around each line"
+                )
+        for pattern, name in _OTHER_SEPARATORS.items():
+            if is_header(_header(re.split(pattern, line.strip()))):
+                raise CxrError(
+                    f"{path}, line {number}: found columns with {name} between them; save it with commas, "
+                    "semicolons or tabs"
+                )
+        above += 1
+
+
+def _title_error(path: str, place: str) -> CxrError:
+    return CxrError(f"{path}: found the header on {place}; remove what stands above it")
 
 
 def _header(cells: Sequence[str]) -> list[str]:
@@ -303,6 +367,11 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
     tables = [sheet for sheet in sheets if is_header(_header(sheet.rows[0]))]
     taken = [sheet for sheet in tables if not sheet.hidden]
     others = [sheet for sheet in sheets if sheet not in taken]
+    for sheet in sheets:
+        if sheet not in tables and not sheet.hidden:
+            for line, row in list(zip(sheet.lines, sheet.rows, strict=True))[1:_LINES_ABOVE]:
+                if is_header(_header(row)):
+                    raise _title_error(path, f"line {line} of sheet {sheet.name!r}")
     if not taken and tables:
         raise CxrError(
             f"{path}: found the table on a hidden sheet only ({tables[0].name!r}); show that sheet, or save "
@@ -333,6 +402,10 @@ def _workbook_rows(path: str, content: bytes, is_header: Callable[[Sequence[str]
         what = "hidden sheet" if sheet.hidden else "sheet"
         told = f"{len(sheet.rows) - 1:,} rows of such a table" if sheet in tables else "no such table"
         warnings.append(f"{what} {sheet.name!r} is left out: it holds {told}")
+    if hidden := _count_hidden_rows(content):
+        warnings.append(
+            f"{hidden:,} rows are hidden, by a filter or by hand: they are read as the others are"
+        )
     rows = [row for sheet in taken for row in sheet.rows[1:]]
     lines = [line for sheet in taken for line in sheet.lines[1:]]
     starts, start = [], 0
@@ -390,10 +463,21 @@ def _cell_text(value: object) -> str:
     return str(value)
 
 
-def _has_formulas(content: bytes) -> bool:
+def _sheet_files(content: bytes) -> Iterator[bytes]:
+    """The XML of each sheet."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
-        return any(_FORMULA.search(archive.read(name)) for name in sheets)
+        for name in archive.namelist():
+            if name.startswith("xl/worksheets/"):
+                yield archive.read(name)
+
+
+def _has_formulas(content: bytes) -> bool:
+    return any(map(_FORMULA.search, _sheet_files(content)))
+
+
+def _count_hidden_rows(content: bytes) -> int:
+    """How many rows are hidden, of any sheet; those of hidden sheets are not hidden themselves."""
+    return sum(len(_HIDDEN_ROW.findall(text)) for text in _sheet_files(content))
 
 
 def _check_formulas(path: str, values: Any, formulas: Any) -> None:

@@ -82,7 +82,7 @@ _OPTIONS = {
                      help="Share of the training images cut for validation, by patient; 0 makes none."),
         click.option("--test-fraction", type=float, default=0.2, show_default=True,
                      help="Share of all images to test on, where no lists are given."),
-        click.option("--splits-of", metavar="DATASET",
+        click.option("--splits-of", type=PATH, metavar="DATASET",
                      help="Take the splits of another dataset as they are, in place of lists and fractions."),
         click.option("--task", default="multilabel", show_default=True,
                      help="binary, binary:FINDING, binary:FINDING,FINDING, multiclass or multilabel."),

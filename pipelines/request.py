@@ -214,7 +214,9 @@ def _check_splits_of(dataset: str, out: str, options: SplitOptions) -> None:
     """Refuses a dataset's splits beside others, and the splits of what is to be built."""
     if not dataset:
         raise UsageError("`splits_of` is empty; name a dataset")
-    if storage.absolute(dataset) == out:
+    other = storage.absolute(dataset)
+    # A link to the dataset is the dataset. What no link is, such as a URL, stays as it is.
+    if other == out or (not storage.is_url(out) and os.path.realpath(other) == os.path.realpath(out)):
         raise UsageError(
             f"`splits_of={dataset}` is what `out` names; name another dataset, or another folder"
         )

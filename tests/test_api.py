@@ -184,6 +184,14 @@ def test_splits_of_a_dataset_go_with_no_lists_fractions_or_that_dataset_itself(l
     assert str(caught.value) == said
 
 
+def test_a_dataset_is_not_split_as_itself_where_a_link_names_it(lookalike, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    for out, splits_of in (("a", "link"), ("link", "a")):
+        with pytest.raises(UsageError, match="is what `out` names; name another dataset"):
+            api.plan(lookalike.metadata, splits_of=tmp_path / splits_of, out=tmp_path / out)
+
+
 def test_missing_images_name_the_argument_that_allows_them(lookalike, arguments, tmp_path):
     part = lookalike.images / "images_001"
     with pytest.raises(

@@ -186,6 +186,14 @@ def test_plan_needs_no_images(capsys, arguments, tmp_path):
     assert sum(json.loads(out)["images"].values()) == 120
 
 
+@pytest.mark.parametrize("path", ["a\nb.csv", "a.csv\n", "a\r\nb"])
+def test_a_path_of_several_lines_is_refused_in_one(capsys, path):
+    code, _, err = run(capsys, "plan", "--metadata", path)
+
+    told = path.replace("\r", "\\r").replace("\n", "\\n")
+    assert (code, err) == (2, f"Error: {told}: found no such file; --metadata must name an existing file\n")
+
+
 def test_without_lists_the_split_is_said_to_be_unofficial(capsys, small, tmp_path):
     code, out, _ = run(capsys, "plan", "--metadata", small.metadata)
     assert code == 0

@@ -187,7 +187,7 @@ def test_what_goes_wrong_tells_no_credentials(serve, shared, lookalike, tmp_path
 
 def test_an_error_of_the_library_tells_no_credentials(serve):
     for url in (signed(serve(), "absent"), signed("127.0.0.1:9", "x"), with_password(serve(), "absent")):
-        for ask in (storage.read_bytes, storage.file_size, storage.mtime_ns):
+        for ask in (storage.read_bytes, storage.file_size, storage.file_state):
             with pytest.raises((CxrError, FileNotFoundError)) as caught:
                 ask(url)
             assert not SECRETS.search(str(caught.getrepr(chain=True, style="native")).encode())
@@ -203,11 +203,11 @@ def test_a_signature_that_the_server_refuses_is_no_absent_file(serve):
     assert not storage.exists(signed(serve(), "absent.zip"))
 
 
-@pytest.mark.parametrize("name", ["a.zip", "b.tar", "c.tar.gz"])
-def test_an_archive_on_a_server_that_gives_whole_files_alone_is_to_be_downloaded(serve, name):
+@pytest.mark.parametrize(("name", "kind"), [("a.zip", "zip"), ("b.tar", "tar"), ("c.tar.gz", "targz")])
+def test_an_archive_on_a_server_that_gives_whole_files_alone_is_to_be_downloaded(serve, name, kind):
     url = signed(serve(ranges=False), name)
     with pytest.raises(CxrError) as caught:
-        archives.list_members(url, lambda name: True)
+        archives.list_members(url, kind, lambda name: True, "")
     assert str(caught.value) == f"{urls.redacted(url)}: {NO_PARTS}"
 
 
@@ -262,17 +262,19 @@ def test_an_evaluation_tells_where_scores_came_from_without_credentials(
 
 def test_what_workers_are_told_of_sources_is_in_no_file(tmp_path):
     store = open_store(str(tmp_path), ImageFormat(32))
-    plain = Entry("c.png", "/data/c.png", "file", "", 0, 1, 1)
-    hidden = [Entry(f"{name}.png", f"https://h/?id={name}&sig=SeCrEt", "file", "", 0, 1, 1) for name in "ab"]
+    plain = Entry("c.png", "/data/c.png", "file", "", 0, 1, 1, "v")
+    hidden = [
+        Entry(f"{name}.png", f"https://h/?id={name}&sig=SeCrEt", "file", "", 0, 1, 1, "v") for name in "ab"
+    ]
 
     (spec,) = store.plan_units({entry.name: [entry] for entry in (*hidden, plain)}, store.read_index())
 
     assert spec.hidden_sources == tuple(entry.source for entry in hidden)
     assert not SECRETS.search(told(tmp_path))
-    assert pq.read_table(spec.work)["source"].to_pylist() == [
-        "/data/c.png",
-        "https://h/?...",
-        "https://h/?...",
+    assert pq.read_table(spec.work.path)["source"].to_pylist() == [
+        b"/data/c.png",
+        b"https://h/?...",
+        b"https://h/?...",
     ]
     read = []
     with pytest.MonkeyPatch.context() as patch:

@@ -478,8 +478,24 @@ def test_scores_that_are_no_probabilities_are_ranked_and_not_calibrated():
 
     assert found.calibration is None
     assert found.auroc == evaluate(scored, draws=0).auroc
+    scores = scored.scores * 10 - 5
+    outside = (scores < 0) | (scores > 1)
+    row, place = np.argwhere(outside)[0]
     assert found.warnings[0] == (
-        "scores outside 0 to 1 are no probabilities: ranked, but calibration is not measured"
+        f"{outside.sum():,} of {outside.size:,} scores are outside 0 to 1 (first: {scores[row, place]:g}, "
+        f"{scored.names[place]} of {scored.image_ids[row]}), and so no probabilities: ranked, but "
+        "calibration is not measured"
+    )
+
+
+def test_a_few_scores_outside_0_to_1_may_be_marks_of_missing_ones():
+    scored = make_predictions(names=("Mass", "Nodule"))
+    scored.scores[7, 1] = -1
+
+    assert evaluate(scored, draws=0).warnings[0] == (
+        f"1 of {scored.scores.size:,} scores are outside 0 to 1 (first: -1, Nodule of "
+        f"{scored.image_ids[7]}), and so no probabilities: ranked, but calibration is not measured; if they "
+        "mark missing scores, leave these cells empty"
     )
 
 
@@ -524,6 +540,10 @@ def test_curves_pass_through_the_corners_of_the_steps():
         (
             ["--predictions", "s.csv"],
             "--predictions needs --metadata TABLE (labels and patients) and --out DIR",
+        ),
+        (
+            ["--predictions", "s.csv", "--metadata", "t.csv", "--out", "o", "--split", "validation"],
+            "--split goes with runs; --test-list chooses images of --predictions",
         ),
         (
             ["{run}", "--test-list", "f"],

@@ -338,7 +338,7 @@ def test_two_rows_that_folders_aside_name_one_image_are_refused():
     text = V2020.replace("00000002_000.png", "a/x.png").replace("00000001_000.png", "b/x.png")
 
     assert refusal("t.csv", text) == (
-        ", line 4 (image 'a/x.png'): line 3 has the same 'Image Index'; keep one of the two"
+        ", line 4 (image 'a/x.png'): line 3 has the same 'Image Index', folders aside; keep one of the two"
     )
     assert refusal("t.csv", V2020.replace("00000002_000.png", "images/")) == (
         ", line 4 (image 'images/'): found no usable 'Image Index'; expected a file name such as "
@@ -522,9 +522,7 @@ def test_a_missing_file_or_folder_is_a_wrong_use(tmp_path):
 
 
 def test_an_unknown_kind_of_url_is_refused_in_one_line():
-    with pytest.raises(
-        CxrError, match=r"^nosuch://t\.csv: cannot be read \(ValueError: .*\); check `metadata`"
-    ):
+    with pytest.raises(CxrError, match=r"^nosuch://t\.csv: Protocol not known: nosuch$"):
         read_metadata("nosuch://t.csv")
 
 
@@ -686,3 +684,18 @@ def test_what_a_storage_has_said_clearly_is_said_once(monkeypatch):
 
     with pytest.raises(CxrError, match=r"^s3://bucket/t\.csv: found no credentials for this storage$"):
         read_metadata("s3://bucket/t.csv")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_patients_who_count_the_rows_are_said_where_no_name_tells_one(first):
+    def said(*rows: str) -> list[str]:
+        url = write("t.csv", "\n".join(["Image Index,Finding Labels,Patient ID", *rows]))
+        warnings = [warning.removeprefix(f"{url}: ") for warning in read_metadata(url).warnings]
+        return [warning for warning in warnings if "counts the rows" in warning]
+
+    assert said(*(f"scan{7 - row}.png,Mass,{row}" for row in range(first, first + 3))) == [
+        f"'Patient ID' counts the rows, {first} to {first + 2}: if a patient has several images, they will "
+        "be torn between splits; make sure that it names patients"
+    ]
+    assert said("a.png,Mass,1", "b.png,Mass,1", "c.png,Mass,2") == []
+    assert said("00000001_000.png,Mass,1", "00000002_000.png,Mass,2") == []

@@ -42,6 +42,14 @@ def test_only_endings_of_images_are_taken_off():
 
 
 @pytest.mark.parametrize(
+    "address", ["https://u:pw@h.org/a/b.png?token=secret", "http://h/b.png#x", "s3://h/b.png?Signature=x"]
+)
+def test_what_signs_a_web_address_is_no_part_of_the_name(address):
+    assert base_name(address) == "b.png"
+    assert stem(address) == "b"
+
+
+@pytest.mark.parametrize(
     ("name", "patient"),
     [
         ("00000013_005.png", 13),
@@ -50,7 +58,10 @@ def test_only_endings_of_images_are_taken_off():
         ("0000013_005.png", None),
         ("00000013_05.png", None),
         ("a00000013_005.png", None),
-        ("00000013_005_b.png", None),
+        ("00000013_005_b.png", 13),
+        ("00000013_005.png.jpg", 13),
+        ("00000013_0050.png", None),
+        ("20190101_005.png", None),
     ],
 )
 def test_a_name_of_nihs_form_tells_the_patient(name, patient):
@@ -62,8 +73,9 @@ def test_a_name_of_nihs_form_tells_the_patient(name, patient):
     [
         (["00000001_000.png", "00000002_000.dcm"], [1, 2], {}),
         (["00000001_000.png", "00000002_000.dcm", "00000002_001"], [1, 1, 3], {1: 2, 2: 2}),
-        (["a.png", "1.2.840", "00000002.png", "00000001_000_b.png"], [1, 2, 3, 4], {}),
-        (["123456789_000.png", "12345678_000.png"], [123456789, 123456789], {1: 12345678}),
+        (["a.png", "1.2.840", "00000002.png", "00000001_000_b.png"], [1, 2, 3, 4], {3: 1}),
+        (["123456789_000.png", "00012345_000.png"], [123456789, 123456789], {1: 12345}),
+        (["20190101_001.png", "20190102_001.png"], [1, 2], {}),
         ([], [], {}),
     ],
 )

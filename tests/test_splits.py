@@ -647,6 +647,8 @@ def test_an_image_that_the_other_dataset_does_not_name_goes_with_its_patient_and
     assert splits.warnings == (
         "ds does not name 2 images of its patients (the first is 00000001_001.png): each is in the split of "
         "its patient",
+        "ds: 1 of its 3 images (the first is '00000009_000.png') are in no row of the table (whose first is "
+        "00000001_000.png): left out",
     )
     assert not splits.official  # the test split has more images than the official one
     assert (splits.in_no_list, splits.not_in_table) == (1, 1)
@@ -848,3 +850,16 @@ def test_a_real_table_given_as_a_list_is_refused(nih, nih_v2020, official):
 
     with pytest.raises(CxrError, match=r"found 00000001_000\.png and 86,523 more in `train_val_list` too"):
         make_splits(nih_v2020, options)
+
+
+def test_a_fraction_that_a_list_decides_is_said_to_have_no_effect():
+    three = {"validation": "2", "test_fraction": 0.3, "validation_fraction": 0.5}
+
+    assert make_splits(FIVE, lists("1 2 3 4", "5", test_fraction=0.3)).warnings == (
+        "test_fraction 0.3 has no effect: the lists say which images test the model",
+    )
+    assert make_splits(FIVE, lists("1 2 3 4", "5", **three)).warnings == (
+        "test_fraction 0.3 has no effect: the lists say which images test the model",
+        "validation_fraction 0.5 has no effect: a list says which images validate it",
+    )
+    assert make_splits(FIVE, lists("1 2 3 4", "5", validation_fraction=0.5)).warnings == ()

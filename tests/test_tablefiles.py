@@ -19,7 +19,9 @@ from cxr_records import tablefiles
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.metadata import read_metadata
-from cxr_records.tablefiles import as_text, read_content, read_rows
+from cxr_records.splits import read_list
+from cxr_records.tablefiles import IMAGE_COLUMNS, alike, as_text, plain, read_content, read_rows
+from cxr_records.trainers.evaluation.tables import read_score_table
 
 HEADER = [
     *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender"),
@@ -441,3 +443,81 @@ def test_utf_16_that_is_cut_short_is_refused():
         CxrError, match=r"^p: found bytes that are not UTF-16 text, as its first bytes say \("
     ):
         as_text("p", "abc".encode("utf-16")[:-1])
+
+
+@pytest.mark.parametrize(
+    ("separator", "name"),
+    [("|", "bars (|)"), (":", "colons"), ("   ", "spaces")],
+    ids=["bar", "colon", "spaces"],
+)
+def test_a_table_of_another_separator_is_told_so_and_not_to_rename_its_columns(separator, name):
+    text = TEXT.replace("|", "+").replace(",", separator)
+
+    assert refusal("t.csv", text) == (
+        f", line 1: found columns with {name} between them; save it with commas, semicolons or tabs"
+    )
+
+
+def test_a_table_each_of_whose_lines_is_in_quotes_is_told_so():
+    assert refusal("t.csv", "".join(f'"{line}"\n' for line in TEXT.splitlines())) == (
+        ", line 1: found all columns in one pair of quotes; save it without the quotes around each line"
+    )
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_title_above_the_header_is_what_is_named(separator):
+    text = f"# ChestX-ray14, downloaded 2020\n\n{TEXT.replace(',', separator)}"
+
+    assert refusal("t.csv", text) == ": found the header on line 3; remove what stands above it"
+
+
+def test_a_title_above_the_header_of_any_shown_sheet_is_what_is_named():
+    titled = [["ChestX-ray14"], HEADER, ROWS[2]]
+    whole = [HEADER, *ROWS[:2]]
+    said = ": found the header on line 2 of sheet 'b'; remove what stands above it"
+
+    assert refusal("t.xlsx", workbook(("b", titled))) == said
+    assert refusal("t.xlsx", workbook(("a", whole), ("b", titled))) == said
+    hidden = workbook(("a", whole), ("b", titled), hidden=("b",))
+    assert warnings_of(hidden) == ["hidden sheet 'b' is left out: it holds no such table"]
+
+
+def test_rows_that_a_filter_hides_are_read_and_counted():
+    openpyxl = importlib.import_module("openpyxl")
+    book = openpyxl.load_workbook(io.BytesIO(workbook(("a", [HEADER, *ROWS]))))
+    for line in (2, 4):
+        book["a"].row_dimensions[line].hidden = True
+    buffer = io.BytesIO()
+    book.save(buffer)
+
+    assert warnings_of(buffer.getvalue()) == [
+        "2 rows are hidden, by a filter or by hand: they are read as the others are"
+    ]
+    assert len(read_metadata(write("t.xlsx", buffer.getvalue()))) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML file"),
+        ("<!-- sign in --><html>", "a web page"),
+    ],
+)
+def test_what_an_object_store_answers_in_place_of_a_table_is_called_by_its_name(content, what):
+    assert refusal("t.csv", content) == f": found {what}; download the file itself, or correct `metadata`"
+
+
+@pytest.mark.parametrize("column", ["Image Index", "image_id", "Image-Name", "FILENAME", "imageFile", "Path"])
+def test_a_column_of_image_names_is_known_by_one_rule_in_tables_lists_and_scores(column):
+    assert plain(column) in IMAGE_COLUMNS
+    assert read_list(write("l.csv", f"{column},n\na.png,1\nb.png,2\n"), "test_list") == ["a.png", "b.png"]
+    said = refusal("t.csv", TEXT.replace("Image Index", column)) if column != "Image Index" else ""
+    assert said == "" or said.endswith(f"({column!r} looks like 'Image Index')")
+    scores = write("s.csv", f"{column},Mass\n00000001_000.png,0.25\n")
+    assert read_score_table(scores, read_metadata(write("t.csv", TEXT))).known.tolist() == [True]
+
+
+def test_names_of_columns_are_alike_up_to_a_slip_of_the_pen():
+    assert alike("Veiw Position", "View Position")
+    assert alike("Patient_Genders", "Patient Gender")
+    assert not alike("Patient Sex", "Patient Age")

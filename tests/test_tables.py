@@ -433,6 +433,15 @@ def test_scores_of_two_values_of_one_or_equal_to_the_labels_are_said(scores, met
     assert len(match(table, metadata, parse_task("multiclass"), "").warnings) == 3
 
 
+def test_a_column_of_scores_that_was_written_twice_is_said(scores, metadata, tmp_path):
+    scores["Nodule"] = scores["Hernia"] = scores["Mass"]
+    table = read_score_table(written(scores, tmp_path / "s.csv"), metadata)
+
+    assert match(table, metadata, MULTILABEL, "").warnings == (
+        "the scores of Mass and Nodule and Hernia are the same for every image: one column was written twice",
+    )
+
+
 def test_scores_that_are_no_probabilities_serve_no_derived_task(scores, metadata, tmp_path):
     scores[list(FINDINGS)] = scores[list(FINDINGS)] * 10 - 5
     table = read_score_table(written(scores, tmp_path / "s.csv"), metadata)

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from cxr_records import storage
 from cxr_records.dataset import Dataset
 from cxr_records.layout import LEFT_OUT_FILE
+from cxr_records.names import ImageNames
 from cxr_records.splits import OFFICIAL_TEST, TEST, TRAIN, VALIDATION, list_digest
 from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.evaluation.published import RANDOM_SPLIT_SIZES
@@ -70,9 +71,9 @@ def find_leaks(dataset: Dataset, scored: Predictions) -> tuple[str, ...]:
     validation split; for images of the validation split themselves, in the training split.
     """
     table = dataset.records.filter(pc.field("split") == TRAIN)
-    trained_images = set(table["image_id"].to_pylist())
+    trained_images = ImageNames(map(str, table["image_id"].to_pylist()))
     trained_patients = set(table["patient_id"].to_pylist())
-    images = [image for image in scored.image_ids if image in trained_images]
+    images = [image for image in scored.image_ids if trained_images.find(image) is not None]
     patients = sorted({int(patient) for patient in scored.patient_ids if patient in trained_patients})
     leaks = []
     if images:

@@ -74,6 +74,8 @@ def evaluate(
     if predictions:
         if not metadata or not out:
             raise UsageError("--predictions needs --metadata TABLE (labels and patients) and --out DIR")
+        if split != "test":
+            raise UsageError("--split goes with runs; --test-list chooses images of --predictions")
         from cxr_records.trainers.evaluation.evaluate import evaluate_table
 
         evaluation = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed)

@@ -43,6 +43,7 @@ from cxr_records.urls import name_of
 
 _MISTAKES = 12  # of each kind, shared out among the classes, and at least one for each
 _CURVE_POINTS = 200
+_FEW = 0.1  # of all scores: more are logits, percents and the like
 
 
 def evaluate(
@@ -143,11 +144,23 @@ def _warnings(scored: Predictions, classes: dict[str, ClassMeasures], run: runs.
         elif each.positive_patients < FEW_PATIENTS:
             few.append(f"{name} ({each.positive_patients})")
     if not scored.are_probabilities:
-        yield "scores outside 0 to 1 are no probabilities: ranked, but calibration is not measured"
+        yield _no_probabilities(scored)
     elif run and (warning := calibration.warning_of_loss(run)):
         yield warning
     if few:
         yield f"fewer than {FEW_PATIENTS} positive patients, do not rank by: {', '.join(few)}"
+
+
+def _no_probabilities(scored: Predictions) -> str:
+    """What to say of scores outside 0 to 1; a few of them may be marks of missing values, such as -1."""
+    outside = (scored.scores < 0) | (scored.scores > 1)
+    count, (row, place) = int(outside.sum()), np.argwhere(outside)[0]
+    first = f"{scored.scores[row, place]:g}, {scored.names[place]} of {scored.image_ids[row]}"
+    few = "; if they mark missing scores, leave these cells empty" if count < _FEW * outside.size else ""
+    return (
+        f"{count:,} of {outside.size:,} scores are outside 0 to 1 (first: {first}), and so no probabilities: "
+        f"ranked, but calibration is not measured{few}"
+    )
 
 
 def _operating_point(

@@ -70,10 +70,13 @@ def said_of_scores(names: Sequence[str], labels: np.ndarray, scores: np.ndarray)
         scores: float64 [n, k].
     """
     equal, constant, two = list[str](), list[str](), list[str]()
+    same = dict[bytes, list[str]]()  # classes of one and the same column
     for name, truth, column in zip(names, labels.T, scores.T, strict=True):
         levels = len(np.unique(column))
         if levels <= 2 < len(column):
             (constant if levels == 1 else equal if (column == truth).all() else two).append(name)
+        elif levels > 2:
+            same.setdefault(column.tobytes(), []).append(name)
 
     def listed(some: list[str]) -> str:
         return f"all {len(names)} classes" if len(some) == len(names) > 3 else ", ".join(some)
@@ -88,6 +91,11 @@ def said_of_scores(names: Sequence[str], labels: np.ndarray, scores: np.ndarray)
         )
     if constant:
         said.append(f"the scores of {listed(constant)} hold one value only: they rank nothing")
+    said += [
+        f"the scores of {' and '.join(some)} are the same for every image: one column was written twice"
+        for some in same.values()
+        if len(some) > 1
+    ]
     return said
 
 

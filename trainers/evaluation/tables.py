@@ -4,9 +4,7 @@ Labels and patients come from NIH's table alone, never from the table of scores.
 """
 
 import dataclasses
-import difflib
 import math
-import re
 from collections.abc import Sequence
 from decimal import Decimal
 from itertools import repeat
@@ -21,27 +19,24 @@ from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.metadata import Metadata
 from cxr_records.names import ImageNames
 from cxr_records.parquet import read_parquet
-from cxr_records.tablefiles import Rows, filled, read_content, rows_of, short
+from cxr_records.tablefiles import (
+    IMAGE_COLUMNS,
+    Rows,
+    alike,
+    filled,
+    plain,
+    read_content,
+    rows_of,
+    short,
+)
 from cxr_records.tasks import ANY_FINDING, Task
 from cxr_records.trainers import runs
 from cxr_records.trainers.evaluation.predictions import Predictions, said_of_scores
 
-# What heads the column of image names, without case and signs.
-_IMAGE_COLUMNS = (
-    "imageid",
-    "imageindex",
-    "image",
-    "imagename",
-    "filename",
-    "file",
-    "imagepath",
-    "path",
-    "id",
-)
+_IMAGE_COLUMNS = (*IMAGE_COLUMNS, "id")
 _PREFIXES = ("prob", "probability", "score", "pred", "prediction", "logit", "p")
 # Rows without a score are left out and said up to this share of a table; beyond it something else is wrong.
 _MAX_WITHOUT_SCORE = 0.01
-_LIKENESS = 0.85  # of two names without case and signs
 
 
 _Column = Sequence[Any] | np.ndarray  # text or other values, or float64
@@ -276,19 +271,19 @@ def _text_table(table: Rows) -> _Table:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    return any(_plain(cell) in _IMAGE_COLUMNS for cell in cells) and any(map(_finding_of, cells))
+    return any(plain(cell) in _IMAGE_COLUMNS for cell in cells) and any(map(_finding_of, cells))
 
 
 def _image_names(table: _Table) -> list[str]:
     """The names of images, as they stand."""
-    plain = [_plain(name) for name in table.header]
-    wanted = next((name for name in _IMAGE_COLUMNS if name in plain), None)
+    names = list(map(plain, table.header))
+    wanted = next((name for name in _IMAGE_COLUMNS if name in names), None)
     if wanted is None:
         raise UsageError(
             f"{table.path}: found columns {_listed(table.header)}; expected one of image names, such as "
             "image_id or Image Index"
         )
-    places = [place for place, name in enumerate(plain) if name == wanted]
+    places = [place for place, name in enumerate(names) if name == wanted]
     if len(places) > 1:
         one, other = (table.header[place] for place in places[:2])
         raise UsageError(f"{table.path}: found two columns of image names: {one} and {other}; remove one")
@@ -342,13 +337,12 @@ def _finding_columns(table: _Table) -> tuple[dict[str, int], list[str]]:
 
 def _is_like(column: str, finding: str) -> bool:
     """Whether a column may be meant for a finding: "Mass_score", "Pleural Thickning"."""
-    text, name = _plain(column), _plain(finding)
-    return name in text or difflib.SequenceMatcher(None, text, name).ratio() >= _LIKENESS
+    return plain(finding) in plain(column) or alike(column, finding)
 
 
 def _is_bare(table: _Table, place: int) -> bool:
     """Whether a finding's column is headed by its name alone."""
-    return _plain(table.header[place]) in map(_plain, FINDINGS)
+    return plain(table.header[place]) in map(plain, FINDINGS)
 
 
 def _holds_labels(values: _Column) -> bool:
@@ -356,16 +350,12 @@ def _holds_labels(values: _Column) -> bool:
 
 
 def _finding_of(column: str) -> str | None:
-    by_plain = {_plain(name): name for name in FINDINGS}
-    text = _plain(column)
+    by_plain = {plain(name): name for name in FINDINGS}
+    text = plain(column)
     for prefix in ("", *_PREFIXES):
         if text.startswith(prefix) and text[len(prefix) :] in by_plain:
             return by_plain[text[len(prefix) :]]
     return None
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def _scores(table: _Table, image_ids: Sequence[str], columns: dict[str, int]) -> np.ndarray:
