@@ -136,7 +136,8 @@ def _pixels(dicom: "pydicom.FileDataset") -> np.ndarray:
             f"cannot be decoded: {str(error).rpartition(f'{plugin}: ')[2].strip()}"
         ) from error
     if pixels.ndim != 2:
-        raise ImageDecodeError(f"DICOM of {pixels.shape[-1]} samples per pixel: expected one grey frame")
+        shape = "x".join(map(str, pixels.shape))
+        raise ImageDecodeError(f"DICOM whose pixels are {shape} samples: expected one grey frame")
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 

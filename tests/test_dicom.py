@@ -610,3 +610,17 @@ def test_a_dicom_cut_anywhere_is_rejected():
     whole = dicom(SQUARE)
     for end in range(0, len(whole), 7):
         assert reason(whole[:end])
+
+
+def test_a_data_set_without_preamble_is_told_from_what_is_no_image():
+    whole = dicom(ramp())
+    bare = "DICOM without the 132 bytes that every file begins with; write it anew, as with dcmtk's dcmconv"
+    assert reason(whole[132:]) == bare
+    assert reason(whole[whole.index(b"\x08\0\x16\0") :]) == bare  # nor a header of the file
+    assert reason(b"\x08\0") == "no PNG, JPEG or DICOM: begins with '\\x08\\x00'"
+
+
+def test_pixels_of_more_frames_than_are_told_are_rejected_with_their_shape():
+    picture = ramp().astype(np.uint8)
+    twice = dicom(picture, PixelData=picture.tobytes() * 2)
+    assert reason(twice) == "DICOM whose pixels are 2x30x40 samples: expected one grey frame"
