@@ -48,8 +48,8 @@ def checked_png(data: bytes) -> bytes:
             a reader that knows more.
     """
     view = memoryview(data)
-    at, kept, kinds = len(SIGNATURE), [view[: len(SIGNATURE)]], set()
-    kind, count = b"", 0
+    at, kept = len(SIGNATURE), [view[: len(SIGNATURE)]]
+    kind, count, kinds = b"", 0, set[bytes]()
     while kind != b"IEND":
         if (count := count + 1) > MAX_CHUNKS:
             raise ImageDecodeError(f"PNG of more than {MAX_CHUNKS:,} chunks")
