@@ -220,7 +220,7 @@ def _list_zip(path: str, wanted: Callable[[str], bool]) -> Members:
 
 def _list_tar(path: str, wanted: Callable[[str], bool]) -> Members:
     with storage.open_read(path) as file:
-        return _tar_members(file, "tar", wanted)
+        return _tar_members(file, "tar", wanted, path)
 
 
 def _list_targz(
@@ -234,7 +234,7 @@ def _list_targz(
         if file.read(2) != b"\x1f\x8b":
             return Members([], "no gzip file")
     with _open_gzip(path, None) as file:
-        listed = _tar_members(file, "targz", wanted)
+        listed = _tar_members(file, "targz", wanted, path)
         # Nothing is kept of a damaged archive: the next run looks again.
         if index and keep_index and not listed.problem:
             _keep_index(file, listed.members, index)
@@ -254,21 +254,35 @@ def _keep_index(file: indexed_gzip.IndexedGzipFile, members: Sequence[Member], i
         storage.write_bytes(path, _checksum(data) + data)
 
 
-def _tar_members(file: BinaryIO, kind: str, wanted: Callable[[str], bool]) -> Members:
-    """Lists the wanted members of an open tar."""
+def _tar_members(file: BinaryIO, kind: str, wanted: Callable[[str], bool], file_name: str) -> Members:
+    """Lists the wanted members of an open tar; the path is for messages."""
     members: list[Member] = []
+    data: dict[str, tuple[int, int]] = {}  # of every file: where it is, and its size
     try:
         # A gzip is best read straight through ("r|"); a plain tar by leaping from header to header.
         mode: Literal["r|", "r:"] = "r|" if kind == "targz" else "r:"
         with tarfile.open(fileobj=file, mode=mode, bufsize=1 << 20, tarinfo=_StrictTarInfo) as archive:
             for header in archive:
-                if header.isfile() and wanted(header.name):
+                if header.isfile():
+                    data[header.name] = header.offset_data, header.size
+                elif header.islnk() and header.linkname in data:  # a file that was packed under another name
+                    data[header.name] = data[header.linkname]
+                else:
+                    continue
+                if wanted(header.name):
                     path = header.name.encode(errors="replace").decode()  # it may be no UTF-8
-                    members.append(Member(path, header.offset_data, header.size))
-    except MemoryError:
+                    if header.issparse():
+                        raise UsageError(
+                            f"`images={file_name}`: {path} is packed without its zeros, which is not read; "
+                            "pack it anew without tar's option --sparse, or unpack it"
+                        )
+                    members.append(Member(path, *data[header.name]))
+    except (MemoryError, CxrError):
         raise
     except Exception as error:  # which one tarfile raises on damaged headers is no contract
-        return Members(members, " ".join(str(error).split()) or type(error).__name__)
+        problem = " ".join(str(error).split()) or type(error).__name__
+        # What Python's buffers make of a gzip that cannot be inflated.
+        return Members(members, "its bytes cannot be inflated" if "readinto()" in problem else problem)
     return Members(members, "")
 
 

@@ -21,12 +21,18 @@ if TYPE_CHECKING:  # an extra package
 MAX_BITS = 16  # of a pixel; X-rays have 8 to 16
 # What a compressed file may inflate to: the largest image, and a generous header.
 MAX_INFLATED_BYTES = MAX_PIXELS * MAX_BITS // 8 + (64 << 20)
+# Elements and items of a file, each of which pydicom makes an object of; real ones have some hundreds.
+MAX_ELEMENTS = 200_000
+_TOO_MANY = f"DICOM of more than {MAX_ELEMENTS:,} elements"
+MAX_TABLE_BYTES = 4 << 20  # of a sequence of lookup tables; one of 16 bits has 128 KiB
 INSTALL = "pip install '.[dicom]' in a clone"
 
 _NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelData")
+_EXPLICIT = "1.2.840.10008.1.2.1"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _JPEG_LOSSLESS = "1.2.840.10008.1.2.4.57"
+_ITEM = b"\xfe\xff\x00\xe0"  # begins each piece of a compressed frame
 _RLE = "1.2.840.10008.1.2.5"
 # Who decodes what: the first of these that is installed, never another one after it has failed, so that
 # neither pixels nor a rejection depend on what else is there.
@@ -65,8 +71,10 @@ def decode_dicom(data: bytes) -> tuple[Image.Image, str]:
     except ImportError:
         raise CxrError(f"DICOM files need an extra package; {INSTALL}") from None
     with decoding():
-        _check_inflated(data)
-        dicom = pydicom.dcmread(io.BytesIO(data))
+        try:
+            dicom = pydicom.dcmread(_CountedReads(_inflated(data)))
+        except OSError as error:  # which pydicom makes of whatever is raised where an item begins
+            raise error.__context__ or error from None
         for name in _NEEDED:
             if dicom.get(name) is None:
                 raise ImageDecodeError(f"DICOM that holds no picture: it has no {name}")
@@ -92,23 +100,44 @@ def decode_dicom(data: bytes) -> tuple[Image.Image, str]:
 # ---- from the file to pixels ----------------------------------------------------------------------------
 
 
-def _check_inflated(data: bytes) -> None:
-    """Refuses a deflated file that inflates beyond all X-rays; pydicom would inflate all of it."""
+class _CountedReads(io.BytesIO):
+    """The bytes of a file, which stop a reader that finds more elements in it than in any X-ray."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Reads as any file does; pydicom reads at least once for each element or item."""
+        self.reads += 1
+        if self.reads > 2 * MAX_ELEMENTS:  # the head of each, and its value
+            raise ImageDecodeError(_TOO_MANY)
+        return super().read(size)
+
+
+def _inflated(data: bytes) -> bytes:
+    """Returns a deflated file as a plain one, others as they are.
+
+    Raises:
+        ImageDecodeError: it inflates beyond all X-rays; pydicom would inflate all of it.
+    """
     from pydicom.filereader import read_dataset
 
-    stream = io.BytesIO(data)
+    stream = _CountedReads(data)
     stream.seek(132)  # after the preamble and "DICM"
     # The header of the file is never compressed (PS3.10, 7.1).
     header = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     if header.get("TransferSyntaxUID") != _DEFLATED:
-        return
-    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        return data
+    start, size = stream.tell(), 0
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     while packed := stream.read(1 << 16):
         while packed and not inflater.eof:
             size += len(inflater.decompress(packed, 1 << 20))
             if size > MAX_INFLATED_BYTES:
                 raise ImageDecodeError(f"DICOM that inflates to more than {MAX_INFLATED_BYTES:,} bytes")
             packed = inflater.unconsumed_tail
+    # Identifiers may be padded by zeros (PS3.5, 6.2); so the header keeps its length.
+    plain = _EXPLICIT.encode().ljust(len(_DEFLATED), b"\0")
+    return data[:start].replace(_DEFLATED.encode(), plain) + zlib.decompress(data[start:], -zlib.MAX_WBITS)
 
 
 def _pixels(dicom: "pydicom.FileDataset") -> np.ndarray:
@@ -117,6 +146,8 @@ def _pixels(dicom: "pydicom.FileDataset") -> np.ndarray:
     if syntax.is_encapsulated:
         from pydicom.encaps import generate_frames
 
+        if dicom.PixelData.count(_ITEM) > MAX_ELEMENTS:
+            raise ImageDecodeError(_TOO_MANY)
         frame = next(generate_frames(dicom.PixelData, number_of_frames=1))
         if syntax == _RLE:
             _check_rle(frame, int(dicom.Rows) * int(dicom.Columns))
@@ -136,7 +167,8 @@ def _pixels(dicom: "pydicom.FileDataset") -> np.ndarray:
             f"cannot be decoded: {str(error).rpartition(f'{plugin}: ')[2].strip()}"
         ) from error
     if pixels.ndim != 2:
-        raise ImageDecodeError(f"DICOM of {pixels.shape[-1]} samples per pixel: expected one grey frame")
+        shape = "x".join(map(str, pixels.shape))
+        raise ImageDecodeError(f"DICOM whose pixels are {shape} samples: expected one grey frame")
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
@@ -306,6 +338,8 @@ def _shades(dicom: "pydicom.Dataset", values: np.ndarray, at_hand: np.ndarray) -
 def _first_table(dicom: "pydicom.Dataset", name: str) -> tuple[int, np.ndarray, int] | None:
     """Returns a lookup table's first input, its entries and their bits; None where none can be read."""
     try:
+        if len(getattr(dicom.get_item(name), "value", None) or b"") > MAX_TABLE_BYTES:
+            return None
         item = dicom[name].value[0]
         count, first, bits = (int(number) for number in item.LUTDescriptor)
         data = item.LUTData

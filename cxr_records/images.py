@@ -16,7 +16,7 @@ from cxr_records.dicom import decode_dicom
 from cxr_records.errors import UsageError
 from cxr_records.filetypes import HEAD_BYTES, file_type
 from cxr_records.jpeg import check_jpeg
-from cxr_records.png import checked_png
+from cxr_records.png import blank, check_decoded, checked_png
 
 CODECS = ("raw", "png", "jpeg")
 RESAMPLING = {
@@ -41,6 +41,15 @@ _TURNS = {
 }
 # Where Pillow puts EXIF, or what it reads as such, of a PNG or JPEG.
 _EXIF_IN = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+
+# The first element of a data set that is no file: the group 0002 or 0008, its number low byte first.
+_BARE_DICOM = (
+    b"\2\0\0\0",
+    b"\2\0\1\0",
+    b"\2\0\2\0",
+    b"\2\0\x10\0",
+    *(b"\x08\0%c\0" % n for n in (0, 1, 5, 6, 8, 0x12, 0x16, 0x18)),
+)
 
 DECODE_VERSION = 3  # raised whenever a file may give other pixels, or another verdict, than before
 # Packages that turn files into pixels, pydicom's plugins among them.
@@ -149,6 +158,10 @@ def decode_image(data: bytes, image_format: ImageFormat) -> DecodedImage:
 
 
 def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
+    if data.startswith(_BARE_DICOM):
+        raise ImageDecodeError(
+            "DICOM without the 132 bytes that every file begins with; write it anew, as with dcmtk's dcmconv"
+        )
     if kind not in ("png", "jpeg"):
         start = data[:12].decode("latin-1").encode("unicode_escape").decode()
         raise ImageDecodeError(f"no PNG, JPEG or DICOM: begins with '{start}'")
@@ -165,10 +178,14 @@ def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
         if kind == "jpeg":
             check_jpeg(data)
         mode = image.mode
+        if kind == "png":
+            image.im = blank(image).im
+        image.load()
+        if kind == "png":
+            check_decoded(image, data)
         if mode.startswith("I"):
             grey = Image.fromarray(_GREY_OF_16_BITS[np.asarray(image)])
         else:
-            image.load()
             grey = image if mode == "L" else image.convert("L")
         turn = _turn(image)
         return grey if turn is None else grey.transpose(turn), mode

@@ -11,7 +11,7 @@ MAX_SCANS = 100  # a progressive file has about ten; each costs a pass over all 
 # Any marker with a length after it, or the end mark: what stands among pixels is stuffed, or a restart.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _HEADERS_OF_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF (ISO 10918-1, table B.1)
-_SCAN, _END = 0xDA, 0xD9
+_TABLES, _SCAN, _END = 0xDB, 0xDA, 0xD9
 _COEFFICIENTS = 64  # of a block of 8 x 8 pixels
 
 
@@ -50,7 +50,9 @@ def _is_finished(data: bytes) -> bool:
     while (marker := _MARKER.search(data, at)) and (kind := marker[1][0]) != _END:
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
         body = data[marker.end() + 2 : at]
-        if kind in _HEADERS_OF_FRAMES:
+        if kind == _TABLES:
+            _check_tables(body)
+        elif kind in _HEADERS_OF_FRAMES:
             # Bits, height, width, the number of components; three bytes of each (B.2.2).
             missing = {number: bytearray(b"\xff" * _COEFFICIENTS) for number in body[6 : 6 + 3 * body[5] : 3]}
         elif kind == _SCAN:
@@ -61,3 +63,14 @@ def _is_finished(data: bytes) -> bool:
             for number in body[1 : 1 + 2 * body[0] : 2]:
                 missing[number][first : last + 1] = bytes([bits & 0x0F]) * (last + 1 - first)
     return not any(any(bits) for bits in missing.values())
+
+
+def _check_tables(body: bytes) -> None:
+    """Refuses quantization tables by which frequencies vanish, of which libjpeg says nothing (B.2.4.1)."""
+    while body:
+        wide = body[0] >> 4  # whether its numbers have two bytes
+        end = 1 + (_COEFFICIENTS << wide)
+        table = body[1:end]
+        if not all(table[at : at + 1 + wide].strip(b"\0") for at in range(0, len(table), 1 + wide)):
+            raise ImageDecodeError("damaged JPEG: zeros in its quantization tables")
+        body = body[end:]

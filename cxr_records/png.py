@@ -1,6 +1,9 @@
-"""What a decoder of PNG passes over: wrong checksums, a missing end, parts that no pixel needs."""
+"""What a decoder of PNG passes over: wrong checksums, missing rows and colours, parts that no pixel needs."""
 
 import zlib
+
+import numpy as np
+from PIL import Image
 
 from cxr_records.decoding import ImageDecodeError
 
@@ -15,7 +18,23 @@ _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 # Chunks that a reader has to understand (PNG 3rd edition, 11.2); their names begin with a capital.
 _CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
-_PALETTE = 3  # the colour type at byte 25 whose pixels are numbers of colours
+_HEADER_BYTES = 13
+MAX_CHUNKS = 200_000  # of the largest image, cut into pieces of 8 KiB as libpng does, there are 64,000
+
+# Samples per pixel by colour type (PNG, 11.2.1); of _PALETTE the pixels are numbers of colours.
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PALETTE = 3
+# First column and row, and steps, of the passes of an interlaced image (PNG, 8.2).
+_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+_UNTOUCHED = 1  # what every sample is before it is decoded: rarer in real images than 0
 
 
 def checked_png(data: bytes) -> bytes:
@@ -25,12 +44,15 @@ def checked_png(data: bytes) -> bytes:
     the end chunk is no part of the image and is not looked at.
 
     Raises:
-        ImageDecodeError: a checksum is wrong, the file ends early, or it needs a reader that knows more.
+        ImageDecodeError: a checksum is wrong, the file ends early, its chunks are not in order, or it needs
+            a reader that knows more.
     """
     view = memoryview(data)
-    at, kept, kinds = len(SIGNATURE), [view[: len(SIGNATURE)]], set()
-    kind = b""
+    at, kept = len(SIGNATURE), [view[: len(SIGNATURE)]]
+    kind, count, kinds = b"", 0, set[bytes]()
     while kind != b"IEND":
+        if (count := count + 1) > MAX_CHUNKS:
+            raise ImageDecodeError(f"PNG of more than {MAX_CHUNKS:,} chunks")
         # Four bytes of length, four of name, the data, and a CRC-32 of name and data (PNG, 5.3).
         end = at + 12 + int.from_bytes(view[at : at + 4], "big")
         if end > len(data) or len(data) - at < 12:
@@ -41,6 +63,10 @@ def checked_png(data: bytes) -> bytes:
             raise ImageDecodeError(f"damaged PNG: the checksum of chunk {name} at byte {at:,} is wrong")
         if not kind[0] & 0x20 and kind not in _CRITICAL:
             raise ImageDecodeError(f"PNG with a chunk that only some readers know: {kind.decode('latin-1')}")
+        if (kind == b"IHDR") != (count == 1) or (count == 1 and end - at != 12 + _HEADER_BYTES):
+            raise ImageDecodeError("damaged PNG: it does not begin with its one header")
+        if kind == b"PLTE" and kinds & {b"PLTE", b"IDAT"}:
+            raise ImageDecodeError("damaged PNG: a second palette, or one after the pixels")
         if kind not in _UNNEEDED and (kind not in _TEXTS or _may_turn(kind, data[at + 8 : end - 4])):
             kept.append(view[at:end])
         kinds.add(kind)
@@ -50,6 +76,55 @@ def checked_png(data: bytes) -> bytes:
     if data[25] == _PALETTE and b"PLTE" not in kinds:
         raise ImageDecodeError("damaged PNG: the colours of its palette are missing")
     return data if sum(map(len, kept)) == len(data) else b"".join(kept)
+
+
+def blank(image: Image.Image) -> Image.Image:
+    """Returns what `check_decoded` wants a PNG to be decoded into: rows that nothing has written show."""
+    samples = len(image.getbands())
+    return Image.new(image.mode, image.size, _UNTOUCHED if samples == 1 else (_UNTOUCHED,) * samples)
+
+
+def check_decoded(image: Image.Image, data: bytes) -> None:
+    """Checks that there were pixels for every row of a PNG, and colours for every pixel.
+
+    Pillow is content with fewer where the compressed data ends at a row's end.
+
+    Args:
+        image: decoded into what `blank` gave.
+        data: as `checked_png` gave it.
+
+    Raises:
+        ImageDecodeError: there were fewer.
+    """
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    # To inflate the pixels once more takes a third of the time of decoding, so it is done where in doubt.
+    if (data[28] or (np.asarray(last) == _UNTOUCHED).all()) and not _has_all_rows(data):
+        raise ImageDecodeError("damaged PNG: its last rows are missing")
+    if image.mode == "P":
+        at = data.index(b"PLTE")
+        colours = int.from_bytes(data[at - 4 : at], "big") // 3
+        if int(np.asarray(image).max()) >= colours:
+            raise ImageDecodeError(f"damaged PNG: its palette has only {colours} colours")
+
+
+def _has_all_rows(data: bytes) -> bool:
+    """Tells whether the compressed data holds as many bytes as the header promises."""
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    bits = data[24] * _SAMPLES[data[25]]
+    passes = _PASSES if data[28] else ((0, 0, 1, 1),)
+    left = 0
+    for column, row, right, down in passes:
+        columns, rows = (-(-(width - column) // right), -(-(height - row) // down))
+        left += rows * (1 + -(-columns * bits // 8)) if columns > 0 else 0
+    inflater, at = zlib.decompressobj(), len(SIGNATURE)
+    while at < len(data) and left > 0:
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        packed = data[at + 8 : end - 4] if data[at + 4 : at + 8] == b"IDAT" else b""
+        while packed and left > 0 and not inflater.eof:
+            left -= len(inflater.decompress(packed, 1 << 20))
+            packed = inflater.unconsumed_tail
+        at = end
+    return left <= 0
 
 
 def _may_turn(kind: bytes, text: bytes) -> bool:

@@ -249,9 +249,18 @@ def _list_path(
     if kind is None:
         raise UsageError(f"`images={path}`: {_unknown_kind()}")
     on_archive(path)
-    members, problem = list_members(path, kind, _is_image, state.version, index_folder, keep_index)
+    found, problem = list_members(path, kind, _may_hold_images, state.version, index_folder, keep_index)
+    members = [member for member in found if _is_image(member.path)]
+    inside = [member.name for member in found if not _is_image(member.path)]
+    # As a cloud's "download all" makes them.
+    unread = (
+        f"{_count(inside)}, which are not read inside another; unpack it, then name them: " if inside else ""
+    )
     if not members and not problem:
-        raise UsageError(f"`images={path}`: {_archives_inside(path, kind) or _NO_IMAGE}")
+        said = f"holds no image but {unread}`images={inside[0]}` ..." if inside else _NO_IMAGE
+        raise UsageError(f"`images={path}`: {said}")
+    if inside:
+        warnings.append(f"{path}: beside images it holds {unread}{inside[0]} ...")
     if problem:
         warnings.append(f"{path}: damaged after {len(members):,} images ({problem}); fetch the archive again")
     version = _version(state)
@@ -329,19 +338,12 @@ def _nothing_found(folder: str) -> str:
     return _NO_IMAGE
 
 
-def _archives_inside(path: str, kind: str) -> str:
-    """Says that an archive holds archives, as a cloud's "download all" makes it; "" where it does not."""
-    inside = [member.name for member in list_members(path, kind, _is_archive, "").members]
-    if not inside:
-        return ""
-    return (
-        f"holds no image but {_count(inside)}, which are not read inside another; unpack it, then name them: "
-        f"`images={inside[0]}` ..."
-    )
-
-
 def _is_archive(path: str) -> bool:
     return named_kind(path) is not None and not is_litter(path)
+
+
+def _may_hold_images(path: str) -> bool:
+    return _is_image(path) or _is_archive(path)
 
 
 def _count(archives: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import gzip
 import lzma
 import os
 import struct
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -98,6 +99,52 @@ def test_an_archive_of_archives_is_refused_in_these_words(kind, tmp_path):
     assert str(caught.value) == (
         f"`images={path}`: holds no image but 2 archives, which are not read inside another; unpack it, then "
         "name them: `images=images_01.tar.gz` ..."
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_beside_the_images_of_an_archive_are_a_warning(kind, tmp_path):
+    path = KINDS[kind](tmp_path / "all", {"a.png": noise(1), "box/images_01.tar.gz": b"x", "x.zip": b"x"})
+    for _ in range(2):  # the second time from what is kept of it
+        listing = list_sources([path], str(tmp_path / "index"))
+        assert [entry.name for entry in listing.entries] == ["a.png"]
+        assert listing.warnings == [
+            f"{path}: beside images it holds 2 archives, which are not read inside another; unpack it, then "
+            "name them: images_01.tar.gz ..."
+        ]
+
+
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+def test_a_hard_link_in_a_tar_is_the_file_that_was_packed_before_it(kind, tmp_path):
+    folder = tmp_path / "folder"
+    write_folder(folder, {"a.png": noise(1), "b.png": noise(2), "kept.bin": noise(3)})
+    os.link(folder / "a.png", folder / "c.png")
+    os.link(folder / "kept.bin", folder / "d.png")  # packed under a name that is no image's
+    path = tmp_path / "x"
+    with tarfile.open(path, "w:gz" if kind == "targz" else "w") as archive:
+        for name in ("a.png", "b.png", "kept.bin", "c.png", "d.png"):
+            archive.add(folder / name, name)
+    index = str(tmp_path / "index")
+    expected = [(f"{name}.png", noise(seed)) for name, seed in zip("abcd", (1, 2, 1, 3), strict=True)]
+    for _ in range(2):
+        assert sorted(read_all(list_sources([str(path)], index).entries, index)) == expected
+
+
+@pytest.mark.parametrize("format", ["gnu", "posix"])
+def test_a_tar_that_leaves_zeros_out_is_refused_in_these_words(format, tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.write(noise(1))
+        file.truncate(1 << 20)
+        file.seek(0, os.SEEK_END)
+        file.write(noise(2))
+    path = tmp_path / "x.tar"
+    subprocess.run(["tar", "cSf", path, f"--format={format}", "-C", tmp_path, "a.png"], check=True)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(UsageError) as caught:
+        list_sources([str(path)])
+    assert str(caught.value) == (
+        f"`images={path}`: a.png is packed without its zeros, which is not read; pack it anew without tar's "
+        "option --sparse, or unpack it"
     )
 
 

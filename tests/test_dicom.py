@@ -610,3 +610,84 @@ def test_a_dicom_cut_anywhere_is_rejected():
     whole = dicom(SQUARE)
     for end in range(0, len(whole), 7):
         assert reason(whole[:end])
+
+
+def test_a_data_set_without_preamble_is_told_from_what_is_no_image():
+    whole = dicom(ramp())
+    bare = "DICOM without the 132 bytes that every file begins with; write it anew, as with dcmtk's dcmconv"
+    assert reason(whole[132:]) == bare
+    assert reason(whole[whole.index(b"\x08\0\x16\0") :]) == bare  # nor a header of the file
+    assert reason(b"\x08\0") == "no PNG, JPEG or DICOM: begins with '\\x08\\x00'"
+
+
+def test_pixels_of_more_frames_than_are_told_are_rejected_with_their_shape():
+    picture = ramp().astype(np.uint8)
+    twice = dicom(picture, PixelData=picture.tobytes() * 2)
+    assert reason(twice) == "DICOM whose pixels are 2x30x40 samples: expected one grey frame"
+
+
+MANY = 10_000
+
+
+@pytest.mark.parametrize("deflated", [False, True], ids=["plain", "deflated"])
+@pytest.mark.parametrize("within", ["the file", "a sequence", "items"])
+def test_a_dicom_of_very_many_elements_is_rejected(within, deflated, monkeypatch):
+    monkeypatch.setattr("cxr_records.dicom.MAX_ELEMENTS", MANY)
+    whole = dicom(ramp())
+    elements = b"".join(struct.pack("<HH", 9, 0x1000 + n) + b"LO\2\0a " for n in range(3 * MANY))
+    start, end = b"\xff" * 4, b"\xfe\xff\xdd\xe0" + bytes(4)
+    item = b"\xfe\xff\x00\xe0"
+    put = {
+        "the file": elements,
+        "a sequence": b"\x09\0\x10\x10SQ\0\0"
+        + start
+        + item
+        + start
+        + elements
+        + item[:2]
+        + b"\x0d\xe0"
+        + bytes(4)
+        + end,
+        "items": b"\x09\0\x10\x10SQ\0\0" + start + (item + bytes(4)) * 3 * MANY + end,
+    }[within]
+    at = whole.index(b"\x28\0\x02\0")
+    data = whole[:at] + put + whole[at:]
+    if deflated:
+        data = deflate(data)
+    assert reason(data) == "DICOM of more than 200,000 elements"
+
+
+def deflate(data: bytes) -> bytes:
+    """A file of explicit elements as one of the deflated transfer syntax."""
+    stream = io.BytesIO()
+    meta = pydicom.dcmread(io.BytesIO(data)).file_meta
+    start = 132 + 12 + meta.FileMetaInformationGroupLength
+    meta.TransferSyntaxUID = DEFLATED
+    pydicom.filewriter.write_file_meta_info(stream, meta)
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return data[:132] + stream.getvalue() + packer.compress(data[start:]) + packer.flush()
+
+
+def test_a_deflated_file_has_the_pixels_of_the_plain_one():
+    whole = dicom(ramp().astype(np.uint16) * 7, WindowCenter=700, WindowWidth=900)
+    assert np.array_equal(decode_image(deflate(whole), SMALL).pixels, decode_image(whole, SMALL).pixels)
+    assert reason(deflate(whole)[:-20]).startswith("cannot be decoded: ")
+
+
+def test_tables_of_very_many_items_are_read_by_no_one():
+    whole = dicom(ramp(), WindowCenter=100, WindowWidth=50)
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 600_000
+    at = whole.index(b"\xe0\x7f\x10\0")
+    tables = b"\x28\0\x10\x30SQ\0\0" + struct.pack("<I", len(items)) + items
+    data = whole[:at] + tables + whole[at:]
+    assert np.array_equal(decode_image(data, SMALL).pixels, decode_image(whole, SMALL).pixels)
+
+
+def test_a_frame_in_very_many_pieces_is_rejected():
+    data = pydicom.dcmread(io.BytesIO(dicom(ramp())))
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.5"
+    data.PixelData = encapsulate([bytes(64)]) + b"\xfe\xff\x00\xe0\0\0\0\0" * 200_001
+    data["PixelData"].is_undefined_length = True
+    stream = io.BytesIO()
+    data.save_as(stream)
+    assert reason(stream.getvalue()) == "DICOM of more than 200,000 elements"

@@ -148,3 +148,13 @@ def test_a_jpeg_of_many_pixels_is_rejected_by_its_header():
 def test_the_check_changes_no_pixel():
     data = jpeg(xray(), colour=True, subsampling=2)
     assert np.array_equal(decode_image(data, ImageFormat(128)).pixels, pixels_of(data))
+
+
+@pytest.mark.parametrize("quality", [5, 95])
+def test_zeros_in_the_quantization_tables_reject_a_jpeg(quality):
+    whole = saved(colours(), "JPEG", quality=quality)
+    assert decode_image(whole, SMALL)
+    first = whole.index(b"\xff\xdb") + 5
+    for place in range(first, first + 64):
+        zero = whole[:place] + b"\0" + whole[place + 1 :]
+        assert reason(zero) == "damaged JPEG: zeros in its quantization tables"

@@ -81,6 +81,79 @@ def test_damage_is_told_with_its_place():
     )
 
 
+MISSING = "damaged PNG: its last rows are missing"
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(8, 0), (16, 0), (1, 0), (8, 2), (16, 4), (8, 3), (16, 6)])
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_rows_that_the_compressed_data_lacks_reject_a_png_and_rows_of_any_value_do_not(depth, colour, value):
+    palette = chunk(b"PLTE", bytes(768)) if colour == 3 else b""
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    row = b"\0" + bytes([value]) * (16 * samples * depth // 8)
+    assert decode_image(png(16, 20, depth, colour, row * 20, palette), SMALL).height == 20
+    for rows in (1, 10, 19):
+        assert reason(png(16, 20, depth, colour, row * rows, palette)) == MISSING
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 9), (9, 1), (2, 2), (8, 8), (13, 11)])
+def test_an_interlaced_png_without_its_last_bytes_is_rejected(width, height):
+    passes = [
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ]
+    picture = np.random.default_rng(1).integers(0, 256, (height, width), np.uint8)
+    parts = [picture[y::down, x::right] for x, y, right, down in passes]
+    rows = [b"\0" + row.tobytes() for part in parts if part.size for row in part]
+
+    def interlaced(count: int) -> bytes:
+        made = png(width, height, 8, 0, b"".join(rows[:count]))
+        header = made[16:28] + b"\1"
+        return PNG_MARK + chunk(b"IHDR", header) + made[33:]
+
+    whole = decode_image(interlaced(len(rows)), ImageFormat(16, resample="box"))
+    assert np.array_equal(whole.pixels, resized(Image.fromarray(picture), ImageFormat(16, resample="box")))
+    for count in range(1, len(rows)):
+        assert reason(interlaced(count)) == MISSING
+
+
+def test_colours_that_a_palette_lacks_reject_a_png():
+    rows = b"\0\2\1"
+    whole = png(2, 1, 8, 3, rows, chunk(b"PLTE", bytes([0] * 6 + [90] * 3)))
+    assert decode_image(whole, SMALL).pixels.max() == 90
+    short = png(2, 1, 8, 3, rows, chunk(b"PLTE", bytes(6)))
+    assert reason(short) == "damaged PNG: its palette has only 2 colours"
+
+
+def test_chunks_out_of_order_reject_a_png():
+    whole = saved(NOISE)
+    header, rest = whole[8:33], whole[33:]
+    for data in (
+        PNG_MARK + rest,
+        PNG_MARK + chunk(b"tEXt", b"a\0b") + header + rest,
+        PNG_MARK + header + header[:16] + rest,
+        PNG_MARK + header * 2 + rest,
+        PNG_MARK + header + rest[:-12] + header + rest[-12:],
+        PNG_MARK + chunk(b"IHDR", header[8:21] + b"\0") + rest,
+    ):
+        assert reason(data).startswith("damaged PNG: ")
+    assert reason(PNG_MARK + header * 2 + rest) == "damaged PNG: it does not begin with its one header"
+    late = png(1, 1, 8, 3, b"\0\0")[:-12] + chunk(b"PLTE", bytes(768)) + chunk(b"IEND", b"")
+    assert reason(late) == "damaged PNG: a second palette, or one after the pixels"
+
+
+def test_a_png_of_very_many_chunks_is_given_up_soon():
+    whole = saved(NOISE)
+    assert (
+        reason(whole[:33] + chunk(b"tEXt", b"a\0b") * 200_000 + whole[33:])
+        == "PNG of more than 200,000 chunks"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
