@@ -201,9 +201,11 @@ class Dataset:
             try:
                 with storage.open_regular(path) as file:
                     file.seek(row["offset"])
-                    _, data = next(read_records(file))
-                    examples.append(decode_example(data))
-            except (StopIteration, ValueError, OSError) as error:
+                    _, data = next(read_records(file), (0, None))
+                if data is None:
+                    raise ValueError("the file ends there")
+                examples.append(decode_example(data))
+            except (ValueError, OSError) as error:
                 self.check_unchanged()  # a rebuild that began meanwhile is the cause
                 trouble = f"is damaged at byte {row['offset']:,} ({error})"
                 if isinstance(error, OSError):

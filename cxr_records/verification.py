@@ -25,6 +25,7 @@ from cxr_records.names import patients_told
 from cxr_records.record_table import RecordTableError, disagreements, read_record_table
 from cxr_records.splits import TEST, TRAIN
 from cxr_records.storage import NoFileError
+from cxr_records.streams import one_line
 from cxr_records.tasks import Task
 from cxr_records.tfrecord import RecordError, read_records, unframe
 
@@ -49,7 +50,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.path if self.record is None else f"{self.path} record {self.record}"
-        return f"{where}{f' ({self.image})' if self.image else ''}: {self.message}"
+        return one_line(f"{where}{f' ({self.image})' if self.image else ''}: {self.message}")
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def _check(dataset: Dataset, deep: bool) -> list[Problem]:
 def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
     """Presence, size and sha256 of one file."""
     path = storage.join(dataset, entry.file)
-    if not storage.exists(path):
-        return Problem(path, "the file is missing; run the build command again: it writes it anew")
     try:
+        if not storage.exists(path):
+            return Problem(path, "the file is missing; run the build command again: it writes it anew")
         with storage.open_regular(path) as file:
             size = storage.file_size(path)
             if size != entry.bytes:
@@ -145,6 +146,8 @@ def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
             sha256 = storage.sha256_of(file)
     except NoFileError as error:
         return Problem(path, f"{str(error).removeprefix(f'{path} is ')}; {_REBUILD}")
+    except OSError as error:  # of this file; the others are checked all the same
+        return Problem(path, f"cannot be read ({error.strerror or error})")
     if sha256 != entry.sha256:
         return Problem(path, f"its sha256 is not that of the manifest; {_REBUILD}")
     return None
@@ -202,7 +205,7 @@ def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
     """
     try:
         opened = storage.open_regular(shard.path)
-    except (FileNotFoundError, NoFileError):
+    except (OSError, NoFileError):  # which is told of the whole file
         return
     with opened as file:
         if shard.rows is None:
@@ -220,7 +223,7 @@ def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
             offset = row["offset"]
             file.seek(offset)
             try:
-                yield number, unframe(file.read(end - offset), offset)
+                yield number, unframe(storage.read_up_to(file, end - offset), offset)
             except RecordError as error:
                 text = f"{error} (at byte {offset:,})"
                 yield number, Problem(shard.path, text, number, row["image_id"])

@@ -124,6 +124,8 @@ def test_duplicates_are_read_as_they_were_written_and_are_no_part_of_the_id(copi
          "1,099,511,627,776"),
         (("splits", "train", "shards", 0, "bytes"), 52 * 16 - 1,
          "splits.train.shards[0].bytes: found 831, expected 16 or more for each of 52 records"),
+        (("splits", "train", "shards", 0, "records"), 1 << 31,
+         "splits.train.shards[0].records: found 2,147,483,648, expected a whole number of 1 to 16,777,216"),
         (("splits", "train", "shards"), [],
          "splits.train.shards: found [], expected a list of 1 or more"),
         (("splits", "train", "records"), 157,
