@@ -166,15 +166,19 @@ def open_read(path: str) -> BinaryIO:
 
 
 def read_bytes(path: str) -> bytes:
-    """Returns all bytes of a file."""
-    with open_read(path) as file, _said_clearly(path):
+    """Returns all bytes of a file as `open_regular` opens it: of what never ends there are none.
+
+    Raises:
+        NoFileError: it is something else than a file.
+    """
+    with open_regular(path) as file, _said_clearly(path):
         return file.read()
 
 
 def open_regular(path: str) -> BinaryIO:
     """Opens a file as `open_read`, but no FIFO, device or socket, from which reading may never end.
 
-    For files that came with a dataset. Links are followed: many tools keep large files behind them.
+    For files that came with a dataset or a run. Links are followed: many tools keep large files behind them.
 
     Raises:
         NoFileError: it is something else than a file.

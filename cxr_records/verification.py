@@ -295,7 +295,10 @@ def _check_record(
     if row:
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
         told = (*(row[name] for name in _TOLD), tuple(label))
-        about = (values["view"][0].decode(), values["sex"][0].decode(), values["age_years"][0])
+        about = (
+            *(values[name][0].decode(errors="replace") for name in ("view", "sex")),
+            values["age_years"][0],
+        )
         stored = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
         if told != stored:
             messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {stored}")
@@ -312,7 +315,7 @@ def _augmentation_fits(copy: int, augmentation: str) -> bool:
         return augmentation == ""
     try:
         return copy > 0 and json.loads(augmentation)["function"] in FUNCTIONS
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -451,12 +451,24 @@ def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
     assert len(problems) == {copy_in_test: 2, copy_before_the_original: 3}.get(change, 1)
 
 
+def test_text_of_a_record_that_is_no_utf8_is_a_problem(copied_dataset, monkeypatch):
+    monkeypatch.setattr(
+        "cxr_records.verification.decode_example", lambda data: {**decode_example(data), "sex": [b"\xff"]}
+    )
+
+    problems = said(check_dataset(str(copied_dataset), deep=True))
+    assert {problem[:3] for problem in problems} == {
+        (name, row["place"], row["image_id"]) for name in SHARDS for row in rows_of(copied_dataset, name)
+    }
+    assert all(", '\ufffd', " in problem[3].partition("the record holds")[2] for problem in problems)
+
+
 def first_copy(dataset: Path) -> dict:
     return next(row for name in SHARDS for row in rows_of(dataset, name) if row["copy"] > 0)
 
 
 @pytest.mark.parametrize(
-    "augmentation", ["", "{", "[]", "null", "{}", '{"function": "swirl"}', '{"function": []}']
+    "augmentation", ["", "{", "[]", "null", "{}", '{"function": "swirl"}', '{"function": []}', "[" * 9999]
 )
 def test_a_copy_by_no_function_that_we_know_is_named(copied_dataset, augmentation):
     row = first_copy(copied_dataset)
