@@ -1,6 +1,6 @@
 """Checks a finished dataset: every byte against the manifest; with `deep`, every record against the rest."""
 
-import collections
+import functools
 import hashlib
 import json
 import os
@@ -60,7 +60,12 @@ class _Shard:
     path: str
     split: str
     entry: ShardEntry
-    rows: Sequence[Mapping[str, Any]] | None
+    table: pa.Table | None
+
+    @functools.cached_property
+    def rows(self) -> Sequence[Mapping[str, Any]] | None:
+        """The rows, once they are asked for: they take far more memory than their table."""
+        return None if self.table is None else self.table.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
         return problems
     except DamagedManifestError as error:
         path = storage.join(folder, MANIFEST_FILE)
-        return [Problem(path, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}: "))]
+        return [Problem(path, str(error).removeprefix(path).removeprefix(" is").lstrip(": "))]
 
 
 def _check(dataset: Dataset, deep: bool) -> list[Problem]:
@@ -180,12 +185,11 @@ def _check_patients(dataset: Dataset, table: pa.Table | None) -> list[Problem]:
 
 def _shards(dataset: Dataset, table: pa.Table | None) -> Iterator[_Shard]:
     """The manifest's shards with their rows of the table of records."""
-    rows_of = collections.defaultdict(list)
-    for row in [] if table is None else table.to_pylist():
-        rows_of[row["shard"]].append(row)
+    start = 0
     for split, info in dataset.splits.items():
         for entry in info.shards:
-            rows = rows_of[entry.file] or None
+            rows = None if table is None else table.slice(start, entry.records)
+            start += entry.records
             yield _Shard(storage.join(dataset.path, entry.file), split, entry, rows)
 
 
