@@ -208,8 +208,13 @@ def listed_sizes(folder: str) -> dict[str, int | None] | None:
         except (OSError, NotImplementedError):
             return None
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry.get("size") for entry in listed} or None
+    sizes: dict[str, int | None] = {}
     with os.scandir(storage.local_path(folder)) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        for entry in entries:
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def _download(path: str, descriptor: int, num_bytes: int, sha256: str) -> None:

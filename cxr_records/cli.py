@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import traceback
@@ -196,7 +197,9 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.strerror:
             return _say(f"Error: {error.filename or 'the system says'}: {error.strerror}", 1)
         text = " ".join(str(error).split())
-        return _say(f"Error: {type(error).__name__}: {text} (a fault of ours; --debug shows where)", 1)
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        limit = f", or ulimit -v {most >> 10} is too little" if most != resource.RLIM_INFINITY else ""
+        return _say(f"Error: {type(error).__name__}: {text} (a fault of ours{limit}; --debug shows where)", 1)
 
 
 def in_options(text: str, command: click.Command | None) -> str:

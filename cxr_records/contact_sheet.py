@@ -12,6 +12,7 @@ from cxr_records.augment import Params, apply, augmentation_for
 from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError
 from cxr_records.findings import format_findings
+from cxr_records.record_table import VERIFY
 from cxr_records.splits import TRAIN
 
 # In pixels of the sheet.
@@ -71,14 +72,17 @@ def sheet_of_dataset(dataset: Dataset | str, num_images: int = 6) -> Image.Image
         num_images: how many images; one of each of the rarest classes.
 
     Raises:
-        CxrError: there is no finished dataset, or it has no training split.
+        CxrError: there is no finished dataset, it has no training split, or a record of it is damaged.
     """
     dataset = open_dataset(dataset)
     config = dataset.manifest.config
     rows = []
     for values in _rare_examples(dataset, num_images):
-        image_id = values["image_id"][0].decode()
-        original = config.image_format.decode(values["image"][0])
+        image_id = values["image_id"][0].decode(errors="replace")
+        try:
+            original = config.image_format.decode(values["image"][0])
+        except ValueError as error:
+            raise CxrError(f"{dataset.path}: the image of {image_id!r}: {error}; {VERIFY}") from None
         drawn = [augmentation_for(config.seed, image_id, copy, config.flip) for copy in range(1, 11)]
         copies = [(augmentation, apply(original, augmentation)) for augmentation in drawn]
         title = f"{format_findings(values['findings'], dataset.findings)}\n{image_id}"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.examples import decode_example
+from cxr_records.examples import decode_example, record_features, record_problems
 from cxr_records.images import ImageFormat
 from cxr_records.layout import LIST_FILES, MANIFEST_FILE, RECORDS_FILE
 from cxr_records.manifest import Manifest, SplitInfo, read_manifest
@@ -154,24 +154,40 @@ class Dataset:
         Raises:
             CxrError: a list is missing or damaged, or the dataset is older than these lists.
         """
-        self.check_unchanged()
-        entries = {entry.file: entry for entry in self.manifest.files}
-        lists = {}
-        for split, file in zip(SPLITS, LIST_FILES, strict=True):
-            if file not in entries:
-                continue
-            path = storage.join(self.path, file)
-            data = storage.read_regular(path, entries[file].bytes) if storage.exists(path) else None
-            if data is None or hashlib.sha256(data).hexdigest() != entries[file].sha256:
-                trouble = "is missing" if data is None else "is damaged: its sha256 is not the manifest's"
-                raise CxrError(f"{path} {trouble}; {VERIFY}")
-            lists[split] = data.decode().split("\n")[:-1]
+        told = {entry.file for entry in self.manifest.files}
+        lists = {
+            split: self.side_file(file).decode().split("\n")[:-1]
+            for split, file in zip(SPLITS, LIST_FILES, strict=True)
+            if file in told
+        }
         if not lists:
             raise CxrError(
                 f"{self.path} is older than the lists of splits that datasets hold now; make lists from its "
                 f"{RECORDS_FILE}, and give them as `train_val_list`, `test_list` and `validation_list`"
             )
         return lists
+
+    def side_file(self, name: str) -> bytes:
+        """Returns a file beside the shards, as it was written.
+
+        Args:
+            name: of those that the manifest names.
+
+        Raises:
+            CxrError: it is missing or damaged, or the dataset was rebuilt since it was opened.
+        """
+        self.check_unchanged()
+        path = storage.join(self.path, name)
+        entry = next((entry for entry in self.manifest.files if entry.file == name), None)
+        data = None
+        if entry and storage.exists(path):
+            with storage.open_regular(path) as file:
+                data = storage.read_up_to(file, entry.bytes + 1)
+        if entry is None or data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+            self.check_unchanged()  # a rebuild that began meanwhile is the cause
+            trouble = "is missing" if data is None else "is damaged: its sha256 is not the manifest's"
+            raise CxrError(f"{path} {trouble}; {VERIFY}")
+        return data
 
     def load(self, split: str, batch_size: int, **options: Any) -> "tf.data.Dataset":
         """Streams a split in batches of uint8 images and their labels: `reader.load_split`, which see."""
@@ -196,14 +212,20 @@ class Dataset:
         """
         self.check_unchanged()
         examples = []
+        features = record_features(self.manifest.config.task.label_shape, len(self.findings))
         for row in rows.select(["shard", "offset"]).to_pylist():
             path = storage.join(self.path, row["shard"])
             try:
                 with storage.open_regular(path) as file:
                     file.seek(row["offset"])
-                    _, data = next(read_records(file))
-                    examples.append(decode_example(data))
-            except (StopIteration, ValueError, OSError) as error:
+                    _, data = next(read_records(file), (0, None))
+                if data is None:
+                    raise ValueError("the file ends there")
+                values = decode_example(data)
+                if wrong := record_problems(values, features):
+                    raise ValueError(wrong[0])
+                examples.append(values)
+            except (ValueError, OSError) as error:
                 self.check_unchanged()  # a rebuild that began meanwhile is the cause
                 trouble = f"is damaged at byte {row['offset']:,} ({error})"
                 if isinstance(error, OSError):

@@ -21,6 +21,8 @@ from cxr_records.tfrecord import OVERHEAD_BYTES
 
 MOST = 1 << 53  # of anything that is counted: whole numbers beyond it are not the same in every JSON
 MOST_FILE_BYTES = 1 << 40  # of one file; a shard aims at 4 GiB at most
+# Of a dataset. A table of so many takes some GiB of memory, however little it takes on disk.
+MOST_RECORDS = 1 << 24
 MOST_LETTERS = 1000  # of a name or a line of text
 # Rows of the table of records are some hundred bytes; this allows for names of files as long as they can be.
 ROW_BYTES, TABLE_BYTES = 4 << 10, 1 << 20
@@ -293,13 +295,18 @@ _MANIFEST = _object(
         "splits": _by_name(
             _object(
                 {
-                    "records": _whole(1),
+                    "records": _whole(1, MOST_RECORDS),
                     "images": _whole(1),
                     "copies": _whole(),
                     "patients": _whole(1),
                     "shards": _list(
                         _object(
-                            {"file": _text, "records": _whole(1), "bytes": _FILE_BYTES, "sha256": _SHA256}
+                            {
+                                "file": _text,
+                                "records": _whole(1, MOST_RECORDS),
+                                "bytes": _FILE_BYTES,
+                                "sha256": _SHA256,
+                            }
                         ),
                         least=1,
                     ),

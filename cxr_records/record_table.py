@@ -61,7 +61,7 @@ def read_record_table(dataset: str, manifest: Manifest) -> pa.Table:
     (entry,) = (entry for entry in manifest.files if entry.file == RECORDS_FILE)
     try:
         with storage.open_regular(storage.join(dataset, RECORDS_FILE)) as file:
-            data = file.read(entry.bytes + 1)
+            data = storage.read_up_to(file, entry.bytes + 1)
         if len(data) != entry.bytes:
             more = " or more" if len(data) > entry.bytes else ""
             raise ValueError(f"{len(data):,} bytes{more}, the manifest says {entry.bytes:,}")
@@ -120,8 +120,7 @@ def disagreements(table: pa.Table, manifest: Manifest) -> Iterator[str]:
 
 def _parsed(data: bytes, manifest: Manifest) -> pa.Table:
     """The table of a Parquet file whose sizes are those of so many records."""
-    # Texts as dictionaries: what is long and repeated takes its room once, until it is known to be short.
-    file = pq.ParquetFile(io.BytesIO(data), read_dictionary=_TEXTS)
+    file = pq.ParquetFile(io.BytesIO(data))
     count = sum(split.records for split in manifest.splits.values())
     if file.metadata.num_rows != count:
         raise ValueError(f"{file.metadata.num_rows:,} rows, the manifest says {count:,} records")
@@ -144,7 +143,8 @@ def _parsed(data: bytes, manifest: Manifest) -> pa.Table:
     values = sum(group.column(len(_COLUMNS)).num_values for group in groups)
     if values != count * width:
         raise ValueError(f"{values:,} values of label, expected {width} for each of {count:,} records")
-    table = file.read()
+    # Texts as dictionaries: what is long and repeated takes its room once, until it is known to be short.
+    table = pq.ParquetFile(io.BytesIO(data), read_dictionary=_TEXTS).read()
     for name in table.column_names:
         if table[name].null_count:
             raise ValueError(f"column {name} has {table[name].null_count:,} empty cells, expected none")
@@ -152,6 +152,9 @@ def _parsed(data: bytes, manifest: Manifest) -> pa.Table:
         parts: list[Any] = table[name].chunks
         if any((pc.max(pc.binary_length(part.dictionary)).as_py() or 0) > MOST_LETTERS for part in parts):
             raise ValueError(f"column {name} has text of more than {MOST_LETTERS:,} bytes")
+        odd = (part.dictionary.filter(pc.invert(pc.utf8_is_printable(part.dictionary))) for part in parts)
+        if found := next((texts[0].as_py() for texts in odd if len(texts)), None):
+            raise ValueError(f"column {name} has {found!r}, expected printable text")
         place = table.column_names.index(name)
         table = table.set_column(place, name, table[name].cast(pa.string()))
     if task.label_shape:

@@ -30,6 +30,7 @@ from cxr_records.urls import redacted as redacted  # asked for here, with all el
 # Of remote storage: reading so many bytes for nothing is cheaper than another request.
 GAP_BYTES = 128 << 10
 SPAN_BYTES = 8 << 20
+_BLOCK_BYTES = 16 << 20  # that memory is taken for at once
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # which have no folders
 _BUCKETS = {"s3", "s3a", "gs", "gcs"}  # whose URLs begin with the bucket, and with no user
 _ABSENT = {404, 410}  # what a web server answers where there is no file
@@ -165,15 +166,19 @@ def open_read(path: str) -> BinaryIO:
 
 
 def read_bytes(path: str) -> bytes:
-    """Returns all bytes of a file."""
-    with open_read(path) as file, _said_clearly(path):
+    """Returns all bytes of a file as `open_regular` opens it: of what never ends there are none.
+
+    Raises:
+        NoFileError: it is something else than a file.
+    """
+    with open_regular(path) as file, _said_clearly(path):
         return file.read()
 
 
 def open_regular(path: str) -> BinaryIO:
     """Opens a file as `open_read`, but no FIFO, device or socket, from which reading may never end.
 
-    For files that came with a dataset. Links are followed: many tools keep large files behind them.
+    For files that came with a dataset or a run. Links are followed: many tools keep large files behind them.
 
     Raises:
         NoFileError: it is something else than a file.
@@ -191,6 +196,19 @@ def open_regular(path: str) -> BinaryIO:
         raise
 
 
+def read_up_to(file: BinaryIO, num_bytes: int) -> bytes:
+    """Returns the next bytes of an open file, so many or what there is.
+
+    Memory is taken for what is there: the number may come from a file, and be any.
+    """
+    data = file.read(min(num_bytes, _BLOCK_BYTES))
+    parts, left = [data], num_bytes - len(data)
+    while left > 0 and (data := file.read(min(left, _BLOCK_BYTES))):
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)  # which is the very part where there is one
+
+
 def read_regular(path: str, most_bytes: int) -> bytes:
     """Returns all bytes of a file as `open_regular` opens it.
 
@@ -198,7 +216,7 @@ def read_regular(path: str, most_bytes: int) -> bytes:
         CxrError: as `open_regular`; or it has more than so many bytes.
     """
     with open_regular(path) as file:
-        data = file.read(most_bytes + 1)
+        data = read_up_to(file, most_bytes + 1)
     if len(data) > most_bytes:
         raise CxrError(f"{path} has more than {most_bytes:,} bytes, which none of ours has")
     return data

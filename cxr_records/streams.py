@@ -1,17 +1,35 @@
 """The door by which all text of a command leaves: its standard output and its standard error.
 
-Credentials stay behind. A reader that has gone (`| head -1`), a stream that was closed before the start (>&-)
-and a full disk behind one do not stop the work; whoever started the command may not want to hear of it.
+Credentials stay behind, and so does what would steer a terminal. A reader that has gone (`| head -1`), a
+stream that was closed before the start (>&-) and a full disk behind one do not stop the work; whoever started
+the command may not want to hear of it.
 """
 
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from cxr_records.urls import redacted_text
+
+# Letters that move the cursor, colour, or do worse; but for ends of lines and what bars of progress need.
+_STEERING = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def shown(text: str) -> str:
+    """Returns a text without letters that steer a terminal: \\x1b stands for the one of its name.
+
+    Names of files, and cells of tables, may hold any.
+    """
+    return _STEERING.sub(lambda letter: f"\\x{ord(letter[0]):02x}", text)
+
+
+def one_line(text: str) -> str:
+    """Returns a text as one line: `shown`, and ends of lines in it as \\n, so that it passes for no other."""
+    return shown(text).translate({ord(c): repr(c)[1:-1] for c in "\b\t\n\r\u2028\u2029"})
 
 
 class Door:
@@ -28,7 +46,7 @@ class Door:
             raise TypeError(f"expected text, found {type(text).__name__}")
         with self._minding():
             if not self._closed:
-                self._stream.write(redacted_text(text))
+                self._stream.write(redacted_text(shown(text)))
         return len(text)
 
     def flush(self) -> None:

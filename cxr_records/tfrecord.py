@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 import google_crc32c
 
+from cxr_records.storage import read_up_to
+
 HEADER_BYTES = 12  # length and its CRC
 FOOTER_BYTES = 4  # CRC of the data
 OVERHEAD_BYTES = HEADER_BYTES + FOOTER_BYTES
@@ -83,7 +85,7 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         if len(header) < HEADER_BYTES:
             raise RecordError(offset, f"cut short: {len(header)} bytes of a {HEADER_BYTES}-byte header")
         length = _checked_length(header, offset)
-        body = file.read(length + FOOTER_BYTES)
+        body = read_up_to(file, length + FOOTER_BYTES)
         if len(body) < length + FOOTER_BYTES:
             raise RecordError(offset, f"cut short: {len(body)} bytes, {length + FOOTER_BYTES} expected")
         data = body[:-FOOTER_BYTES]

@@ -1,6 +1,6 @@
 """Checks a finished dataset: every byte against the manifest; with `deep`, every record against the rest."""
 
-import collections
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +25,7 @@ from cxr_records.names import patients_told
 from cxr_records.record_table import RecordTableError, disagreements, read_record_table
 from cxr_records.splits import TEST, TRAIN
 from cxr_records.storage import NoFileError
+from cxr_records.streams import one_line
 from cxr_records.tasks import Task
 from cxr_records.tfrecord import RecordError, read_records, unframe
 
@@ -49,7 +50,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.path if self.record is None else f"{self.path} record {self.record}"
-        return f"{where}{f' ({self.image})' if self.image else ''}: {self.message}"
+        return one_line(f"{where}{f' ({self.image})' if self.image else ''}: {self.message}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ class _Shard:
     path: str
     split: str
     entry: ShardEntry
-    rows: Sequence[Mapping[str, Any]] | None
+    table: pa.Table | None
+
+    @functools.cached_property
+    def rows(self) -> Sequence[Mapping[str, Any]] | None:
+        """The rows, once they are asked for: they take far more memory than their table."""
+        return None if self.table is None else self.table.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def check_dataset(dataset: Dataset | str | os.PathLike[str], deep: bool = False)
         return problems
     except DamagedManifestError as error:
         path = storage.join(folder, MANIFEST_FILE)
-        return [Problem(path, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}: "))]
+        return [Problem(path, str(error).removeprefix(path).removeprefix(" is").lstrip(": "))]
 
 
 def _check(dataset: Dataset, deep: bool) -> list[Problem]:
@@ -135,9 +141,9 @@ def _check(dataset: Dataset, deep: bool) -> list[Problem]:
 def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
     """Presence, size and sha256 of one file."""
     path = storage.join(dataset, entry.file)
-    if not storage.exists(path):
-        return Problem(path, "the file is missing; run the build command again: it writes it anew")
     try:
+        if not storage.exists(path):
+            return Problem(path, "the file is missing; run the build command again: it writes it anew")
         with storage.open_regular(path) as file:
             size = storage.file_size(path)
             if size != entry.bytes:
@@ -145,6 +151,8 @@ def _check_file(dataset: str, entry: FileEntry | ShardEntry) -> Problem | None:
             sha256 = storage.sha256_of(file)
     except NoFileError as error:
         return Problem(path, f"{str(error).removeprefix(f'{path} is ')}; {_REBUILD}")
+    except OSError as error:  # of this file; the others are checked all the same
+        return Problem(path, f"cannot be read ({error.strerror or error})")
     if sha256 != entry.sha256:
         return Problem(path, f"its sha256 is not that of the manifest; {_REBUILD}")
     return None
@@ -177,12 +185,11 @@ def _check_patients(dataset: Dataset, table: pa.Table | None) -> list[Problem]:
 
 def _shards(dataset: Dataset, table: pa.Table | None) -> Iterator[_Shard]:
     """The manifest's shards with their rows of the table of records."""
-    rows_of = collections.defaultdict(list)
-    for row in [] if table is None else table.to_pylist():
-        rows_of[row["shard"]].append(row)
+    start = 0
     for split, info in dataset.splits.items():
         for entry in info.shards:
-            rows = rows_of[entry.file] or None
+            rows = None if table is None else table.slice(start, entry.records)
+            start += entry.records
             yield _Shard(storage.join(dataset.path, entry.file), split, entry, rows)
 
 
@@ -202,7 +209,7 @@ def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
     """
     try:
         opened = storage.open_regular(shard.path)
-    except (FileNotFoundError, NoFileError):
+    except (OSError, NoFileError):  # which is told of the whole file
         return
     with opened as file:
         if shard.rows is None:
@@ -220,7 +227,7 @@ def _read_shard(shard: _Shard) -> Iterator[tuple[int, bytes | Problem]]:
             offset = row["offset"]
             file.seek(offset)
             try:
-                yield number, unframe(file.read(end - offset), offset)
+                yield number, unframe(storage.read_up_to(file, end - offset), offset)
             except RecordError as error:
                 text = f"{error} (at byte {offset:,})"
                 yield number, Problem(shard.path, text, number, row["image_id"])
@@ -292,7 +299,10 @@ def _check_record(
     if row:
         label = row["label"] if isinstance(row["label"], list) else [row["label"]]
         told = (*(row[name] for name in _TOLD), tuple(label))
-        about = (values["view"][0].decode(), values["sex"][0].decode(), values["age_years"][0])
+        about = (
+            *(values[name][0].decode(errors="replace") for name in ("view", "sex")),
+            values["age_years"][0],
+        )
         stored = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
         if told != stored:
             messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {stored}")
@@ -309,7 +319,7 @@ def _augmentation_fits(copy: int, augmentation: str) -> bool:
         return augmentation == ""
     try:
         return copy > 0 and json.loads(augmentation)["function"] in FUNCTIONS
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

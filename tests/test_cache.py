@@ -205,6 +205,8 @@ def test_names_and_sizes_of_a_folder_are_listed(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "a").write_bytes(b"123")
     (tmp_path / "b").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("absent")
     assert listed_sizes(str(tmp_path)) == {"a": 3, "b": 0}
     for name, data in (("a", b"123"), ("b", b"12")):
         storage.write_bytes(f"memory://listed/{name}", data)

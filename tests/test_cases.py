@@ -486,12 +486,12 @@ def test_21_a_decoder_installed_later_reads_what_was_rejected(cxr, tmp_path):
     write_set({f"{name[:-4]}.dcm": source.read_bytes() for name in names()})
     plug = tmp_path / "plug"
     (plug / "jpeg_ls").mkdir(parents=True)
-    (plug / "pyjpegls-1.5.1.dist-info").mkdir()
-    (plug / "pyjpegls-1.5.1.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: pyjpegls\nVersion: 1.5.1\n"
+    (plug / "pyjpegls-99.0.dist-info").mkdir()
+    (plug / "pyjpegls-99.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: pyjpegls\nVersion: 99.0\n"
     )
     (plug / "jpeg_ls" / "__init__.py").write_text(
-        "__version__ = '1.5.1'\n"
+        "__version__ = '99.0'\n"
         "def decode_pixel_data(src):\n"
         "    pixels = bytearray(i % 256 if i % 2 == 0 else i % 4 for i in range(64 * 64 * 2))\n"
         "    return pixels, {'components': 1, 'interleave_mode': 0, 'bits_per_sample': 16}\n"
@@ -501,7 +501,12 @@ def test_21_a_decoder_installed_later_reads_what_was_rejected(cxr, tmp_path):
         command = [sys.executable, "-m", "cxr_records", *map(str, BUILD)]
         return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
 
-    without = build("")
+    hidden = tmp_path / "hidden"  # those that are installed here
+    hidden.mkdir()
+    for module in ("jpeg_ls", "gdcm"):
+        (hidden / f"{module}.py").write_text(f"raise ImportError('no {module}')\n")
+
+    without = build(str(hidden))
     assert without.returncode == 3, without.stderr
     assert "12 of 12 images (100.0%) were rejected" in without.stderr
     assert "pyjpegls" in without.stderr or "pylibjpeg" in without.stderr

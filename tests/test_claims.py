@@ -8,6 +8,7 @@ import pytest
 from evaluations import make_predictions
 
 from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS
 from cxr_records.manifest import DuplicateImages
 from cxr_records.splits import list_digest
@@ -153,6 +154,17 @@ def test_a_scored_image_that_was_seen_under_another_name_is_a_leak(dataset):
     (leak,) = claims.find_leaks(with_duplicates(dataset, *many), scored)
     assert leak.startswith("4 of 4 scored images ")
     assert leak.endswith(" and 1 more)")
+
+
+def test_a_split_is_told_by_no_damaged_table_of_what_was_left_out(copied_dataset):
+    path = copied_dataset / "rejected.csv"
+    path.write_text("image_id,split,reason,detail\n00000099_000.png,test,left out by the task,\n")
+
+    with pytest.raises(CxrError) as error:
+        claims.claim_of_run(open_dataset(copied_dataset), "test")
+    assert str(error.value) == (
+        f"{path} is damaged: its sha256 is not the manifest's; run cxr-records verify on the dataset"
+    )
 
 
 def test_validation_images_leak_from_the_training_split_alone(dataset):

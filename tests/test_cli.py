@@ -467,6 +467,11 @@ def test_a_fault_of_ours_is_one_line_and_debug_shows_where(capsys, monkeypatch, 
     assert error == "Error: KeyError: 'surprise' (a fault of ours; --debug shows where)"
     assert "Traceback" in run(capsys, "verify", tmp_path, "--debug")[2]
 
+    # What libraries below say where they get no more memory is of no one kind.
+    monkeypatch.setattr("resource.getrlimit", lambda _: (3 << 30, 3 << 30))
+    error = refused(capsys, 1, "verify", tmp_path)
+    assert error.endswith("(a fault of ours, or ulimit -v 3145728 is too little; --debug shows where)")
+
 
 @pytest.mark.slow
 def test_demo_ends_with_where_to_look(capsys, tmp_path):

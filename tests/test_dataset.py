@@ -128,6 +128,15 @@ def test_an_example_that_is_damaged_is_named(copied_dataset, damage):
     assert str(error.value).endswith("; run cxr-records verify on the dataset")
 
 
+def test_an_example_without_its_image_is_named(copied_dataset, monkeypatch):
+    """A build writes none; a dataset from elsewhere may hold any."""
+    opened = open_dataset(copied_dataset)
+    monkeypatch.setattr("cxr_records.dataset.decode_example", lambda data: {})
+
+    with pytest.raises(CxrError, match=r"is damaged at byte 0 \(feature 'image' is missing\); run cxr-"):
+        opened.examples(opened.records.slice(0, 1))
+
+
 # Under its feet
 
 
@@ -174,8 +183,8 @@ def test_records_that_were_read_while_a_build_went_on_are_not_handed_out(build, 
     rows, open_regular = opened.records.slice(0, 2), storage.open_regular
 
     def rebuild_and_open(path):
-        if "tfrecord" in path and open_dataset(copied_dataset).id == opened.id:
-            build(copied_dataset, seed=5)
+        monkeypatch.setattr(storage, "open_regular", open_regular)  # which the build uses too
+        build(copied_dataset, seed=5)
         return open_regular(path)
 
     monkeypatch.setattr(storage, "open_regular", rebuild_and_open)

@@ -1,6 +1,7 @@
 """Files of a run: what is trusted is what was written, byte for byte, whatever killed the writer."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -252,6 +253,17 @@ def test_a_run_of_before_is_used_and_said_to_be_unchecked(run):
     assert found.warnings[0] == (
         f"{run}/predictions.parquet: no digest of it is kept, as in runs of before: it is used unchecked"
     )
+
+
+@pytest.mark.parametrize("name", ["config.json", "digests.json", "predictions.parquet"])
+def test_a_fifo_in_a_run_is_said_to_be_one_and_not_waited_for(run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+
+    with pytest.raises(CxrError) as error:
+        evaluate_run(str(run), draws=0)
+
+    assert str(error.value) == f"{run}/{name} is a FIFO, expected a file"
 
 
 # Scores that are none

@@ -80,10 +80,10 @@ def test_a_multiclass_manifest_with_no_finding_is_as_we_write_them(build, tmp_pa
     check_manifest(manifest_json(tmp_path / "data"))
 
 
-def test_lists_of_the_splits_may_stand_among_the_files(dataset):
+def test_datasets_of_before_have_no_lists_of_the_splits_among_their_files(dataset):
     content = manifest_json(dataset)
-    for split in ("train", "validation", "test"):
-        content["files"].append({"file": f"{split}_list.txt", "bytes": 3, "sha256": "0" * 64})
+    content["files"] = [entry for entry in content["files"] if not entry["file"].endswith("_list.txt")]
+    assert len(content["files"]) == 4
 
     check_manifest(content)
 
@@ -98,7 +98,7 @@ def test_duplicates_are_read_as_they_were_written_and_are_no_part_of_the_id(copi
     assert read.duplicates == (same,)
     assert read.id == before.id
     assert "duplicates" not in before.to_json()
-    assert told.to_json()["duplicates"] == [
+    assert json.loads(json.dumps(told.to_json()["duplicates"])) == [
         {"images": ["a.png", "b.png"], "splits": ["train", "test"], "patients": [1, 7], "same": "pixels"}
     ]
 
@@ -124,6 +124,8 @@ def test_duplicates_are_read_as_they_were_written_and_are_no_part_of_the_id(copi
          "1,099,511,627,776"),
         (("splits", "train", "shards", 0, "bytes"), 52 * 16 - 1,
          "splits.train.shards[0].bytes: found 831, expected 16 or more for each of 52 records"),
+        (("splits", "train", "shards", 0, "records"), 1 << 31,
+         "splits.train.shards[0].records: found 2,147,483,648, expected a whole number of 1 to 16,777,216"),
         (("splits", "train", "shards"), [],
          "splits.train.shards: found [], expected a list of 1 or more"),
         (("splits", "train", "records"), 157,
@@ -132,7 +134,7 @@ def test_duplicates_are_read_as_they_were_written_and_are_no_part_of_the_id(copi
          "splits.train.records: found 156, expected 103 images and 54 copies"),
         (("splits", "train", "patients"), 103,
          "splits.train.patients: found 103, expected 1 to 102, its images"),
-        (("splits", "train", "bytes"), 1, "splits.train.bytes: found 1, expected the 199,853 of its shards"),
+        (("splits", "train", "bytes"), 1, "splits.train.bytes: found 1, expected the 199,812 of its shards"),
         (("splits", "dev"), {}, "splits: found 'dev', expected one of train, validation, test"),
         (("classes", "Mass", "images"), 0, "classes.Mass.images: found 0, expected the {0} of its splits"),
         (("class_names", 0), "Pneumonitis",
@@ -155,8 +157,8 @@ def test_duplicates_are_read_as_they_were_written_and_are_no_part_of_the_id(copi
          "dataset_info.json, label.labels.txt, train_list.txt, validation_list.txt, test_list.txt"),
         (("files", 0, "file"), "rejected.csv", "files: found 'rejected.csv twice', expected each once"),
         (("files", 0, "file"), "label.labels.txt",
-         "files: found ['label.labels.txt', 'rejected.csv', 'features.json', 'dataset_info.json'], expected "
-         "records.parquet among them"),
+         "files: found ['label.labels.txt', 'rejected.csv', 'features.json', 'dataset_info.json', "
+         "'train_list.txt', 'va..., expected records.parquet among them"),
         (("files", 0, "bytes"), 10**9,
          "files.records.parquet.bytes: found 1,000,000,000, expected at most 1,884,160 for 204 records"),
         (("table", "images"), 151, "table.images: found 151, expected the 150 in splits and 0 left out"),
@@ -283,7 +285,7 @@ def test_one_value_changed_is_refused_or_harmless(dataset, tmp_path_factory, dat
         opened = cxr_records.open(hostile)
         for name in opened.splits:
             assert len(opened.split(name)) == opened.splits[name].records
-        assert cxr_records.verify(opened) == []
+        said = " ".join(map(str, cxr_records.verify(opened)))  # of files that are read by no reader
     except CxrError as error:
         said = str(error)
     assert said.isprintable()  # and so one line

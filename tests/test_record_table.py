@@ -1,5 +1,6 @@
 """The table of records: believed once it is what the manifest tells of."""
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -125,6 +126,14 @@ def test_a_file_that_is_no_parquet_is_said_to_be_none(copied_dataset, table):
             lambda t: changed(t, "augmentation", 0, "x" * 1001),
             "column augmentation has text of more than 1,000 bytes",
         ),
+        (
+            lambda t: changed(t, "image_id", 3, "1.png\n\x1b[2J"),
+            "column image_id has '1.png\\n\\x1b[2J', expected printable text",
+        ),
+        (
+            lambda t: t.set_column(0, "split", pa.array([{"a": 1}] * len(t))),
+            "column split of struct<a: int64>, expected string",
+        ),
     ],
 )
 def test_a_table_of_another_form_is_refused_with_what_was_found(copied_dataset, table, change, expected):
@@ -141,6 +150,20 @@ def test_a_table_that_unpacks_to_far_more_than_its_records_need_is_not_unpacked(
 
     assert (copied_dataset / "records.parquet").stat().st_size < 100_000
     assert trouble(copied_dataset).endswith(f"bytes unpacked, expected at most {(1 << 20) + 204 * 4096:,}")
+
+
+def test_memory_is_taken_for_what_is_there_and_not_for_what_the_manifest_tells_of(copied_dataset):
+    manifest = read_manifest(str(copied_dataset))
+    size = (copied_dataset / "records.parquet").stat().st_size
+    told = tuple(
+        dataclasses.replace(file, bytes=1 << 60) if file.file == "records.parquet" else file
+        for file in manifest.files
+    )
+
+    with pytest.raises(RecordTableError) as error:
+        read_record_table(str(copied_dataset), dataclasses.replace(manifest, files=told))
+
+    assert error.value.trouble == f"{size:,} bytes, the manifest says {1 << 60:,}"
 
 
 def test_text_that_is_no_utf8_is_refused(copied_dataset, table):

@@ -384,6 +384,8 @@ def test_only_a_file_is_opened_as_one_and_nothing_is_waited_for(tmp_path):
         with pytest.raises(CxrError) as caught:
             storage.open_regular(str(tmp_path / name))
         assert str(caught.value) == f"{tmp_path / name} is {kind}, expected a file"
+        with pytest.raises(CxrError, match="expected a file"):
+            storage.read_bytes(str(tmp_path / name))
     with pytest.raises(FileNotFoundError):
         storage.open_regular(str(tmp_path / "absent"))
 

@@ -177,3 +177,14 @@ def test_progress_needs_no_stream(monkeypatch):
     with progress("decode", "images", 10) as shown:
         shown.update(5)
     say("a line")
+
+
+def test_what_steers_a_terminal_is_shown_and_not_done(capsys):
+    """A file may be called so, and a cell of a table may hold it."""
+    with streams.doors():
+        sys.stdout.write("\x1b]0;mine\x07 \x9b2J \x00 a\tb\r\n")
+        say("warning: \x1b[31mred")
+
+    out, err = capsys.readouterr()
+    assert out == "\\x1b]0;mine\\x07 \\x9b2J \\x00 a\tb\r\n"
+    assert err == "warning: \\x1b[31mred\n"

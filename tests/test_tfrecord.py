@@ -130,3 +130,13 @@ def test_tensorflow_writes_the_same_file_and_reads_ours(tmp_path):
     ours.write_bytes(b"".join(map(frame, records)))
     assert ours.read_bytes() == theirs.read_bytes()
     assert [r.numpy() for r in tf.data.TFRecordDataset(str(ours))] == records
+
+
+def test_a_length_that_no_memory_holds_is_a_record_cut_short():
+    header = (2**64 - 1).to_bytes(8, "little")
+    file = io.BytesIO(header + masked_crc(header).to_bytes(4, "little") + b"little")
+
+    with pytest.raises(RecordError) as error:
+        list(read_records(file))
+
+    assert str(error.value) == f"cut short: 6 bytes, {2**64 + 3} expected"

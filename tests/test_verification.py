@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from conftest import frame, manifest_json, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cxr_records import storage
 from cxr_records.augment import augmentation_for
 from cxr_records.examples import decode_example, encode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
@@ -449,12 +451,24 @@ def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
     assert len(problems) == {copy_in_test: 2, copy_before_the_original: 3}.get(change, 1)
 
 
+def test_text_of_a_record_that_is_no_utf8_is_a_problem(copied_dataset, monkeypatch):
+    monkeypatch.setattr(
+        "cxr_records.verification.decode_example", lambda data: {**decode_example(data), "sex": [b"\xff"]}
+    )
+
+    problems = said(check_dataset(str(copied_dataset), deep=True))
+    assert {problem[:3] for problem in problems} == {
+        (name, row["place"], row["image_id"]) for name in SHARDS for row in rows_of(copied_dataset, name)
+    }
+    assert all(", '\ufffd', " in problem[3].partition("the record holds")[2] for problem in problems)
+
+
 def first_copy(dataset: Path) -> dict:
     return next(row for name in SHARDS for row in rows_of(dataset, name) if row["copy"] > 0)
 
 
 @pytest.mark.parametrize(
-    "augmentation", ["", "{", "[]", "null", "{}", '{"function": "swirl"}', '{"function": []}']
+    "augmentation", ["", "{", "[]", "null", "{}", '{"function": "swirl"}', '{"function": []}', "[" * 999]
 )
 def test_a_copy_by_no_function_that_we_know_is_named(copied_dataset, augmentation):
     row = first_copy(copied_dataset)
@@ -695,6 +709,53 @@ def test_a_fifo_in_the_place_of_a_file_is_a_problem_and_not_waited_for(copied_da
     assert said(check_dataset(str(copied_dataset), deep)) == [
         (name, None, None, f"a FIFO, expected a file; {REBUILD}")
     ]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("name", [TRAIN, "rejected.csv"])
+def test_a_file_that_the_system_cannot_read_is_a_problem_beside_the_others(
+    copied_dataset, monkeypatch, name, deep
+):
+    """As a disk says it that fails."""
+    (copied_dataset / "features.json").write_text("{}")
+    opened = storage.open_regular
+
+    def failing(path):
+        if path.endswith(name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return opened(path)
+
+    monkeypatch.setattr(storage, "open_regular", failing)
+
+    found = said(check_dataset(str(copied_dataset), deep))
+    assert (name, None, None, "cannot be read (Input/output error)") in found
+    assert {problem[0] for problem in found} == {name, "features.json"}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_link_to_itself_is_a_missing_file(copied_dataset, deep):
+    (copied_dataset / TRAIN).unlink()
+    (copied_dataset / TRAIN).symlink_to(TRAIN)
+
+    ((name, _, _, message),) = said(check_dataset(str(copied_dataset), deep))
+    assert (name, message[:19]) == (TRAIN, "the file is missing")
+
+
+def test_a_shard_told_to_be_of_a_terabyte_takes_no_more_memory_than_it_has(copied_dataset):
+    content = manifest_json(copied_dataset)
+    shard = content["splits"]["train"]["shards"][-1]
+    content["splits"]["train"]["bytes"] += (1 << 40) - shard["bytes"]
+    size, shard["bytes"] = shard["bytes"], 1 << 40
+    write_manifest(copied_dataset, content)
+
+    ((name, _, _, message),) = said(check_dataset(str(copied_dataset)))
+    assert (name, message) == (shard["file"], f"{size:,} bytes, the manifest says {1 << 40:,}; {REBUILD}")
+
+
+def test_a_problem_is_one_line_whatever_names_it_holds():
+    problem = Problem("a\nb", "not\ta file\u2028\x1b[2J", 3, "1.png\r\x9b2J")
+
+    assert str(problem) == "a\\nb record 3 (1.png\\r\\x9b2J): not\\ta file\\u2028\\x1b[2J"
 
 
 @pytest.mark.parametrize("deep", [False, True])

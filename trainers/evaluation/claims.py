@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
-from cxr_records import storage
 from cxr_records.dataset import Dataset
 from cxr_records.layout import LEFT_OUT_FILE
 from cxr_records.names import ImageNames
@@ -118,7 +117,7 @@ def _random_split(count: int) -> str:
 def _images_of(dataset: Dataset, split: str) -> list[str]:
     """The images of a split, with those that the dataset's task leaves out."""
     names = {str(name) for name in dataset.records.filter(pc.field("split") == split)["image_id"].to_pylist()}
-    text = storage.read_bytes(storage.join(dataset.path, LEFT_OUT_FILE)).decode()
+    text = dataset.side_file(LEFT_OUT_FILE).decode()
     for row in csv.DictReader(io.StringIO(text)):
         if row["split"] == split and row["reason"] == "left out by the task":
             names.add(row["image_id"])
