@@ -314,7 +314,7 @@ class _ReadableFiles:
         """Gives the records of a shard, and stops behind them where its file is not as it was."""
 
         def check(shard: tf.Tensor) -> tf.Tensor:
-            trouble = tf.numpy_function(self._trouble, [shard], tf.string)
+            trouble = tf.ensure_shape(tf.numpy_function(self._trouble, [shard], tf.string), [])
             return _stop(trouble, where=tf.not_equal(trouble, ""))
 
         # Asked again after the error, as prefetching does, it must not go on: it is repeated until it passes.
