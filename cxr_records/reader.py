@@ -8,9 +8,8 @@ where it was.
 
 Speed. Records stay serialized through shuffling and batching, and a batch is parsed at once.
 
-One dataset. What is read belongs to the dataset that was opened: its shards are held open, so that a rebuild
-meanwhile changes nothing. Where files are written over as they lie, or are read elsewhere than on disk, each
-shard is looked at before and after it is read, and reading stops and says so.
+One dataset. What is read belongs to the dataset that was opened: its shards on disk are held open, so that a
+rebuild meanwhile changes nothing; those that are fetched are known by their sha256.
 """
 
 import contextlib
@@ -22,8 +21,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, ClassVar
 
 import numpy as np
@@ -98,8 +96,9 @@ def load_split(
     the same number of batches in every epoch. Dropped tails, and what one host has more than another, are
     other records in every epoch.
 
-    A shard that is damaged, missing, or of another dataset since a rebuild stops the iteration with a
-    tf.errors.InvalidArgumentError that names it; `shard_errors` turns that into a CxrError.
+    A shard that is damaged or missing, or cannot be fetched because the dataset was rebuilt, stops the
+    iteration with a tf.errors.InvalidArgumentError that names it; `shard_errors` turns that into a CxrError.
+    A rebuild of a dataset on disk changes nothing of what is read here: its shards are held open.
 
     Args:
         dataset: an open dataset, or the folder or URL of a finished one.
@@ -121,7 +120,7 @@ def load_split(
         cache_dir: local folder for shards of a remote dataset; None is the user's cache folder.
         cache_bytes: what that folder may hold at most.
         direct: True lets TensorFlow read remote shards itself, by tensorflow-io, without that folder. For
-            s3://, az:// and hdfs://, with TensorFlow 2.16 or 2.17.
+            s3://, az:// and hdfs://, with TensorFlow 2.16 or 2.17. A rebuild meanwhile is not noticed there.
 
     Raises:
         UsageError: the split is not there, the task cannot be derived, a batch is larger than the split,
@@ -288,86 +287,31 @@ class _OpenFiles:
 class _ReadableFiles:
     """Shards that TensorFlow opens, on disk or through tensorflow-io: a shard's number to its path.
 
-    Those on disk are opened through the descriptors of files that are held open: a rebuild puts others under
-    their names and changes nothing of what is read. Where that is not possible, a shard is opened by its name
-    if the file is still the one that it was.
-
-    It holds no file open itself: TensorFlow keeps every Python function that it was given for ever.
+    Those on disk are opened through the descriptors of files that are held open, so that a rebuild, which
+    puts others under their names, changes nothing of what is read. No Python is called on the way: who ends
+    an iterator may hold Python's lock, and would wait for ever for a thread that waits for that.
     """
 
     def __init__(self, dataset: Dataset, entries: Sequence[ShardEntry], held: _OpenFiles):
-        folder = storage.absolute(dataset.path)
-        self._dataset, self._entries = dataset, entries
-        self._paths = [storage.join(folder, entry.file) for entry in entries]
-        self._held = weakref.ref(held)
-        self._states = [_state(file) for file in held.files]
-        self._lock = threading.Lock()
+        self._names = np.array([storage.join(dataset.path, entry.file) for entry in entries])
+        self._paths = self._names
+        if held.files and _HAS_DESCRIPTORS:
+            self._paths = np.array([f"{_DESCRIPTORS}/{file.fileno()}" for file in held.files])
 
     def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
-        """Turns shard numbers into (number, path for TensorFlow, what to say where reading fails).
+        """Turns shard numbers into (number, path for TensorFlow, what to say where reading fails)."""
+        paths, names = tf.constant(self._paths), tf.constant(self._names)
 
-        The path is "" where that is known already.
-        """
-        return shards.map(partial(_ask, self._find))
+        def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            trouble = tf.strings.join([names[shard], f" is damaged, cut short or missing; {VERIFY}"])
+            return shard, paths[shard], trouble
 
-    def checked_at_end(self, shard: tf.Tensor, records: tf.data.Dataset) -> tf.data.Dataset:
-        """Gives the records of a shard, and stops behind them where its file is not as it was."""
-
-        def check(shard: tf.Tensor) -> tf.Tensor:
-            trouble = tf.ensure_shape(tf.numpy_function(self._trouble, [shard], tf.string), [])
-            return _stop(trouble, where=tf.not_equal(trouble, ""))
-
-        # Asked again after the error, as prefetching does, it must not go on: it is repeated until it passes.
-        passed = tf.data.Dataset.from_tensors(shard).repeat().map(check).take(1)
-        return records.concatenate(passed.skip(1))
-
-    def _find(self, shard: np.int64) -> tuple[bytes, bytes]:
-        if trouble := self._trouble(shard):
-            return b"", trouble
-        path = self._paths[int(shard)]
-        named = f"{path} is damaged, cut short or missing; {VERIFY}".encode()
-        if (held := self._held()) and _HAS_DESCRIPTORS:
-            path = f"{_DESCRIPTORS}/{held.files[int(shard)].fileno()}"
-        return path.encode(), named
-
-    def _trouble(self, shard: np.int64) -> bytes:
-        """What there is to say of a shard that has changed since reading began; nothing where it has not."""
-        if not self._states:  # in remote storage
-            return self._rebuilt()
-        number = int(shard)
-        path = self._paths[number]
-        wrong = "was changed while it was read: its sha256 is not that of the manifest"
-        with contextlib.ExitStack() as opened, self._lock:
-            try:
-                held = self._held() if _HAS_DESCRIPTORS else None
-                file = held.files[number] if held else opened.enter_context(storage.open_regular(path))
-                if (now := _state(file)) == self._states[number]:
-                    return b""
-                # A build never writes into a file that has a name; copying over it does, and so does `touch`.
-                file.seek(0)
-                if storage.sha256_of(file) == self._entries[number].sha256:
-                    self._states[number] = now
-                    return b""
-            except (OSError, CxrError) as error:
-                wrong = f"cannot be read ({error})"
-        return self._rebuilt() or f"{path} {wrong}; {VERIFY}".encode()
-
-    def _rebuilt(self) -> bytes:
-        try:
-            self._dataset.check_unchanged()
-        except CxrError as error:
-            return str(error).encode()
-        return b""
-
-
-def _state(file: BinaryIO) -> tuple[int, int, int]:
-    """What of an open file changes where it is written, or where its name is another file's."""
-    status = os.fstat(file.fileno())
-    return status.st_ino, status.st_size, status.st_mtime_ns
+        return shards.map(locate)
 
 
 _DESCRIPTORS = "/proc/self/fd"  # opened anew there, a descriptor has a place of its own in the file
-_HAS_DESCRIPTORS = os.path.isdir(_DESCRIPTORS)  # as Linux; elsewhere files are opened by their names
+# As on Linux. Elsewhere files are opened by their names, and a rebuild is noticed at the dataset's next use.
+_HAS_DESCRIPTORS = os.path.isdir(_DESCRIPTORS)
 
 
 def _allow_open_files(number: int) -> None:
@@ -410,12 +354,12 @@ class _FetchedFiles:
 
     def located(self, shards: tf.data.Dataset) -> tf.data.Dataset:
         """As `_ReadableFiles.located`."""
-        ask = partial(_ask, self._fetch)
-        return shards.map(ask, num_parallel_calls=self._ahead, deterministic=True)
 
-    def checked_at_end(self, _: tf.Tensor, records: tf.data.Dataset) -> tf.data.Dataset:
-        """Gives the records: a fetched file is what the manifest names by its sha256."""
-        return records
+        def locate(shard: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            path, trouble = tf.numpy_function(self._fetch, [shard], (tf.string, tf.string))
+            return shard, tf.ensure_shape(path, []), tf.ensure_shape(trouble, [])
+
+        return shards.map(locate, num_parallel_calls=self._ahead, deterministic=True)
 
     def _fetch(self, shard: np.int64) -> tuple[bytes, bytes]:
         entry = self._entries[int(shard)]
@@ -434,14 +378,6 @@ class _FetchedFiles:
             while len(self._held) > self._window:
                 self._held.popleft().release()
         return held.path.encode(), f"{url} is damaged in the cache ({held.path}); delete it there".encode()
-
-
-def _ask(
-    answer: Callable[[np.int64], tuple[bytes, bytes]], shard: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Asks for the path of a shard, and for what to say where reading it fails."""
-    path, trouble = tf.numpy_function(answer, [shard], (tf.string, tf.string))
-    return shard, tf.ensure_shape(path, []), tf.ensure_shape(trouble, [])
 
 
 def _files(
@@ -514,7 +450,7 @@ class _Stream:
         count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
         broken = tf.data.Dataset.from_tensors(trouble).repeat().map(_stop)
         whole = tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).ignore_errors()
-        records = self._files.checked_at_end(shard, whole.concatenate(broken).take(count))
+        records = whole.concatenate(broken).take(count)
         if self._takes_part is None:
             return records
         takes_part = tf.data.Dataset.from_tensor_slices(tf.constant(self._takes_part)[end - count : end])
@@ -533,10 +469,8 @@ def _opened(shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Da
     return once.map(lambda _: (shard, path, trouble))
 
 
-def _stop(trouble: tf.Tensor, where: tf.Tensor | bool = True) -> tf.Tensor:
-    """Stops the iteration with an error that `shard_errors` knows again; returns the trouble elsewhere."""
-    stop = tf.debugging.Assert(tf.logical_not(where), [tf.strings.join([_STOPPED, trouble])])
-    with tf.control_dependencies([stop]):
+def _stop(trouble: tf.Tensor) -> tf.Tensor:
+    with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join([_STOPPED, trouble])])]):
         return tf.identity(trouble)
 
 
