@@ -41,9 +41,7 @@ def test_padding_changes_no_loss_and_no_score_of_a_derived_task(dataset, task):
     model, count = Counter(len(names)), len(records)
 
     def measured(batch_size: int, **options) -> dict[str, float]:
-        def batches():
-            return derived.load("test", batch_size, **options)
-
+        batches = derived.load("test", batch_size, **options)
         return callbacks.Validation(batches, records.labels, rows, names, loss)(model)
 
     whole, padded = measured(count), measured(count - 1, last_batch="pad")
@@ -64,7 +62,7 @@ def test_validation_has_the_loss_and_the_auroc_of_each_class_and_their_mean():
     labels = np.array([[0, 1], [1, 1], [0, 0], [1, 0]])
     logits = np.array([[0.0, 2.0], [1.0, -1.0], [2.0, 0.0], [3.0, 1.0]], np.float32)
     loss = losses.make_loss("bce", "multilabel", np.array([2, 2]), 4)
-    validation = callbacks.Validation(lambda: None, labels, labels.astype(np.uint8), ("A", "B"), loss)
+    validation = callbacks.Validation(None, labels, labels.astype(np.uint8), ("A", "B"), loss)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", lambda model, batches, count: logits[:count])
@@ -86,8 +84,8 @@ def test_a_class_that_validation_lacks_is_nan_and_left_out_of_the_mean():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", lambda *arguments: logits)
-        both = callbacks.Validation(lambda: None, labels, labels, ("A", "B"), loss)(None)
-        none = callbacks.Validation(lambda: None, labels * 0, labels * 0, ("A", "B"), loss)(None)
+        both = callbacks.Validation(None, labels, labels, ("A", "B"), loss)(None)
+        none = callbacks.Validation(None, labels * 0, labels * 0, ("A", "B"), loss)(None)
 
     assert math.isnan(both["val_auroc_B"])
     assert both["val_macro_auroc"] == 1.0
@@ -101,7 +99,7 @@ def test_multiclass_is_ranked_by_probabilities_not_by_logits():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", lambda *arguments: logits)
-        measured = callbacks.Validation(lambda: None, labels, np.eye(2)[labels], ("A", "B"), loss)(None)
+        measured = callbacks.Validation(None, labels, np.eye(2)[labels], ("A", "B"), loss)(None)
 
     assert measured["val_auroc_A"] == 1.0
 

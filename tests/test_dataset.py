@@ -51,7 +51,8 @@ def test_manifest_and_table_are_read_once_whatever_is_asked_and_for_which_task(d
             one.load(name, 2)
             one.steps_per_epoch(name, 1)
     assert opened.records is mass.records
-    assert reads == [f"{dataset}/manifest.json", f"{dataset}/records.parquet"]
+    read = [path for path in reads if ".tfrecord-" not in path]  # shards are opened to be read by TensorFlow
+    assert read == [f"{dataset}/manifest.json", f"{dataset}/records.parquet"]
 
 
 def test_the_table_of_records_is_that_on_disk(dataset):

@@ -33,7 +33,7 @@ class Set:
         for name, array in pixels.items():
             Image.fromarray(array).save(self.images / f"{name}.png")
         names = sorted(os.listdir(self.images))
-        rows = [f"{name},No Finding,{number},50,F,PA" for number, name in enumerate(names)]
+        rows = [f"{name},No Finding,{7 * number},50,F,PA" for number, name in enumerate(names)]
         header = "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position"
         table = "\n".join([header, *rows])
         (self.folder / "table.csv").write_text(table + "\n")

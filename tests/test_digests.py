@@ -86,6 +86,8 @@ def test_no_byte_of_the_digests_themselves_may_change(tmp_path):
     with pytest.raises(CxrError):
         digests.check(f"{tmp_path}/history.csv", b"rows")
     kept.unlink()
+    assert digests.check(f"{tmp_path}/history.csv", b"rows") == ""  # a file that is in no run
+    (tmp_path / "config.json").touch()
     assert digests.check(f"{tmp_path}/history.csv", b"rows") == (
         f"{tmp_path}/history.csv: no digest of it is kept, as in runs of before: it is used unchecked"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from cxr_records.cli import run as run_command
 from cxr_records.errors import UsageError
-from cxr_records.trainers import named
+from cxr_records.trainers import digests, named
 from cxr_records.trainers.config import TrainConfig, read_preset
 from cxr_records.trainers.losses import make_loss
 from cxr_records.trainers.models import AUGMENTATIONS, MODELS, make_model
@@ -196,7 +196,7 @@ def test_a_run_records_what_was_named_and_the_digest_of_the_file(users_run):
     assert said["code"] == {
         setting: {"file": str(file), "sha256": digest} for setting in ("model", "loss", "augment")
     }
-    assert open_run(str(users_run)).to_json() == said
+    assert digests.sealed(open_run(str(users_run)).to_json()) == (users_run / "config.json").read_bytes()
 
 
 def test_a_run_of_ours_alone_says_nothing_of_files(dataset, trained_run):

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -30,7 +29,7 @@ class Validation:
     """Loss and AUROC of a model on the validation split.
 
     Args:
-        batches: makes the batches of the split, in manifest order, padded.
+        batches: of the split, in manifest order, padded.
         labels: int64 [n] or [n, 14].
         rows: uint8 [n, k], 1 where the image holds the class that score k is of.
         names: of the k scores.
@@ -39,7 +38,7 @@ class Validation:
 
     def __init__(
         self,
-        batches: Callable[[], tf.data.Dataset],
+        batches: tf.data.Dataset,
         labels: np.ndarray,
         rows: np.ndarray,
         names: tuple[str, ...],
@@ -50,7 +49,7 @@ class Validation:
 
     def __call__(self, model: keras.Model) -> dict[str, float]:
         """Returns val_loss, val_macro_auroc and val_auroc_NAME for each; NaN where a class is missing."""
-        logits = scoring.score(model, self._batches(), len(self._rows))
+        logits = scoring.score(model, self._batches, len(self._rows))
         # Sigmoids keep the order of the scores, on which alone AUROC depends; a softmax does not.
         softmax = self._labels.ndim == 1 and len(self._names) > 1
         scores = scoring.probabilities(logits, "multiclass") if softmax else logits

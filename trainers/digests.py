@@ -12,6 +12,7 @@ from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.manifest import checksum, manifest_bytes
 
+CONFIG_FILE = "config.json"  # which every run has
 DIGESTS_FILE = "digests.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -46,7 +47,8 @@ def check(path: str, data: bytes) -> str:
         data: what the file holds now.
 
     Returns:
-        What is to be said: that no digest of the file is kept; "" where one is.
+        What is to be said: that no digest of a run's file is kept. "" where one is, and of a file that is in
+        no run.
 
     Raises:
         DamagedFileError: these are not the bytes that were written.
@@ -55,6 +57,8 @@ def check(path: str, data: bytes) -> str:
     run, name = _place(path)
     digests = _read(run).get(name)
     if not digests:
+        if not storage.exists(storage.join(run, CONFIG_FILE)):
+            return ""
         return f"{path}: no digest of it is kept, as in runs of before: it is used unchecked"
     if sha256(data).hexdigest() not in digests:
         raise DamagedFileError(f"{path} is damaged: its bytes are not those that were written")

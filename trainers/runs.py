@@ -20,7 +20,7 @@ from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.named import NamedFile
 from cxr_records.urls import redacted_text
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE = digests.CONFIG_FILE
 HISTORY_FILE = "history.csv"
 LAST_FILE = "checkpoints/last.npz"
 BEST_FILE = "checkpoints/best.npz"

@@ -311,9 +311,8 @@ def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | No
         say("no validation split: no early stopping, and the last epoch's weights are kept")
         return None
 
-    def batches() -> tf.data.Dataset:
-        return job.dataset.load(VALIDATION, job.config.batch_size, last_batch="pad")
-
+    # Once for all epochs: whatever is built there meanwhile, the run ends on what it began with.
+    batches = job.dataset.load(VALIDATION, job.config.batch_size, last_batch="pad")
     rows = runs.class_rows(job.task, records.labels)
     return callbacks.Validation(batches, records.labels, rows, runs.score_names(job.task), loss)
 
