@@ -285,11 +285,8 @@ def check_parts(path: str) -> None:
 
 def file_sha256(path: str) -> str:
     """Returns the sha256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
     with open_read(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file)
 
 
 def file_size(path: str) -> int:
