@@ -28,7 +28,8 @@ def load_tensorflow() -> None:
             # Looking for devices is what makes it complain of absent drivers.
             importlib.import_module("tensorflow").config.list_physical_devices()
     except BaseException:
-        print(*lines, sep="\n", file=sys.stderr)
+        for line in lines:
+            print(line, file=sys.stderr)
         raise
 
 
