@@ -42,10 +42,11 @@ def large_set(tmp_path_factory) -> Path:
     for name in names[1:]:
         os.link(first, folder / "images" / name)
     rows = [
-        f"{name},{'Hernia' if number % 40 == 0 else 'No Finding'},{number}"
-        for number, name in enumerate(names)
+        f"{name},{'Hernia' if number % 40 == 0 else 'No Finding'},{number},50,F,PA"
+        for number, name in enumerate(names, start=1)
     ]
-    (folder / "table.csv").write_text("Image Index,Finding Labels,Patient ID\n" + "\n".join(rows) + "\n")
+    header = "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position"
+    (folder / "table.csv").write_text("\n".join([header, *rows]) + "\n")
     return folder
 
 
