@@ -51,8 +51,10 @@ def touches_test(group: DuplicateImages) -> bool:
     return TEST in group.splits and len(set(group.splits)) > 1
 
 
-def duplicates_warning(groups: Sequence[DuplicateImages]) -> str:
-    """Says how many there are, and shows the first: one that touches the test split, where any does."""
+def duplicates_warnings(groups: Sequence[DuplicateImages]) -> list[str]:
+    """Says how many there are, if any; shows the first: one that touches the test split, where any does."""
+    if not groups:
+        return []
     group = next(filter(touches_test, groups), groups[0])
     told = list(zip(group.images, group.splits, group.patients, strict=True))
     other = next((one for one in told if one[1] != told[0][1]), None) or next(
@@ -63,7 +65,7 @@ def duplicates_warning(groups: Sequence[DuplicateImages]) -> str:
     )
     many = "pictures are" if len(groups) > 1 else "picture is"
     same = "the same bytes" if group.same == "source" else "the same pixels"
-    return (
+    return [
         f"{len(groups):,} {many} in two splits or of two patients (the first: {first}; {same}); the manifest "
         "lists all"
-    )
+    ]

@@ -5,7 +5,7 @@ import dataclasses
 import time
 
 from cxr_records import locks, storage
-from cxr_records.duplicates import duplicates_warning
+from cxr_records.duplicates import duplicates_warnings
 from cxr_records.errors import CxrError
 from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_out_csv
 from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE, MANIFEST_FILE
@@ -23,7 +23,7 @@ from cxr_records.planning import (
     make_plan,
     write_plan,
 )
-from cxr_records.progress import say
+from cxr_records.progress import warn
 from cxr_records.shards import ShardInfo, read_shard_info, write_shard
 from cxr_records.splits import Splits
 from cxr_records.store import REJECTED
@@ -57,8 +57,7 @@ class BuildResult:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was odd in the sources, the store and the images."""
-        duplicates = self.manifest.duplicates
-        return (*self.decoded.warnings, *([duplicates_warning(duplicates)] if duplicates else []))
+        return (*self.decoded.warnings, *duplicates_warnings(self.manifest.duplicates))
 
 
 def build_dataset(request: BuildRequest) -> BuildResult:
@@ -97,8 +96,7 @@ def build_dataset(request: BuildRequest) -> BuildResult:
         except CxrError:  # what another build is writing must not pass for finished
             storage.remove(storage.join(request.out, MANIFEST_FILE))
             raise
-        if manifest.duplicates:
-            say(f"warning: {duplicates_warning(manifest.duplicates)}")
+        warn(duplicates_warnings(manifest.duplicates))
         clock.lap("write")
     return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cxr_records import cli
-from cxr_records.duplicates import Picture, duplicates_warning, find_duplicates, touches_test
+from cxr_records.duplicates import Picture, duplicates_warnings, find_duplicates, touches_test
 from cxr_records.manifest import DuplicateImages, Manifest, read_manifest
 from cxr_records.verification import check_dataset
 
@@ -156,10 +156,11 @@ def test_a_picture_that_test_and_train_have_is_shown_before_others():
     tested = DuplicateImages(("c", "d", "e"), ("test", "test", "validation"), (3, 3, 4), "pixels")
     assert (touches_test(others), touches_test(tested)) == (False, True)
     assert not touches_test(DuplicateImages(("c", "d"), ("test", "test"), (3, 4), "source"))
-    assert duplicates_warning((others, tested)) == (
+    assert duplicates_warnings((others, tested)) == [
         "2 pictures are in two splits or of two patients (the first: c of test, patient 3, and e of "
         "validation, patient 4; the same pixels); the manifest lists all"
-    )
+    ]
+    assert duplicates_warnings(()) == []
 
 
 def test_the_same_file_decoded_to_other_pixels_by_another_version_is_the_same_picture():
