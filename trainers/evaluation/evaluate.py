@@ -17,7 +17,7 @@ from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
 from cxr_records.trainers import digests, runs
-from cxr_records.trainers.evaluation import calibration, claims, metrics, published
+from cxr_records.trainers.evaluation import baselines, calibration, claims, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals, rounded
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
@@ -52,6 +52,7 @@ def evaluate(
     run: runs.Run | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    training: baselines.Training | None = None,
 ) -> Measures:
     """Measures scores against labels.
 
@@ -62,15 +63,17 @@ def evaluate(
         run: the one that scored, for calibration; None for other tables.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
+        training: what baselines are fitted on; None for `scored` itself, cross-fitted by patient.
 
     Raises:
         UsageError: fewer than 0 draws.
     """
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
+    beside = baselines.Beside(scored, training)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """float [draws, 4k + 2]: AUROC, average precision, sensitivity at 90% and 95% specificity; macros."""
+        """AUROC, average precision, sensitivity at 90% and 95% specificity; macros; what stands beside."""
         columns = []
         for ranking in rankings:
             counts = ranking.counts(weights)
@@ -79,10 +82,13 @@ def evaluate(
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
         each[:, 1][np.isnan(each[:, 0])] = np.nan  # both means are over the same classes
         macros = np.array([[metrics.macro(row) for row in draw[:2]] for draw in each])
-        return np.concatenate([each.reshape(len(each), -1), macros], axis=1)
+        others = beside.columns(weights, each[:, 0])
+        return np.concatenate([each.reshape(len(each), -1), macros, others], axis=1)
 
-    *each, macro_auroc, macro_auprc = intervals(measure, scored.patient_ids, draws, seed)
+    found = intervals(measure, scored.patient_ids, draws, seed)
+    each, (macro_auroc, macro_auprc) = found[: 4 * count], found[4 * count : 4 * count + 2]
     auroc, auprc, at_90, at_95 = (each[place * count : (place + 1) * count] for place in range(4))
+    alone, within_view = beside.results(auroc, found[4 * count + 2 :])
     classes = {
         name: _class_measures(scored, validation, place, at_90[place], at_95[place])
         for place, name in enumerate(names)
@@ -103,10 +109,12 @@ def evaluate(
         classes=classes,
         multiclass=_multiclass(scored, draws, seed) if scored.kind == "multiclass" else None,
         calibration=calibrated,
+        baselines=alone,
+        within_view=within_view,
         subgroups=subgroups(scored),
         mistakes=tuple(_mistakes(scored)),
         curves={name: _curves(ranking) for name, ranking in zip(names, rankings, strict=True)},
-        warnings=tuple(_warnings(scored, classes, run)),
+        warnings=(*_warnings(scored, classes, run), *baselines.warnings_of(alone, macro_auroc)),
     )
 
 
@@ -274,17 +282,21 @@ def evaluate_run(
     check_draws(draws)
     run = runs.open_run(path)
     scored, validation = _scores_of(run, split)
-    table, warnings = None, list[str]()
+    table, training, warnings = None, None, list[str]()
     leaks: tuple[str, ...] = ()
     try:
         dataset = runs.dataset_of(run, dataset)
         table = ImageTable(dataset.manifest.table.dialect, dataset.manifest.table.sha256)
         claim = claims.claim_of_run(dataset, split)
         leaks = claims.find_leaks(dataset, scored)
+        training = baselines.training_of(dataset)
     except (CxrError, OSError) as error:
         table = None
         claim = SplitClaim(official=False, text=f"unknown which split: {error}", list_sha256=None)
-        warnings.append(f"the run's dataset is not at hand ({error}): leaks were not looked for")
+        warnings.append(
+            f"the run's dataset is not at hand ({error}): leaks were not looked for, "
+            "and baselines are fitted on the scored images, cross-fitted by patient"
+        )
     if storage.exists(run.file(runs.HISTORY_FILE)):
         try:
             digests.check(run.file(runs.HISTORY_FILE), storage.read_bytes(run.file(runs.HISTORY_FILE)))
@@ -307,7 +319,9 @@ def evaluate_run(
         draws=draws,
         seed=seed,
     )
-    return complete(evaluate(scored, validation, run, draws, seed), identity, claim, leaks, warnings)
+    return complete(
+        evaluate(scored, validation, run, draws, seed, training), identity, claim, leaks, warnings
+    )
 
 
 def evaluate_table(

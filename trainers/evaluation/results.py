@@ -18,7 +18,7 @@ METRICS_FILE = "metrics.json"
 COMPARISON_FILE = "comparison.json"
 FORMAT = "cxr_records evaluation"
 COMPARISON_FORMAT = "cxr_records comparison"
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +235,70 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What facts about an image give without its pixels, by a logistic regression.
+
+    Attributes:
+        knows: the facts that are known of any scored image.
+        macro_auroc: mean over the classes that have one.
+        auroc: by class.
+        macro_added: the model's macro AUROC less this one.
+        added: the same by class.
+    """
+
+    knows: tuple[str, ...]
+    macro_auroc: Interval
+    auroc: Mapping[str, Interval]
+    macro_added: Interval
+    added: Mapping[str, Interval]
+
+    @property
+    def knows_text(self) -> str:
+        """The facts in words: "view, sex, age and follow-up number"."""
+        *some, last = self.knows
+        return f"{', '.join(some)} and {last}" if some else last
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """What a model is to be better than.
+
+    Attributes:
+        fitted_on: which images.
+        follow_up_numbers: where those of the scored images are from.
+        metadata: of view, sex, age and follow-up number; None where none of them is known.
+        view: of the view alone; None where it is not known.
+    """
+
+    fitted_on: str
+    follow_up_numbers: str
+    metadata: Baseline | None
+    view: Baseline | None
+
+
+@dataclasses.dataclass(frozen=True)
+class WithinView:
+    """The model's AUROC where positives are compared with negatives of their own view alone.
+
+    Attributes:
+        images: of known view.
+        lacks: classes that have an AUROC over all images, and none within a view: no view has both positives
+            and negatives.
+        macro_auroc: mean over the classes that have one.
+        auroc: by class.
+        macro_lost: the macro AUROC of all images less this one, over the same classes.
+        lost: the same by class.
+    """
+
+    images: int
+    lacks: tuple[str, ...]
+    macro_auroc: Interval
+    auroc: Mapping[str, Interval]
+    macro_lost: Interval
+    lost: Mapping[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True)
 class Measures:
     """Everything that is computed from labels and scores alone; by class where it is a mapping.
 
@@ -248,6 +312,8 @@ class Measures:
         classes: counts, sensitivities, operating points.
         multiclass: None for the other tasks.
         calibration: None where scores are no probabilities.
+        baselines: what an image's score can know without its pixels.
+        within_view: AUROC within PA and AP.
         subgroups: those that have images.
         mistakes: the highest-scoring ones.
         curves: None for a class that lacks positives or negatives.
@@ -262,6 +328,8 @@ class Measures:
     classes: Mapping[str, ClassMeasures]
     multiclass: Multiclass | None
     calibration: Calibration | None
+    baselines: Baselines
+    within_view: WithinView
     subgroups: tuple[Subgroup, ...]
     mistakes: tuple[Mistake, ...]
     curves: Mapping[str, Curves | None]
@@ -285,6 +353,11 @@ class Measures:
     def group_over(self, group: Subgroup) -> str:
         """Behind the mean of a subgroup: `mean_over` of its classes."""
         return mean_over((*group.lacks, *self._without_scores), self.num_classes, named=False)
+
+    @property
+    def within_view_over(self) -> str:
+        """Behind the mean within views: `mean_over` of its classes."""
+        return mean_over((*self.macro_lacks, *self.within_view.lacks), self.num_classes)
 
     @property
     def _without_scores(self) -> tuple[str, ...]:
@@ -389,9 +462,6 @@ class Evaluation(Measures):
             or content.get("version") != VERSION
         ):
             raise UsageError(f"found no {FORMAT!r} of version {VERSION}; evaluate again")
-        if "macro_lacks" not in content:  # as evaluations of before are
-            lacks = [name for name, area in content["auroc"].items() if area["value"] is None]
-            content = {**content, "macro_lacks": lacks}
         evaluation: Evaluation = _from_plain(Evaluation, content)
         return evaluation
 
