@@ -219,10 +219,10 @@ def fitted(
         of_fold = cells >> len(bits) == each
         kinds, kind = np.unique(known[rows] @ bits, return_inverse=True)
         for column, truth in enumerate(labels[rows].T):
-            counts = [np.bincount(kind[truth == value], minlength=len(kinds)) for value in (0, 1)]
-            if all(count.any() for count in counts):
+            no, yes = (np.bincount(kind[truth == value], minlength=len(kinds)) for value in (0, 1))
+            if no.any() and yes.any():
                 asked_facts = (cells[of_fold, np.newaxis] & bits) > 0
-                scores[of_fold, column] = _log_odds((kinds[:, np.newaxis] & bits) > 0, *counts, asked_facts)
+                scores[of_fold, column] = _log_odds((kinds[:, np.newaxis] & bits) > 0, no, yes, asked_facts)
     return scores, place
 
 
@@ -367,5 +367,7 @@ def _band(values: np.ndarray, starts: Sequence[int]) -> np.ndarray:
 
 
 def _share(twice: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """The ordered pairs by all pairs: float64 [draws]."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(pairs > 0, twice / (2 * pairs), np.nan)
+        share: np.ndarray = np.where(pairs > 0, twice / (2 * pairs), np.nan)
+    return share

@@ -19,6 +19,7 @@ from cxr_records.tasks import Task, as_task
 from cxr_records.trainers import digests, runs
 from cxr_records.trainers.evaluation import baselines, calibration, claims, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals, rounded
+from cxr_records.trainers.evaluation.label_noise import label_noise
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
     ClassMeasures,
@@ -95,13 +96,14 @@ def evaluate(
     }
     lacks = {*scored.lacking, *(name for name, each in zip(names, auroc, strict=True) if each.value is None)}
     calibrated = calibration.calibrate(scored, validation, run) if scored.are_probabilities else None
+    measured = dict(zip(names, auroc, strict=True))
     return Measures(
         macro_auroc=macro_auroc,
         macro_auprc=macro_auprc,
         macro_lacks=tuple(
             name for name in dict.fromkeys((*FINDINGS, *names, *scored.lacking)) if name in lacks
         ),
-        auroc=dict(zip(names, auroc, strict=True)),
+        auroc=measured,
         auprc={
             name: PrecisionInterval(**vars(interval), prevalence=classes[name].prevalence)
             for name, interval in zip(names, auprc, strict=True)
@@ -111,6 +113,7 @@ def evaluate(
         calibration=calibrated,
         baselines=alone,
         within_view=within_view,
+        label_noise=label_noise(measured, classes, scored.kind == "multilabel" and not scored.labels_from),
         subgroups=subgroups(scored),
         mistakes=tuple(_mistakes(scored)),
         curves={name: _curves(ranking) for name, ranking in zip(names, rankings, strict=True)},

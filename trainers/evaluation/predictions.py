@@ -36,6 +36,7 @@ class Predictions:
         warnings: what is to be said of the table.
         follow_ups: int64 [n], numbers of the follow-up as the table of images has them, -1 where unknown;
             None for what the images' names tell.
+        labels_from: the table that labels are from, where they are not NIH's; else "".
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Predictions:
     lacking: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     follow_ups: np.ndarray | None = None
+    labels_from: str = ""
 
     @property
     def num_patients(self) -> int:

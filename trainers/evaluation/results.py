@@ -299,6 +299,36 @@ class WithinView:
 
 
 @dataclasses.dataclass(frozen=True)
+class NoisyLabels:
+    """What is assumed of labels: their sensitivity, and their specificity or their PPV."""
+
+    sensitivity: float
+    specificity: float | None
+    ppv: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrueAuroc:
+    """The AUROC of the truth that an AUROC on such labels means; None with the reason where there is none."""
+
+    labels: NoisyLabels
+    value: float | None
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelNoise:
+    """What AUROC seen on noisy labels mean.
+
+    Attributes:
+        classes: of each class that has an AUROC, what it means under each assumption; labels as experts
+            have found them stand last, where they are known.
+    """
+
+    classes: Mapping[str, tuple[TrueAuroc, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Measures:
     """Everything that is computed from labels and scores alone; by class where it is a mapping.
 
@@ -314,6 +344,7 @@ class Measures:
         calibration: None where scores are no probabilities.
         baselines: what an image's score can know without its pixels.
         within_view: AUROC within PA and AP.
+        label_noise: what an AUROC means if labels err.
         subgroups: those that have images.
         mistakes: the highest-scoring ones.
         curves: None for a class that lacks positives or negatives.
@@ -330,6 +361,7 @@ class Measures:
     calibration: Calibration | None
     baselines: Baselines
     within_view: WithinView
+    label_noise: LabelNoise
     subgroups: tuple[Subgroup, ...]
     mistakes: tuple[Mistake, ...]
     curves: Mapping[str, Curves | None]
@@ -373,6 +405,25 @@ class ImageTable:
 
 
 @dataclasses.dataclass(frozen=True)
+class GivenLabels:
+    """Labels that are not NIH's.
+
+    Attributes:
+        file: the name of their table.
+        sha256: of the file.
+        not_judged: by class, how many of the images have no label.
+        differ: by class, how many labels are not NIH's, of those that NIH has; empty where NIH's are unknown.
+        compared: by class, of how many.
+    """
+
+    file: str
+    sha256: str
+    not_judged: Mapping[str, int]
+    differ: Mapping[str, int]
+    compared: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Identity:
     """What was measured, and how.
 
@@ -392,6 +443,7 @@ class Identity:
         patients: of how many.
         draws: of the bootstrap.
         seed: of the draws.
+        labels: where they are not NIH's.
     """
 
     name: str
@@ -409,6 +461,7 @@ class Identity:
     patients: int
     draws: int
     seed: int
+    labels: GivenLabels | None = None
 
 
 @dataclasses.dataclass(frozen=True)
