@@ -167,10 +167,13 @@ def test_a_run_is_evaluated_with_thresholds_and_slopes_of_validation(scored_run,
     effusion = found.classes["Effusion"]
     assert effusion.positives == int(records.labels[:, 2].sum())
     assert effusion.operating_point.chosen_on == "validation"
-    assert found.calibration.undone == ("copies",)
+    assert found.calibration.undone == ("how often it saw each class",)
     assert found.calibration.fitted_on == "validation"
     assert found.leaks == ()
     assert found.split_claim.official is False
+    originals = (open_dataset(dataset).split("train").copies == 0).sum()
+    assert found.baselines.fitted_on == f"{originals} original images of the training split"
+    assert found.baselines.follow_up_numbers == "in the names of images"
     groups = [(each.by, each.group) for each in found.subgroups]
     assert ("view", "PA") in groups
     assert ("sex", "F") in groups
@@ -511,7 +514,7 @@ def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_th
     assert [each.positive_patients for each in found.classes.values()] == [29, 30]
     assert found.classes["Mass"].warnings == ("29 positive patients, fewer than 30: do not rank by it",)
     assert found.classes["Nodule"].warnings == ()
-    assert found.warnings == ("fewer than 30 positive patients, do not rank by: Mass (29)",)
+    assert found.warnings[0] == "fewer than 30 positive patients, do not rank by: Mass (29)"
 
 
 def test_scores_that_are_no_probabilities_are_ranked_and_not_calibrated():
@@ -641,9 +644,10 @@ def test_without_the_dataset_leaks_are_not_looked_for_and_that_is_said(scored_ru
     found = evaluate_run(str(run), draws=0)
 
     assert (
-        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for"
-        in found.warnings
+        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for, and "
+        "baselines are fitted on the scored images, cross-fitted by patient" in found.warnings
     )
+    assert found.baselines.fitted_on == "the scored images, cross-fitted by patient in 5 folds"
     assert found.split_claim.official is False
 
 

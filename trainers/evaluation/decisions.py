@@ -18,11 +18,11 @@ def net_benefit(labels: np.ndarray, acted: np.ndarray, threshold: float) -> np.n
     """Returns what each image adds to the net benefit: float64 [n], of which the mean is the net benefit.
 
     Args:
-        labels: [n], zeros and ones.
+        labels: [n], zeros and ones; other labels add nothing.
         acted: bool [n], which images were acted on.
         threshold: the probability from which on one would act, below 1.
     """
-    return acted * np.where(labels == 1, 1.0, -threshold / (1 - threshold))
+    return acted * np.where(labels == 1, 1.0, np.where(labels == 0, -threshold / (1 - threshold), 0.0))
 
 
 def decisions(
@@ -37,9 +37,10 @@ def decisions(
         draws: of the bootstrap, over patients alone; 0 for none.
         seed: of the draws.
     """
-    held = [place for place, column in enumerate(scored.labels.T) if 0 < column.sum() < len(column)]
-    grids = {place: _thresholds(scored.labels[:, place].mean()) for place in held}
-    images = by_patient(scored.patient_ids, np.ones((len(scored.labels), 1)))
+    yes, judged = scored.labels == 1, scored.labels >= 0
+    held = np.flatnonzero(yes.any(axis=0) & (scored.labels == 0).any(axis=0)).tolist()
+    grids = {place: _thresholds(yes[:, place].sum() / judged[:, place].sum()) for place in held}
+    images = by_patient(scored.patient_ids, judged[:, held].astype(np.float64))
     columns = [
         by_patient(scored.patient_ids, _curve(scored.labels[:, place], probabilities[:, place], grid))
         for place, grid in grids.items()
@@ -47,8 +48,10 @@ def decisions(
     table = np.concatenate([images, *columns], axis=1)
 
     def means(weights: np.ndarray) -> np.ndarray:
-        sums = weights.T.astype(np.float64) @ table
-        benefits: np.ndarray = sums[:, 1:] / sums[:, :1]
+        sums = weights.T @ table
+        count = np.repeat(sums[:, : len(held)], THRESHOLDS, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            benefits: np.ndarray = np.where(count > 0, sums[:, len(held) :] / count, np.nan)
         return benefits
 
     drawn = sample(means, np.unique(scored.patient_ids), draws, seed, images=False)
@@ -56,16 +59,14 @@ def decisions(
     for index, (place, grid) in enumerate(grids.items()):
         name = scored.names[place]
         each = [drawn.interval(THRESHOLDS * index + offset) for offset in range(THRESHOLDS)]
-        everyone = np.ones(len(scored.labels), bool)
+        labels, everyone = scored.labels[judged[:, place], place], np.ones(judged[:, place].sum(), bool)
         found[name] = Decisions(
             scores=_which(calibration, name),
             thresholds=tuple(grid.tolist()),
             model=tuple(interval.value or 0.0 for interval in each),
             low=tuple(interval.low or 0.0 for interval in each) if draws else None,
             high=tuple(interval.high or 0.0 for interval in each) if draws else None,
-            treat_all=tuple(
-                round(float(net_benefit(scored.labels[:, place], everyone, t).mean()), DIGITS) for t in grid
-            ),
+            treat_all=tuple(round(float(net_benefit(labels, everyone, t).mean()), DIGITS) for t in grid),
         )
     return found
 

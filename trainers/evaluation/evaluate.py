@@ -17,10 +17,11 @@ from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
 from cxr_records.trainers import digests, runs
-from cxr_records.trainers.evaluation import calibration, claims, metrics, published
+from cxr_records.trainers.evaluation import baselines, calibration, claims, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals
 from cxr_records.trainers.evaluation.comparisons import compare
 from cxr_records.trainers.evaluation.decisions import decisions
+from cxr_records.trainers.evaluation.label_noise import label_noise
 from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, operating_points
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
@@ -55,6 +56,7 @@ def evaluate(
     run: runs.Run | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    training: baselines.Training | None = None,
 ) -> Measures:
     """Measures scores against labels.
 
@@ -65,15 +67,17 @@ def evaluate(
         run: the one that scored, for calibration; None for other tables.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
+        training: what baselines are fitted on; None for `scored` itself, cross-fitted by patient.
 
     Raises:
         UsageError: fewer than 0 draws.
     """
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
+    beside = baselines.Beside(scored, training)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """float [draws, 4k]: AUROC, average precision, sensitivity at 90% and 95% specificity."""
+        """AUROC, average precision, sensitivity at 90% and 95% specificity; what stands beside them."""
         columns = []
         for ranking in rankings:
             counts = ranking.counts(weights)
@@ -81,11 +85,15 @@ def evaluate(
             columns.append([counts.auroc(), counts.average_precision(), *at])
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
         each[:, 1][np.isnan(each[:, 0])] = np.nan  # both means are over the same classes
-        return each.reshape(len(each), -1)
+        return np.concatenate([each.reshape(len(each), -1), beside.columns(weights, each[:, 0])], axis=1)
 
-    means = [range(count), range(count, 2 * count)]
-    *each, macro_auroc, macro_auprc = intervals(measure, scored.patient_ids, draws, seed, means)
+    # Of AUROC, of AUPRC, and of all that stands beside; those of sensitivities mean nothing.
+    blocks = [range(start, start + count) for start in range(0, (4 + baselines.BLOCKS) * count, count)]
+    found = intervals(measure, scored.patient_ids, draws, seed, blocks)
+    each, of_means = found[: -len(blocks)], found[-len(blocks) :]
     auroc, auprc, at_90, at_95 = (each[place * count : (place + 1) * count] for place in range(4))
+    macro_auroc, macro_auprc = of_means[:2]
+    alone, within_view = beside.results(auroc, each[4 * count :], of_means[4:])
     rows = [rows for _, _, rows in groups(scored)]
     points, of_groups = operating_points(scored, validation, rows, draws, seed)
     classes = {
@@ -97,13 +105,14 @@ def evaluate(
     if scored.are_probabilities:
         calibrated, probabilities = calibration.calibrate(scored, validation, run)
         curves = decisions(scored, probabilities, calibrated, draws, seed)
+    measured = dict(zip(names, auroc, strict=True))
     return Measures(
         macro_auroc=macro_auroc,
         macro_auprc=macro_auprc,
         macro_lacks=tuple(
             name for name in dict.fromkeys((*FINDINGS, *names, *scored.lacking)) if name in lacks
         ),
-        auroc=dict(zip(names, auroc, strict=True)),
+        auroc=measured,
         auprc={
             name: PrecisionInterval(**vars(interval), prevalence=classes[name].prevalence)
             for name, interval in zip(names, auprc, strict=True)
@@ -112,10 +121,13 @@ def evaluate(
         multiclass=_multiclass(scored, run, draws, seed) if scored.kind == "multiclass" else None,
         calibration=calibrated,
         decisions=curves,
+        baselines=alone,
+        within_view=within_view,
+        label_noise=label_noise(measured, classes, scored.kind == "multilabel" and not scored.labels_from),
         subgroups=subgroups(scored, of_groups, draws, seed),
         mistakes=tuple(_mistakes(scored)),
         curves={name: _curves(ranking) for name, ranking in zip(names, rankings, strict=True)},
-        warnings=tuple(_warnings(scored, classes, run)),
+        warnings=(*_warnings(scored, classes, run), *baselines.warnings_of(alone, macro_auroc)),
     )
 
 
@@ -266,17 +278,21 @@ def evaluate_run(
     check_draws(draws)
     run = runs.open_run(path)
     scored, validation = _scores_of(run, split)
-    table, warnings = None, list[str]()
+    table, training, warnings = None, None, list[str]()
     leaks: tuple[str, ...] = ()
     try:
         dataset = runs.dataset_of(run, dataset)
         table = ImageTable(dataset.manifest.table.dialect, dataset.manifest.table.sha256)
         claim = claims.claim_of_run(dataset, split)
         leaks = claims.find_leaks(dataset, scored)
+        training = baselines.training_of(dataset)
     except (CxrError, OSError) as error:
         table = None
         claim = SplitClaim(official=False, text=f"unknown which split: {error}", list_sha256=None)
-        warnings.append(f"the run's dataset is not at hand ({error}): leaks were not looked for")
+        warnings.append(
+            f"the run's dataset is not at hand ({error}): leaks were not looked for, "
+            "and baselines are fitted on the scored images, cross-fitted by patient"
+        )
     if storage.exists(run.file(runs.HISTORY_FILE)):
         try:
             digests.check(run.file(runs.HISTORY_FILE), storage.read_bytes(run.file(runs.HISTORY_FILE)))
@@ -299,7 +315,9 @@ def evaluate_run(
         draws=draws,
         seed=seed,
     )
-    return complete(evaluate(scored, validation, run, draws, seed), identity, claim, leaks, warnings)
+    return complete(
+        evaluate(scored, validation, run, draws, seed, training), identity, claim, leaks, warnings
+    )
 
 
 def evaluate_table(

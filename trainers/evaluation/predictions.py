@@ -34,6 +34,9 @@ class Predictions:
             before scores of 14 findings were made to sum to 1.
         lacking: classes of the task for which there are no scores.
         warnings: what is to be said of the table.
+        follow_ups: int64 [n], numbers of the follow-up as the table of images has them, -1 where unknown;
+            None for what the images' names tell.
+        labels_from: the table that labels are from, where they are not NIH's; else "".
     """
 
     kind: str
@@ -49,6 +52,8 @@ class Predictions:
     mean_scores: np.ndarray
     lacking: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    follow_ups: np.ndarray | None = None
+    labels_from: str = ""
 
     @property
     def num_patients(self) -> int:

@@ -181,6 +181,7 @@ def match(
     labels = metadata.findings[rows[kept]][:, [FINDINGS.index(name) for name in used_names]]
     warnings += said_of_scores(used_names, labels, table.scores[kept][:, used])
     about = metadata.table.iloc[rows[kept]]
+    follow_ups = about["follow_up"].to_numpy()
     places = [runs.score_names(task).index(name) for name in names]
     return Predictions(
         kind=task.kind,
@@ -196,6 +197,7 @@ def match(
         mean_scores=mean_scores,
         lacking=tuple(name for name in runs.score_names(task) if name not in names),
         warnings=tuple(warnings),
+        follow_ups=follow_ups if (follow_ups >= 0).any() else None,
     )
 
 
