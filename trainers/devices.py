@@ -52,6 +52,17 @@ class Devices:
 
             keras.distribution.set_distribution(None)
 
+    def meet(self, where: str) -> None:
+        """Waits until all machines have come so far, so that each sees what another has written before.
+
+        Args:
+            where: names the place, the same on each.
+        """
+        if self.num_hosts > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(where)
+
     def part(self) -> None:
         """Waits for the other machines to come to their end too, so that none takes another for lost."""
         if self.num_hosts > 1:

@@ -45,6 +45,8 @@ class ModelSpec:
         dropout: share of the features that is dropped before the last layer.
         seed: of weights and dropout. Layers that are given none take theirs from it too.
         bias: float [num_outputs], what the last layer starts with; None for zeros.
+        cosine_scale: logits are this times the cosine between features and the weights of the last layer;
+            0 for a last layer as usual.
         pretrained: for networks of keras.applications: None, "imagenet", or a file of such weights.
         synchronized: whether batch statistics are to be those of all devices.
     """
@@ -55,12 +57,29 @@ class ModelSpec:
     bias: np.ndarray | None = None
     pretrained: str | None = None
     synchronized: bool = False
+    cosine_scale: float = 0.0
 
     def head(self, features: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns logits, float32 [batch, num_outputs], from features [batch, n]: dropout, a last layer."""
+        """Returns logits, float32 [batch, num_outputs], from features [batch, n]: dropout, a last layer.
+
+        Its weights are those of the layer `head`, and of no other.
+        """
         if self.dropout:
             with _seeded(self.seed, "dropout"):
                 features = keras.layers.Dropout(self.dropout, name="dropout")(features)
+        if self.cosine_scale:
+            # In layers that Keras has, so that a saved model needs nothing of ours: features of length 1, and
+            # weights that each step brings back to length 1, which they begin with.
+            features = keras.layers.UnitNormalization(name="unit_features", dtype="float32")(features)
+            cosines = keras.layers.Dense(
+                self.num_outputs,
+                use_bias=False,
+                kernel_initializer=keras.initializers.Orthogonal(),
+                kernel_constraint=keras.constraints.UnitNorm(axis=0),
+                name="head",
+                dtype="float32",
+            )(features)
+            return keras.layers.Rescaling(self.cosine_scale, name="scale", dtype="float32")(cosines)
         start = keras.initializers.Constant(0.0 if self.bias is None else np.asarray(self.bias, np.float32))
         head = keras.layers.Dense(self.num_outputs, bias_initializer=start, name="head", dtype="float32")
         return head(features)
@@ -103,6 +122,7 @@ def make_model(
     seed: int = 0,
     bias: np.ndarray | None = None,
     synchronized: bool = False,
+    cosine_scale: float = 0.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> keras.Model:
     """Returns a model from uint8 [batch, size, size, 1] to logits, float32 [batch, num_outputs].
@@ -126,6 +146,7 @@ def make_model(
         bias: float [num_outputs], what the last layer starts with: log-odds or log-shares of the classes, so
             that training begins at the prior (Lin et al. 2017, section 4.1). None for zeros.
         synchronized: batch statistics of small_cnn over all devices of a tf.distribute strategy.
+        cosine_scale: as `ModelSpec.cosine_scale`.
         say: told what was taken from a weights file.
 
     Raises:
@@ -149,7 +170,7 @@ def make_model(
         scale = _SPREAD.get(name, 1.0) / std
         x = keras.layers.Rescaling(scale, offset=-mean * scale, name="normalise", dtype="float32")(x)
         with _users("model", name):
-            spec = ModelSpec(num_outputs, dropout, seed, bias, pretrained, synchronized)
+            spec = ModelSpec(num_outputs, dropout, seed, bias, pretrained, synchronized, cosine_scale)
             logits = _of_shape(make(x, spec), (None, num_outputs), "logits")
             if logits.dtype != "float32":
                 logits = keras.layers.Activation("linear", dtype="float32", name="to_logits")(logits)

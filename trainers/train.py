@@ -17,7 +17,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from cxr_records.trainers import callbacks, checkpoints, digests, losses, models, named, runs
+from cxr_records.trainers import callbacks, checkpoints, digests, losses, models, named, phases, runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
 from cxr_records.trainers.inputs import WaitMeter
@@ -30,16 +30,13 @@ _PRIOR_KEEPING = ("bce", "ce", "focal", "asymmetric")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
-    """What stays the same through a run."""
+    """What stays the same through a run; retraining has settings of its own."""
 
     dataset: Dataset
     run: runs.Run
     devices: Devices
     steps: int
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.run.config
+    config: TrainConfig
 
     @property
     def task(self) -> Task:
@@ -47,8 +44,12 @@ class _Job:
 
     @property
     def counts(self) -> np.ndarray:
-        """Training records that hold each class, copies included: int64 [number of scores]."""
-        return np.array([count.records for count in self.run.classes.values()])
+        """Records of an epoch that hold each class, copies included: float64 [number of scores]."""
+        return np.array(runs.seen(self.dataset.split(TRAIN), self.config.sampling), np.float64)
+
+    def retraining(self) -> "_Job":
+        """Returns that of the last layer alone."""
+        return dataclasses.replace(self, config=phases.retraining(self.config))
 
 
 def train(
@@ -87,7 +88,7 @@ def train(
     share = config.batch_size // chosen.num_hosts
     steps = dataset.steps_per_epoch(TRAIN, share, num_hosts=chosen.num_hosts)
     described = runs.describe(run, dataset, config, _versions())
-    job = _Job(dataset, described, chosen, steps)
+    job = _Job(dataset, described, chosen, steps, described.config)
     writes = chosen.host == 0
     if writes:
         runs.check(described)
@@ -99,6 +100,7 @@ def train(
         loss = _loss(job)
         with chosen.scope():
             model = _compiled(job, loss)
+        phases.check_head(model, config, loss)
         if writes:  # settings that give no model leave no run behind
             runs.begin(described)
             storage.make_folder(storage.join(run, digests.CHECKPOINTS_FOLDER))
@@ -116,6 +118,8 @@ def _train(
 ) -> checkpoints.TrainingProgress:
     last = checkpoints.load(job.run.file(runs.LAST_FILE))
     progress = last.progress if last else checkpoints.TrainingProgress()
+    if phases.is_retraining(job.config, progress):
+        job, model, loss = _retraining(job)
     if last:
         checkpoints.restore(model, last.arrays, ("model", "seeds", "optimizer"))
     model_path = job.run.file(runs.MODEL_FILE)
@@ -129,7 +133,12 @@ def _train(
         if writes:  # the last weights are the best ones
             checkpoints.save(best_path, model, progress)
     say(_greeting(job, model, progress))
-    _fit(job, model, loss, progress, last.arrays if last else None, writes)
+    arrays = last.arrays if last else None
+    while (phase := phases.current(job.run.config, loss, progress)) is not None:
+        if phase.name == phases.RETRAIN and not phases.is_retraining(job.run.config, progress):
+            job, model, loss = _begin_retraining(job)
+        _fit(job, model, loss, progress, arrays, writes, phase)
+        arrays = None
     job.devices.work_alone()
     if writes:
         if job.devices.num_hosts > 1:
@@ -137,6 +146,26 @@ def _train(
         storage.remove(job.run.file(runs.PREDICTIONS_FILE))  # of a model before this one
         _save_best(job, model)
     return progress
+
+
+def _retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
+    """Returns what trains the last layer alone: fresh as the run began with it, and the rest yet to be filled."""
+    retraining = job.retraining()
+    loss = _loss(retraining)
+    with job.devices.scope():
+        return retraining, _compiled(retraining, loss, features=False), loss
+
+
+def _begin_retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
+    """As `_retraining`, on the features of the best weights."""
+    job.devices.meet("the best weights are written")
+    best = checkpoints.load(job.run.file(runs.BEST_FILE))
+    if best is None:
+        raise _no_best(job.run)
+    retraining, model, loss = _retraining(job)
+    checkpoints.restore(model, best.arrays, ("model",), fresh=phases.HEAD)
+    say(f"now the last layer alone, anew: {retraining.config.epochs} epochs of class-balanced sampling")
+    return retraining, model, loss
 
 
 def _save_best(job: _Job, model: keras.Model) -> keras.Model:
@@ -167,8 +196,9 @@ def remake_model(run: runs.Run, dataset: Dataset) -> keras.Model:
     now = dataclasses.replace(run, code=named.files_of(run.config.to_json()))
     runs.check(now)
     # Its first weights are replaced: there is no need to fetch any.
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, weights="none"))
-    job = _Job(dataset, run, Devices("cpu", 1), steps=1)
+    job = _Job(
+        dataset, run, Devices("cpu", 1), steps=1, config=dataclasses.replace(run.config, weights="none")
+    )
     if not _is_whole(run.file(runs.BEST_FILE)):
         raise _no_best(run)
     with _precision(run.config):
@@ -212,7 +242,8 @@ def _no_best(run: runs.Run) -> CxrError:
     )
 
 
-def _compiled(job: _Job, loss: keras.losses.Loss) -> keras.Model:
+def _compiled(job: _Job, loss: keras.losses.Loss, features: bool = True) -> keras.Model:
+    """Returns a model that is ready to be trained: all of it, or without its features the last layer alone."""
     config, pixels, counts = job.config, job.dataset.manifest.pixels, job.counts
     assert pixels.mean is not None
     assert pixels.std is not None, "a dataset with a training split has both"
@@ -232,8 +263,11 @@ def _compiled(job: _Job, loss: keras.losses.Loss) -> keras.Model:
         seed=config.seed,
         bias=bias,
         synchronized=job.devices.strategy is not None,
+        cosine_scale=loss.cosine_scale if isinstance(loss, losses.LDAM) else 0.0,
         say=say,
     )
+    if not features:
+        phases.freeze_features(model)
     warmup = round(config.warmup_epochs * job.steps)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else config.learning_rate,
@@ -259,8 +293,10 @@ def _fit(
     progress: checkpoints.TrainingProgress,
     arrays: dict[str, np.ndarray] | None,
     writes: bool,
+    phase: phases.Phase,
 ) -> None:
     config, meter = job.config, WaitMeter()
+    phases.set_weights_of(phase, loss, model)
     keeper = callbacks.RunKeeper(
         job.run.path,
         progress,
@@ -270,21 +306,22 @@ def _fit(
         config.checkpoint_minutes,
         job.steps,
         writes,
+        phase,
     )
     speed = callbacks.Speed(config.batch_size, meter)
     followers = [speed, keeper]
     if writes:
-        followers.append(callbacks.Display(config.epochs, config.batch_size, job.steps, speed, keeper))
+        followers.append(callbacks.Display(phase.end, config.batch_size, job.steps, speed, keeper))
     if writes and not storage.is_url(job.run.path):
         folder = str(storage.local_path(job.run.file(runs.TENSORBOARD_FOLDER)))
         followers.append(callbacks.Summaries(folder, job.steps, keeper))
     # An epoch that was broken off is finished by itself: Keras counts an epoch's steps from its beginning.
-    while progress.epoch < config.epochs and not progress.stopped:
+    while progress.epoch < phase.end and not (phase.may_stop and progress.stopped):
         epoch, batch = progress.epoch, progress.batch
         model.fit(
             _training_batches(job, meter, epoch, batch),
             initial_epoch=epoch,
-            epochs=epoch + 1 if batch else config.epochs,
+            epochs=epoch + 1 if batch else phase.end,
             steps_per_epoch=job.steps - batch,
             callbacks=followers,
             shuffle=False,  # the reader has
@@ -298,7 +335,15 @@ def _training_batches(job: _Job, meter: WaitMeter, epoch: int, batch: int) -> tf
     hosts = {"host": devices.host, "num_hosts": devices.num_hosts}
     share, seed = job.config.batch_size // devices.num_hosts, job.config.seed
     return meter.measure(
-        job.dataset.load(TRAIN, share, seed=seed, start_epoch=epoch, start_batch=batch, **hosts)
+        job.dataset.load(
+            TRAIN,
+            share,
+            seed=seed,
+            sampling=job.config.sampling,
+            start_epoch=epoch,
+            start_batch=batch,
+            **hosts,
+        )
     )
 
 
