@@ -42,9 +42,8 @@ def expected_draws(task: Task, labels: np.ndarray, shard_records: Sequence[int])
         classes = np.column_stack([classes, ~classes.any(axis=1)])
     sizes = classes.sum(axis=0)
     weights = np.zeros(len(labels))
-    for column, size in zip(
-        classes.T, sizes, strict=True
-    ):  # a product of matrices is another on other machines
+    # One after the other: the last digit of a product of matrices is another on other machines.
+    for column, size in zip(classes.T, sizes, strict=True):
         weights += column / max(size, 1)
     parts = np.split(weights, np.cumsum(shard_records)[:-1])
     return np.concatenate([len(part) * part / math.fsum(part) if len(part) else part for part in parts])

@@ -25,7 +25,8 @@ class TrainingProgress:
         epoch: epochs that are done, those of retraining included.
         retrained: those of them in which the last layer was trained anew.
         batch: batches of the next epoch that are done.
-        best: the largest macro AUROC on the validation split in the phase of the last epoch; None where there is none yet.
+        best: the largest macro AUROC on the validation split, in the phase of the last epoch; None where
+            there is none yet.
         best_epoch: the epoch of it, counted from 1; without a validation split the last one. 0 before any.
         stopped: whether it no longer got better, and training ended early; retraining follows all the same.
         history: for each epoch that is done its row of history.csv.

@@ -26,8 +26,8 @@ class TrainConfig:
         loss: a name of `cxr_records.trainers.losses.LOSSES`, or "auto": bce for binary and multilabel,
             logit_adjusted for multiclass; or a `LossMaker` of one's own, named as a model is.
         loss_options: options of that loss, such as {"gamma": 2.0}.
-        sampling: "natural", each training record once in an epoch; or "class_balanced", as many records, drawn
-            so that all classes come as often: see `cxr_records.balancing`.
+        sampling: "natural", each training record once in an epoch; or "class_balanced", as many records,
+            drawn so that all classes come as often: see `cxr_records.balancing`.
         retrain_epochs: epochs in which, after all others, the last layer is trained anew by class-balanced
             sampling, and it alone (Kang et al. 2020: cRT); 0 for none.
         epochs: passes over the training records; at least 1.

@@ -210,9 +210,36 @@ class CrossEntropy(_FromLogits):
         return losses if self._weights is None else losses * ops.take(self._weights, labels)
 
 
+class FocalCrossEntropy(_FromLogits):
+    """Focal loss of exclusive classes: cross-entropy times (1 - p)^gamma, p the probability of what is true.
+
+    It is among the losses of Holste et al. ("Long-Tailed Classification of Thorax Diseases on Chest X-Ray: A
+    New Benchmark Study", 2022).
+
+    Args:
+        gamma: 0 is plain cross-entropy.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    def __init__(self, gamma: float):
+        super().__init__("focal")
+        _check(gamma=gamma)
+        self._gamma = gamma
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns float32 [batch]."""
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        losses = ops.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
+        wrong = -ops.expm1(-losses)
+        # A power of 0 has no gradient, hence the floor.
+        return losses * ops.exp(self._gamma * ops.log(ops.maximum(wrong, 1e-8)))
+
+
 class LDAM(_FromLogits):
-    """Label-distribution-aware margins (Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware
-    Margin Loss", NeurIPS 2019, equation 13), with deferred re-weighting (their algorithm 1).
+    """Label-distribution-aware margins with deferred re-weighting (Cao et al., "Learning Imbalanced Datasets
+    with Label-Distribution-Aware Margin Loss", NeurIPS 2019, equation 13 and algorithm 1).
 
     Cross-entropy in which the logit of what is true is made smaller by its class' margin, C / records^(1/4).
     Margins mean something only where logits cannot grow at will: they are `scale` times the cosine between
@@ -259,7 +286,7 @@ class LDAM(_FromLogits):
         self.reweighted = False
 
     def reweights_from(self, epochs: int) -> int:
-        """Returns how many epochs of training pass before `reweighted` is to be set; it may be all of them."""
+        """Returns how many epochs of training pass before `reweighted` is to be set, which may be all."""
         return round(self._defer * epochs)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -329,6 +356,10 @@ def _logit_adjusted(class_records: np.ndarray, num_records: int, tau: float = 1.
     return CrossEntropy(adjustment=tau * np.log(share))
 
 
+def _focal_ce(class_records: np.ndarray, num_records: int, gamma: float = 2.0) -> FocalCrossEntropy:
+    return FocalCrossEntropy(gamma)
+
+
 def _ldam(
     class_records: np.ndarray,
     num_records: int,
@@ -343,6 +374,12 @@ def _ldam(
 
 LOSSES: Mapping[str, Mapping[str, LossMaker]] = {
     "binary": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal},
-    "multiclass": {"ce": _ce, "weighted_ce": _weighted_ce, "logit_adjusted": _logit_adjusted, "ldam": _ldam},
+    "multiclass": {
+        "ce": _ce,
+        "weighted_ce": _weighted_ce,
+        "logit_adjusted": _logit_adjusted,
+        "focal": _focal_ce,
+        "ldam": _ldam,
+    },
     "multilabel": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal, "asymmetric": _asymmetric},
 }

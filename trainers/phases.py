@@ -1,8 +1,8 @@
 """The phases of a run: training, the same with deferred weights, and the last layer trained anew.
 
-A phase begins at the end of an epoch, so a run that was killed knows by the epochs that are done where it is.
-The best weights are chosen within a phase, and a later phase's are taken whatever an earlier one had: who asks
-for deferred weights or for retraining wants the model that came of it.
+A phase begins at the end of an epoch, so a run that was killed knows its phase by the epochs that are done.
+The best weights are chosen within a phase, and a later phase's are taken whatever an earlier one had: who
+asks for deferred weights or for retraining wants the model that came of it.
 """
 
 import dataclasses

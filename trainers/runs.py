@@ -130,7 +130,7 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
 
 
 def seen(records: SplitRecords, sampling: str) -> list[float]:
-    """Returns how many records of an epoch hold the class of each score: whole numbers where nothing is drawn.
+    """Returns how many records of an epoch hold the class of each score; whole where nothing is drawn.
 
     Args:
         records: of the training split.

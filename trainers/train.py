@@ -149,7 +149,7 @@ def _train(
 
 
 def _retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
-    """Returns what trains the last layer alone: fresh as the run began with it, and the rest yet to be filled."""
+    """Returns what trains the last layer alone, fresh as the run began with it; the rest is yet to come."""
     retraining = job.retraining()
     loss = _loss(retraining)
     with job.devices.scope():
@@ -243,7 +243,7 @@ def _no_best(run: runs.Run) -> CxrError:
 
 
 def _compiled(job: _Job, loss: keras.losses.Loss, features: bool = True) -> keras.Model:
-    """Returns a model that is ready to be trained: all of it, or without its features the last layer alone."""
+    """Returns a model that is ready to be trained: all of it, or without its features its last layer."""
     config, pixels, counts = job.config, job.dataset.manifest.pixels, job.counts
     assert pixels.mean is not None
     assert pixels.std is not None, "a dataset with a training split has both"
