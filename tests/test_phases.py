@@ -1,4 +1,4 @@
-"""Phases of a run: deferred weights, the last layer trained anew, kills in any of them, the best of the last."""
+"""Phases of a run: deferred weights, the last layer trained anew, kills in each, the best of the last."""
 
 import csv
 import json

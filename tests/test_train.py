@@ -326,7 +326,7 @@ import json, sys
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.train import train
 # A small rate: Adam makes much of differences in the last bits of small gradients.
-config = TrainConfig(epochs=2, batch_size=16, patience=0, seed=3, learning_rate=2e-4)
+config = TrainConfig(epochs=2, batch_size=16, patience=0, seed=3, learning_rate=2e-4, retrain_epochs=1)
 _, trained = train(sys.argv[1], sys.argv[2], config, devices=sys.argv[3])
 print(json.dumps([[row["loss"], row["val_loss"]] for row in trained.history]))
 """
