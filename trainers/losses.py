@@ -282,7 +282,7 @@ class LDAM(_FromLogits):
         weights = filled / effective
         # So that the mean weight over the training records is 1.
         self._weights = np.asarray(weights * num_records / (weights @ class_records), np.float32)
-        self.cosine_scale, self._defer = scale, defer
+        self._defer = defer
         self.reweighted = False
 
     def reweights_from(self, epochs: int) -> int:
@@ -360,16 +360,29 @@ def _focal_ce(class_records: np.ndarray, num_records: int, gamma: float = 2.0) -
     return FocalCrossEntropy(gamma)
 
 
+_LDAM_SCALE = 30.0
+
+
 def _ldam(
     class_records: np.ndarray,
     num_records: int,
     margin: float = 0.5,
-    scale: float = 30.0,
+    scale: float = _LDAM_SCALE,
     beta: float = 0.9999,
     defer: float = 0.8,
 ) -> LDAM:
     """The values of the paper's code, which weighs from epoch 160 of 200 on."""
     return LDAM(class_records, num_records, margin, scale, beta, defer)
+
+
+def cosine_scale(loss: str, options: Mapping[str, float]) -> float:
+    """Returns what the logits for a loss are, as `ModelSpec.cosine_scale`: so many times a cosine, or 0.
+
+    Args:
+        loss: its name.
+        options: of the loss.
+    """
+    return options.get("scale", _LDAM_SCALE) if loss == "ldam" else 0.0
 
 
 LOSSES: Mapping[str, Mapping[str, LossMaker]] = {
