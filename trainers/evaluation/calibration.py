@@ -146,6 +146,8 @@ def calibrate(scored: Predictions, validation: Predictions | None, run: Run | No
 
 def _calibrate_class(labels: np.ndarray, scores: np.ndarray, cooled: np.ndarray | None) -> ClassCalibration:
     """Measures one class: labels and scores [n], and the scores after the temperature."""
+    judged = labels >= 0
+    labels, scores, cooled = labels[judged], scores[judged], None if cooled is None else cooled[judged]
     bins = reliability(labels, scores)
     return ClassCalibration(
         ece=_digits(expected_error(bins)),
