@@ -404,8 +404,8 @@ def test_names_that_are_one_but_for_their_folders_are_refused_where_they_alone_n
         _ = labels.images
     assert str(error.value) == (
         f"{labels.path}, line 2 and line 3: found names that differ in their folders alone "
-        "('p1/view1.jpg' and 'p2/view1.jpg'); give each image a file name of its own, here and in the table of "
-        "scores"
+        "('p1/view1.jpg' and 'p2/view1.jpg'); give each image a file name of its own, here and in the table "
+        "of scores"
     )
 
 
