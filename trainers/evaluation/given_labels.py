@@ -364,13 +364,13 @@ def _labelled(
 ) -> tuple[Predictions, GivenLabels]:
     """Puts labels in the place of NIH's; images and classes without any are left out."""
     judged = np.asarray(labels >= 0)
-    names = [name for name, any_judged in zip(scored.names, judged.any(axis=0), strict=True) if any_judged]
+    names = [name for name, any_judged in zip(scored.names, judged.max(axis=0), strict=True) if any_judged]
     if not names:
         raise UsageError(
             f"{table.path}: found labels for {listed(table.names)}, none of which is of an image and a class "
             f"that have scores ({listed(scored.names)}); give `labels` for these"
         )
-    used = dataclasses.replace(scored, labels=labels).of_rows(judged.any(axis=1)).of_classes(names)
+    used = dataclasses.replace(scored, labels=labels).of_rows(judged.max(axis=1)).of_classes(names)
     images = len(used.image_ids)
     if (unused := len(set(table.image_ids)) - images) > 0:
         why = "they have no score, or take no part in the task"
