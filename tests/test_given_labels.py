@@ -92,12 +92,15 @@ def test_a_class_is_measured_on_the_images_that_were_judged_for_it_and_on_no_oth
         assert whole.within_view.auroc[name] == alone.within_view.auroc[name]
         assert whole.baselines.metadata.auroc[name] == alone.baselines.metadata.auroc[name]
         ours, theirs = whole.calibration.classes[name], alone.calibration.classes[name]
-        assert (ours.ece, ours.brier, ours.bins) == (theirs.ece, theirs.brier, theirs.bins)
-        groups = {(each.by, each.group): each.auroc[name] for each in alone.subgroups}
+        assert ours == theirs
+        assert whole.decisions[name] == alone.decisions[name]
+        groups = {(each.by, each.group): each for each in alone.subgroups}
         for each in whole.subgroups:
-            expected = groups.get((each.by, each.group))
-            assert each.auroc[name].value == (expected and expected.value)
-            assert each.auroc[name].positives == (expected.positives if expected else 0)
+            if expected := groups.get((each.by, each.group)):
+                assert each.auroc[name] == expected.auroc[name]
+                assert each.operating_points[name] == expected.operating_points[name]
+            else:
+                assert each.auroc[name].value is None
     shown = {(mistake.class_name, mistake.image_id) for mistake in whole.mistakes}
     row_of = {image: row for row, image in enumerate(scored.image_ids)}
     assert all(labels[row_of[image], NAMES.index(name)] >= 0 for name, image in shown)

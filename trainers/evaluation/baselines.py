@@ -150,10 +150,9 @@ class Beside:
         ]
 
     def columns(self, weights: np.ndarray, areas: np.ndarray) -> np.ndarray:
-        """Returns what `results` takes the intervals of: float64 [draws, 6 * (k + 1)].
+        """Returns what `results` takes the intervals of, by class: float64 [draws, 6k].
 
-        AUROC of metadata, of the view, and within views; the model's less each of these. Each by class, and
-        then the mean.
+        AUROC of metadata, of the view, and within views; the model's less each of these.
 
         Args:
             weights: int [n, draws].
@@ -161,22 +160,27 @@ class Beside:
         """
         within = np.stack([each.auroc(weights) for each in self._within], axis=1)
         alone = [self._metadata.auroc(weights), self._view.auroc(weights), within]
-        blocks = []
-        for block in (*alone, *(areas - each for each in alone)):
-            blocks += [block, np.array([[metrics.macro(draw)] for draw in block])]
-        return np.concatenate(blocks, axis=1)
+        return np.concatenate([*alone, *(areas - each for each in alone)], axis=1)
 
-    def results(self, model: Sequence[Interval], found: Sequence[Interval]) -> tuple[Baselines, WithinView]:
+    def means(self, first: int) -> list[range]:
+        """Returns the places of the columns that `results` takes means of; `columns` begin at `first`."""
+        count = len(self._scored.names)
+        return [range(first + block * count, first + (block + 1) * count) for block in range(6)]
+
+    def results(
+        self, model: Sequence[Interval], columns: Sequence[Interval], means: Sequence[Interval]
+    ) -> tuple[Baselines, WithinView]:
         """Returns what was found.
 
         Args:
             model: its AUROC by class.
-            found: intervals of `columns`.
+            columns: intervals of `columns`.
+            means: of `means`.
         """
         names = self._scored.names
-        blocks = [found[start : start + len(names) + 1] for start in range(0, len(found), len(names) + 1)]
         metadata, view, within, added, added_to_view, lost = (
-            (mean, dict(zip(names, each, strict=True))) for *each, mean in blocks
+            (mean, dict(zip(names, (columns[place] for place in places), strict=True)))
+            for mean, places in zip(means, self.means(0), strict=True)
         )
         known = self._facts.known
         follow_ups = "none"

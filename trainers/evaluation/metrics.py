@@ -169,10 +169,11 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the mean over classes of the share of images that were predicted right: float64 [draws].
+def recall_per_class(labels: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the share of images of each class that were predicted right: float64 [draws, classes].
 
-    Classes without images in a draw are left out of its mean.
+    Their mean is the balanced accuracy. The classes are those that occur, in order; NaN where a draw has no
+    image of one.
 
     Args:
         labels: int [n].
@@ -180,8 +181,8 @@ def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray
         weights: int [n, draws].
     """
     rows = (np.unique(labels)[:, np.newaxis] == np.asarray(labels)).astype(np.float64)
-    means: np.ndarray = np.nanmean(_ratio((rows * right) @ weights, rows @ weights), axis=0)
-    return means
+    shares: np.ndarray = _ratio((rows * right) @ weights, rows @ weights).T
+    return shares
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
