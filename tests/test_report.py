@@ -13,7 +13,13 @@ from evaluations import NAMES, read_expected
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers.evaluation.published import RESULTS, comparison
 from cxr_records.trainers.evaluation.report import write_comparison, write_report
-from cxr_records.trainers.evaluation.results import Difference, Evaluation, RunComparison
+from cxr_records.trainers.evaluation.results import (
+    Difference,
+    Evaluation,
+    Interval,
+    PairedInterval,
+    RunComparison,
+)
 from cxr_records.trainers.evaluation.summary import difference_lines, interval, number, table_lines
 
 HISTORY = [
@@ -96,8 +102,9 @@ def test_every_class_is_there_with_its_numbers(evaluation, text):
         assert number(evaluation.calibration.classes[name].ece) in shown
     assert f"{evaluation.macro_auroc.value:.3f}" in shown
     for title in (
-        "Classes", "ROC and precision-recall curves", "Operating points", "Calibration", "Subgroups",
-        "Highest-scoring mistakes", "Published results", "Training", "What was measured",
+        "Classes", "ROC and precision-recall curves", "Operating points", "Calibration",
+        "Decision curves", "Subgroups", "Highest-scoring mistakes", "Published results", "Training",
+        "What was measured",
     ):  # fmt: skip
         assert f"\n{title}\n" in shown
     assert "\nofficial split\n" in shown
@@ -109,13 +116,63 @@ def test_a_sentence_stands_whole(evaluation, text):
     shown = " ".join(" ".join(Page(text).text).split())
 
     assert "Task multilabel, test: 60 images of 30 patients." in shown
-    assert "Thresholds of the largest Youden index, chosen on: validation. Predictive values" in shown
-    temperature = f"{evaluation.calibration.temperature:.2f}"
+    assert "Thresholds of the largest Youden index, chosen on: validation. They are of the scores" in shown
     assert (
-        f"The shift of frequencies by copies was undone first. Temperature {temperature}, fitted on "
-        "validation. Expected calibration error (ECE) over 15 bins"
+        "Undone first, exactly: what training did to the odds by copies. Each class was calibrated by a line "
+        "of its own, fitted on validation: calibrated logit = offset + slope × logit."
     ) in shown
     assert "20 draws of patients with replacement, seed 0; 2.5th and 97.5th percentile" in shown
+
+
+def test_what_metadata_give_without_a_pixel_is_a_plain_sentence(evaluation, tmp_path, text):
+    metadata, within = evaluation.baselines.metadata, evaluation.within_view
+    shown = squeezed(text)
+    over = " (2 of 3 classes: no Hernia)"
+
+    assert (
+        f"Metadata alone, without a pixel, reaches a macro AUROC{over} of {interval(metadata.macro_auroc)}; "
+        f"the model reaches {interval(evaluation.macro_auroc)}, a difference of "
+        f"{interval(metadata.macro_added, signed=True)}. Metadata here: view, sex, age and follow-up number, "
+        "by a logistic regression fitted on the scored images, cross-fitted by patient in 5 folds; numbers "
+        "of follow-ups: in the names of images."
+    ) in shown
+    assert (
+        f"it has a macro AUROC{over} of {interval(within.macro_auroc)}, on the 60 images of known view"
+        in shown
+    )
+    cells = [evaluation.auroc["Mass"], metadata.auroc["Mass"], evaluation.baselines.view.auroc["Mass"]]
+    assert (
+        f"Mass {interval(cells[0])} {interval(cells[1])} {interval(metadata.added['Mass'], signed=True)} "
+        in shown
+    )
+    lines = table_lines(evaluation)
+    added = interval(metadata.macro_added, signed=True)
+    assert (
+        f"metadata alone, without a pixel{over} {interval(metadata.macro_auroc)}; the model less that {added}"
+    ) in lines
+    assert f"within a view, PA or AP{over} {interval(within.macro_auroc)}" in lines
+    unknown = dataclasses.replace(evaluation.baselines, metadata=None, view=None)
+    without = squeezed(written(bare(evaluation, baselines=unknown), tmp_path / "r.html"))
+    assert "Neither view, sex, age nor follow-up number is known of any image" in without
+
+
+def test_what_the_areas_mean_if_labels_err_is_a_table(evaluation, tmp_path, text):
+    shown = squeezed(text)
+    mass = evaluation.label_noise.classes["Mass"]
+
+    assert (
+        "a true AUROC of 0.899 reads 0.827 on labels of 90% sensitivity and 99% specificity, if 5% of the"
+        in shown
+    )
+    assert "class AUROC seen 99% / 99% 90% / 99% 80% / 95% as experts found them" in shown
+    cells = [each.reason or number(each.value) for each in mass]
+    assert (
+        f"Mass {number(evaluation.auroc['Mass'].value)} {' '.join(cells)} (sensitivity 42%, PPV 56%)" in shown
+    )
+    assert "(Majkowska et al. 2020)" in shown
+    several = squeezed(written(bare(read_expected("multiclass")), tmp_path / "r.html"))
+    assert "AUROC seen 99% / 99% 90% / 99% 80% / 95% Mass" in several
+    assert "experts" not in several
 
 
 def test_the_same_numbers_give_the_same_bytes(evaluation, tmp_path, text):
@@ -140,15 +197,25 @@ def test_a_mean_over_fewer_classes_says_so_wherever_it_stands(evaluation, tmp_pa
     assert "mean (3 of 4 classes: no Edema)" in shown
     group = evaluation.subgroups[0]
     assert group.lacks == ("Hernia",)
-    assert f"macro {number(group.macro_auroc)} (2 of 4 classes)" in shown
+    assert f"macro {interval(group.macro_auroc)} (2 of 4 classes)" in shown
     assert f"on a split of ours, a mean over fewer classes {over}. Published" in shown
     assert "Validation macro AUROC (1 of 2 classes: no Hernia)" in shown
     whole = dataclasses.replace(evaluation, macro_lacks=())
     assert "classes:" not in squeezed(written(bare(whole), tmp_path / "w.html", history=HISTORY))
 
 
+def difference_of(evaluation: Evaluation, images: int) -> Difference:
+    """Of two runs; the numbers are those of one."""
+    changes = {
+        name: PairedInterval(**vars(each), p=0.04, p_adjusted=0.08, undecided="so few of them")
+        for name, each in {"": evaluation.macro_auroc, **evaluation.auroc}.items()
+    }
+    macro = changes.pop("")
+    return Difference("runs/first", "runs/second", images, 60, macro, changes)
+
+
 def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
-    difference = Difference("runs/first", "runs/second", 9, evaluation.macro_auroc, evaluation.auroc)
+    difference = difference_of(evaluation, 9)
     second = dataclasses.replace(evaluation.identity, run="runs/second")
     compared = RunComparison((evaluation, dataclasses.replace(evaluation, identity=second)), (difference,))
 
@@ -159,7 +226,7 @@ def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
         f"macro {interval(evaluation.macro_auroc)} {over} {interval(evaluation.macro_auroc)} {over}" in shown
     )
     assert f"macro {over} {interval(evaluation.macro_auroc, signed=True)}" in shown
-    assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared.differences))
+    assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared))
 
 
 def test_a_balanced_accuracy_over_fewer_classes_says_so(tmp_path):
@@ -180,7 +247,92 @@ def test_a_balanced_accuracy_over_fewer_classes_says_so(tmp_path):
 def bare(evaluation: Evaluation, **changes) -> Evaluation:
     """Without what takes long to draw."""
     curves = dict.fromkeys(evaluation.curves)
-    return dataclasses.replace(evaluation, **{"calibration": None, "curves": curves, **changes})
+    return dataclasses.replace(
+        evaluation, **{"calibration": None, "decisions": None, "curves": curves, **changes}
+    )
+
+
+def test_a_mean_without_interval_says_why_in_the_report_and_on_the_terminal(evaluation, tmp_path):
+    reason = "only 31% of the draws hold every class"
+    lacking = Interval(0.7123, no_interval=reason)
+    changed = bare(evaluation, macro_auroc=lacking, macro_lacks=())
+
+    shown = squeezed(written(changed, tmp_path / "r.html"))
+
+    assert f"0.712 macro AUROC (95% interval: none, {reason})" in shown
+    assert f"macro 0.712 (no interval: {reason})" in shown
+    assert f"  0.712 (no interval: {reason})" in "\n".join(table_lines(changed))
+
+
+def test_what_was_not_prior_corrected_is_said_in_the_report_and_on_the_terminal(tmp_path):
+    several = bare(read_expected("multiclass"))
+    changed = dataclasses.replace(
+        several,
+        multiclass=dataclasses.replace(
+            several.multiclass,
+            prior_corrected_balanced_accuracy=None,
+            prior_corrected_confusion=None,
+            not_prior_corrected="the loss weighted_ce has made the classes count alike",
+        ),
+    )
+
+    page = Page(written(changed, tmp_path / "r.html"))
+
+    said = "the loss weighted_ce has made the classes count alike"
+    assert f"No prior-corrected matrix: {said}; to correct again would correct twice." in "".join(page.text)
+    assert len([a for a in page.all("td") if "--share" in a.get("style", "")]) == 9
+    assert f"; prior-corrected not computed: {said}" in "\n".join(table_lines(changed))
+
+
+def test_a_group_whose_shares_differ_is_marked_and_comparisons_are_counted(evaluation, tmp_path):
+    group = evaluation.subgroups[0]
+    point = group.operating_points["Mass"]
+    point = dataclasses.replace(
+        point,
+        sensitivity=Interval(0.987, 0.98, 0.99),
+        specificity=Interval(0.012, 0.01, 0.02),
+        few=(),
+        differs=("sensitivity", "specificity"),
+    )
+    few = dataclasses.replace(point, few=("sensitivity", "specificity"), differs=())
+    groups = (dataclasses.replace(group, operating_points={"Mass": point, "Nodule": few, "Hernia": few}),)
+    changed = bare(evaluation, subgroups=groups)
+
+    shown = squeezed(written(changed, tmp_path / "r.html"))
+
+    assert "▲ 0.987 / ▼ 0.012" in shown
+    assert "0.987* / 0.012*" in shown
+    assert "2 such comparisons were made, 2 are marked; by chance alone some 0 would be." in shown
+    assert "▲ 0.987" not in squeezed(written(bare(evaluation), tmp_path / "r.html"))
+
+
+def test_a_class_that_was_not_calibrated_says_why(evaluation, tmp_path):
+    mass = dataclasses.replace(evaluation.calibration.classes["Mass"], note="offset alone: for a reason")
+    classes = {**evaluation.calibration.classes, "Mass": mass}
+    fitted = dataclasses.replace(evaluation.calibration, classes=classes)
+    unfitted = dataclasses.replace(evaluation.calibration, fitted_on=None, undone=())
+
+    with_note = squeezed(written(bare(evaluation, calibration=fitted), tmp_path / "r.html"))
+    without = squeezed(written(bare(evaluation, calibration=unfitted), tmp_path / "w.html"))
+
+    for step in ("ECE of the scores", "ECE, training undone", "ECE, calibrated", "slope", "offset"):
+        assert step in with_note
+    assert f"{mass.slope:.2f} {mass.offset:.2f} offset alone: for a reason" in with_note
+    assert "ECE, calibrated" not in without
+    assert "No slope and offset: there are no validation scores to fit them on." in without
+
+
+def test_a_decision_curve_says_where_the_model_is_of_use(evaluation, tmp_path):
+    useless = dataclasses.replace(evaluation.decisions["Mass"], model=(-0.1,) * 30)
+    curves = {"Mass": useless, "Nodule": evaluation.decisions["Nodule"], "Hernia": None}
+
+    shown = squeezed(written(bare(evaluation, decisions=curves), tmp_path / "r.html"))
+
+    assert "Mass: nowhere above both: of no use at these thresholds" in shown
+    low, high = evaluation.decisions["Nodule"].best_from_to
+    assert f"Nodule: above both from {low:.2g} to {high:.2g}" in shown
+    assert "Hernia: no curve without both positives and negatives." in shown
+    assert "Probabilities calibrated by slope and offset." in shown
 
 
 def test_what_a_stranger_named_is_escaped(evaluation, tmp_path):
@@ -235,7 +387,7 @@ def test_runs_side_by_side(evaluation, tmp_path):
     other = dataclasses.replace(
         evaluation, identity=dataclasses.replace(evaluation.identity, run="runs/second", name="second")
     )
-    difference = Difference("runs/first", "runs/second", 120, evaluation.macro_auroc, evaluation.auroc)
+    difference = difference_of(evaluation, 120)
     compared = RunComparison((evaluation, other), (difference,))
 
     write_comparison(compared, str(tmp_path / "c.html"), {"runs/first": HISTORY, "runs/second": HISTORY})
@@ -244,4 +396,7 @@ def test_runs_side_by_side(evaluation, tmp_path):
     assert "Comparison of first, second" in shown
     assert "second less first" in shown
     assert interval(evaluation.macro_auroc, signed=True) in shown
-    assert "On the 120 images that both scored" in shown
+    assert "On the 120 images of 60 patients that both scored" in shown
+    assert "3 comparisons of classes in 1 pair of runs: p-values" in shown
+    assert shown.count("not decided: so few of them") == 4
+    assert "0.040\n0.080" in shown.replace("\n\n", "\n") or "0.0400.080" in shown.replace("\n", "")

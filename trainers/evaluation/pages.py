@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cxr_records.trainers.evaluation.summary import interval, number
+from cxr_records.trainers.evaluation.summary import digits, interval, number
 from cxr_records.urls import redacted_text
 
 _FOLDER = Path(__file__).parent
@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"interval": interval, "number": number, "count": _count}
+    environment.filters |= {"interval": interval, "number": number, "count": _count, "digits": digits}
     environment.globals["style"] = (_FOLDER / "report.css").read_text()
     return redacted_text(environment.get_template(template).render(**values)).encode()
 
