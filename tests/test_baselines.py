@@ -203,8 +203,8 @@ def test_baselines_of_a_run_are_fitted_on_the_originals_of_its_training_split(da
     records = opened.split("train")
     scored = make_predictions(n=200)
 
-    training = baselines.training_of(opened)
-    binary = baselines.training_of(opened.as_task("binary"))
+    training = baselines.training_of(opened, FINDINGS)
+    binary = baselines.training_of(opened.as_task("binary"), ["Any Finding"])
 
     originals = records.copies == 0
     assert 0 < originals.sum() < len(records)

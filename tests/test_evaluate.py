@@ -598,7 +598,8 @@ def test_curves_pass_through_the_corners_of_the_steps():
         (["{run}", "--predictions", "s.csv"], "give runs to evaluate, or --predictions TABLE"),
         (
             ["--predictions", "s.csv"],
-            "--predictions needs --metadata TABLE (labels and patients) and --out DIR",
+            "--predictions needs --metadata TABLE (labels and patients) and --out DIR; in place of "
+            "--metadata, --labels TABLE will do",
         ),
         (
             ["--predictions", "s.csv", "--metadata", "t.csv", "--out", "o", "--split", "validation"],
@@ -609,7 +610,10 @@ def test_curves_pass_through_the_corners_of_the_steps():
             "--metadata, --test-list, --task and --trained-on go with --predictions",
         ),
         (["{run}", "--draws", "-1"], "found --draws -1; expected 0 or more"),
-        (["{run}", "--out", "x"], "--out goes with --predictions, or with several runs to compare"),
+        (
+            ["{run}", "--out", "x"],
+            "--out goes with --predictions, with --labels, or with several runs to compare",
+        ),
         (
             ["{run}", "--split", "tset"],
             "{run}/predictions.parquet: found no scores for split tset; it has test,",

@@ -5,6 +5,7 @@ AUROC of 0.630 on NIH's official test images, so what a model reaches is to be r
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,6 @@ from cxr_records.trainers.evaluation.results import Baseline, Baselines, Interva
 from cxr_records.trainers.evaluation.subgroups import AGE_BANDS
 
 FOLDS = 5
-BLOCKS = 6  # numbers of each class that stand beside its AUROC
 VIEWS = ("PA", "AP")
 _SEXES = ("F", "M")
 _FOLLOW_UPS = (0, 1, 2, 3, 5, 10, 20, 40)  # each band begins with one of them
@@ -93,10 +93,14 @@ def facts_of(scored: Predictions) -> Facts:
     return Facts(scored.views, scored.sexes, scored.ages_years, follow_ups, scored.patient_ids)
 
 
-def training_of(dataset: Dataset) -> Training:
+def training_of(dataset: Dataset, names: Sequence[str]) -> Training:
     """Returns the original images of a dataset's training split, for the dataset's task.
 
     A dataset holds no numbers of follow-ups: those in the images' names are taken, NIH's of 2017.
+
+    Args:
+        dataset: of a run.
+        names: of the classes that are wanted.
 
     Raises:
         UsageError: there is no such split, or no image of it takes part in the task.
@@ -104,6 +108,7 @@ def training_of(dataset: Dataset) -> Training:
     """
     records = dataset.split(TRAIN)
     originals = records.copies == 0
+    places = [runs.score_names(records.task).index(name) for name in names]
     return Training(
         Facts(
             records.views[originals],
@@ -112,7 +117,7 @@ def training_of(dataset: Dataset) -> Training:
             _follow_ups_in(records.image_ids[originals]),
             records.patient_ids[originals],
         ),
-        runs.class_rows(records.task, records.labels)[originals],
+        runs.class_rows(records.task, records.labels)[originals][:, places],
     )
 
 
@@ -145,9 +150,9 @@ class Beside:
         ]
 
     def columns(self, weights: np.ndarray, areas: np.ndarray) -> np.ndarray:
-        """Returns what `results` takes the intervals of: float64 [draws, BLOCKS * k].
+        """Returns what `results` takes the intervals of, by class: float64 [draws, 6k].
 
-        AUROC of metadata, of the view, and within views; the model's less each of these. Each by class.
+        AUROC of metadata, of the view, and within views; the model's less each of these.
 
         Args:
             weights: int [n, draws].
@@ -157,20 +162,25 @@ class Beside:
         alone = [self._metadata.auroc(weights), self._view.auroc(weights), within]
         return np.concatenate([*alone, *(areas - each for each in alone)], axis=1)
 
+    def means(self, first: int) -> list[range]:
+        """Returns the places of the columns that `results` takes means of; `columns` begin at `first`."""
+        count = len(self._scored.names)
+        return [range(first + block * count, first + (block + 1) * count) for block in range(6)]
+
     def results(
-        self, model: Sequence[Interval], found: Sequence[Interval], means: Sequence[Interval]
+        self, model: Sequence[Interval], columns: Sequence[Interval], means: Sequence[Interval]
     ) -> tuple[Baselines, WithinView]:
         """Returns what was found.
 
         Args:
             model: its AUROC by class.
-            found: intervals of `columns`.
-            means: of each block of k of them.
+            columns: intervals of `columns`.
+            means: of `means`.
         """
         names = self._scored.names
-        blocks = [found[start : start + len(names)] for start in range(0, len(found), len(names))]
         metadata, view, within, added, added_to_view, lost = (
-            (mean, dict(zip(names, each, strict=True))) for mean, each in zip(means, blocks, strict=True)
+            (mean, dict(zip(names, (columns[place] for place in places), strict=True)))
+            for mean, places in zip(means, self.means(0), strict=True)
         )
         known = self._facts.known
         follow_ups = "none"
@@ -233,13 +243,16 @@ def _log_odds(
 
     They are less their mean over the images that were fitted on, so that those of several folds go together.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(solver="newton-cholesky", tol=1e-8)
     design = np.concatenate([kinds, kinds]).astype(np.float64)
     truth = np.repeat([0, 1], len(kinds))
     weights = np.concatenate([negatives, positives]).astype(np.float64)
-    effects = model.fit(design[weights > 0], truth[weights > 0], weights[weights > 0]).coef_[0]
+    with warnings.catch_warnings():  # that it goes on with lbfgs where a Newton step gains nothing
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        effects = model.fit(design[weights > 0], truth[weights > 0], weights[weights > 0]).coef_[0]
     mean = np.average(kinds @ effects, weights=negatives + positives)
     odds: np.ndarray = (asked @ effects - mean).round(_DIGITS)
     return odds
@@ -363,7 +376,8 @@ def _one_of(values: np.ndarray, known: Sequence[str]) -> np.ndarray:
 def _band(values: np.ndarray, starts: Sequence[int]) -> np.ndarray:
     """A column for each band, and one for values below 0: bool [n, bands + 1]."""
     bands = np.searchsorted(starts, values, "right")
-    return bands[:, np.newaxis] == np.arange(len(starts) + 1)
+    columns: np.ndarray = bands[:, np.newaxis] == np.arange(len(starts) + 1)
+    return columns
 
 
 def _share(twice: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -18,11 +18,12 @@ def net_benefit(labels: np.ndarray, acted: np.ndarray, threshold: float) -> np.n
     """Returns what each image adds to the net benefit: float64 [n], of which the mean is the net benefit.
 
     Args:
-        labels: [n], zeros and ones; other labels add nothing.
+        labels: [n], zeros and ones; images of other labels add nothing.
         acted: bool [n], which images were acted on.
         threshold: the probability from which on one would act, below 1.
     """
-    return acted * np.where(labels == 1, 1.0, np.where(labels == 0, -threshold / (1 - threshold), 0.0))
+    gain: np.ndarray = acted * ((labels == 1) - (labels == 0) * (threshold / (1 - threshold)))
+    return gain
 
 
 def decisions(
@@ -37,9 +38,9 @@ def decisions(
         draws: of the bootstrap, over patients alone; 0 for none.
         seed: of the draws.
     """
-    yes, judged = scored.labels == 1, scored.labels >= 0
-    held = np.flatnonzero(yes.any(axis=0) & (scored.labels == 0).any(axis=0)).tolist()
-    grids = {place: _thresholds(yes[:, place].sum() / judged[:, place].sum()) for place in held}
+    held = [place for place, column in enumerate(scored.labels.T) if {0, 1} <= set(column.tolist())]
+    judged = scored.labels >= 0
+    grids = {place: _thresholds(scored.labels[judged[:, place], place].mean()) for place in held}
     images = by_patient(scored.patient_ids, judged[:, held].astype(np.float64))
     columns = [
         by_patient(scored.patient_ids, _curve(scored.labels[:, place], probabilities[:, place], grid))
@@ -48,25 +49,25 @@ def decisions(
     table = np.concatenate([images, *columns], axis=1)
 
     def means(weights: np.ndarray) -> np.ndarray:
-        sums = weights.T @ table
-        count = np.repeat(sums[:, : len(held)], THRESHOLDS, axis=1)
+        sums = weights.T.astype(np.float64) @ table
         with np.errstate(divide="ignore", invalid="ignore"):
-            benefits: np.ndarray = np.where(count > 0, sums[:, len(held) :] / count, np.nan)
+            benefits: np.ndarray = sums[:, len(held) :] / np.repeat(sums[:, : len(held)], THRESHOLDS, axis=1)
         return benefits
 
     drawn = sample(means, np.unique(scored.patient_ids), draws, seed, images=False)
     found: dict[str, Decisions | None] = dict.fromkeys(scored.names)
     for index, (place, grid) in enumerate(grids.items()):
-        name = scored.names[place]
+        name, truth = scored.names[place], scored.labels[judged[:, place], place]
         each = [drawn.interval(THRESHOLDS * index + offset) for offset in range(THRESHOLDS)]
-        labels, everyone = scored.labels[judged[:, place], place], np.ones(judged[:, place].sum(), bool)
         found[name] = Decisions(
             scores=_which(calibration, name),
             thresholds=tuple(grid.tolist()),
             model=tuple(interval.value or 0.0 for interval in each),
             low=tuple(interval.low or 0.0 for interval in each) if draws else None,
             high=tuple(interval.high or 0.0 for interval in each) if draws else None,
-            treat_all=tuple(round(float(net_benefit(labels, everyone, t).mean()), DIGITS) for t in grid),
+            treat_all=tuple(
+                round(float(net_benefit(truth, np.ones(len(truth), bool), t).mean()), DIGITS) for t in grid
+            ),
         )
     return found
 

@@ -97,8 +97,8 @@ def _count(scored: Predictions, place: int, threshold: float | None, rows: np.nd
     """Images of each patient, of all of them, that are of each kind: float32 [patients, 4]."""
     assert threshold is not None
     says, labels = scored.scores[:, place] >= threshold, scored.labels[:, place]
-    yes, no = labels == 1, labels == 0  # an image that was not judged is neither
-    kinds = np.stack([yes & says, yes & ~says, no & ~says, no & says], axis=1)
+    positive, negative = labels == 1, labels == 0
+    kinds = np.stack([positive & says, positive & ~says, negative & ~says, negative & says], axis=1)
     return by_patient(scored.patient_ids, (kinds & rows[:, np.newaxis]).astype(np.float32))
 
 

@@ -442,10 +442,10 @@ class Measures:
         classes: counts, sensitivities, operating points.
         multiclass: None for the other tasks.
         calibration: None where scores are no probabilities.
+        decisions: None there too; of a class, None where it lacks positives or negatives.
         baselines: what an image's score can know without its pixels.
         within_view: AUROC within PA and AP.
         label_noise: what an AUROC means if labels err.
-        decisions: None there too; of a class, None where it lacks positives or negatives.
         subgroups: those that have images.
         mistakes: the highest-scoring ones.
         curves: None for a class that lacks positives or negatives.
@@ -460,10 +460,10 @@ class Measures:
     classes: Mapping[str, ClassMeasures]
     multiclass: Multiclass | None
     calibration: Calibration | None
+    decisions: Mapping[str, Decisions | None] | None
     baselines: Baselines
     within_view: WithinView
     label_noise: LabelNoise
-    decisions: Mapping[str, Decisions | None] | None
     subgroups: tuple[Subgroup, ...]
     mistakes: tuple[Mistake, ...]
     curves: Mapping[str, Curves | None]
