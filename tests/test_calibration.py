@@ -267,8 +267,11 @@ def best_temperature(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def real(nih) -> tuple[Predictions, Predictions, Run]:
-    """The real table with odds shifted as `weighted_bce` shifts them, in halves of patients; and that run."""
+def real(nih) -> tuple[Predictions, Predictions, Run, Predictions]:
+    """The real table with odds shifted as `weighted_bce` shifts them, in halves of patients; that run.
+
+    And the first half as it was.
+    """
     whole = read_real(nih)
     positives, count = whole.labels.sum(axis=0), len(whole.labels)
     held = dict(zip(whole.names, positives.tolist(), strict=True))
@@ -279,16 +282,14 @@ def real(nih) -> tuple[Predictions, Predictions, Run]:
     half = np.isin(whole.patient_ids, np.random.default_rng(0).permutation(patients)[: len(patients) // 2])
     columns = ("image_ids", "patient_ids", "views", "sexes", "ages_years", "labels", "scores")
 
-    def part(rows: np.ndarray, split: str) -> Predictions:
-        return dataclasses.replace(
-            shifted, split=split, **{name: getattr(shifted, name)[rows] for name in columns}
-        )
+    def part(table: Predictions, rows: np.ndarray) -> Predictions:
+        return dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in columns})
 
-    return part(~half, "test"), part(half, "validation"), run
+    return part(shifted, ~half), part(shifted, half), run, part(whole, ~half)
 
 
 def test_slope_and_offset_bring_the_real_table_from_a_quarter_to_less_than_a_hundredth(real):
-    scored, validation, _ = real
+    scored, validation, _, _ = real
 
     found, _ = calibration.calibrate(scored, validation, None)
 
@@ -301,16 +302,12 @@ def test_slope_and_offset_bring_the_real_table_from_a_quarter_to_less_than_a_hun
     assert cooled.macro_ece == pytest.approx(0.267, abs=0.004)
 
 
-def test_on_the_real_table_the_weights_are_undone_before_slopes_and_offsets(nih, real):
-    scored, validation, run = real
-    whole = read_real(nih)
+def test_on_the_real_table_the_weights_are_undone_before_slopes_and_offsets(real):
+    scored, validation, run, before = real
 
     found, _ = calibration.calibrate(scored, validation, run)
 
-    rows = np.isin(whole.image_ids, scored.image_ids)
-    as_it_was, _ = calibration.calibrate(
-        dataclasses.replace(whole, labels=whole.labels[rows], scores=whole.scores[rows]), None, None
-    )
+    as_it_was, _ = calibration.calibrate(before, None, None)
     assert found.undone == ("the weights of weighted_bce",)
     assert found.macro_ece == pytest.approx(as_it_was.macro_ece, abs=1e-5) == pytest.approx(0.009, abs=0.001)
     assert found.macro_ece_calibrated < 0.008
@@ -371,6 +368,18 @@ def test_images_that_were_not_judged_take_no_part():
     found, _ = calibration.calibrate(scored, validation, None)
 
     assert found == calibration.calibrate(part, part_of_validation, None)[0]
+
+
+def test_a_class_of_which_no_image_was_judged_is_not_measured():
+    scored = make_predictions(n=100)
+    scored.labels[:, 1] = -1
+
+    found, _ = calibration.calibrate(scored, None, None)
+
+    none = found.classes["Nodule"]
+    assert (none.ece_raw, none.ece, none.brier, none.bins) == (None, None, None, ())
+    others = [found.classes[name].ece for name in ("Mass", "Hernia")]
+    assert found.macro_ece == pytest.approx(np.mean(others), abs=1e-6)
 
 
 def test_a_class_that_validation_lacks_is_not_calibrated_and_the_mean_is_over_the_others():

@@ -322,6 +322,24 @@ def test_a_class_that_was_not_calibrated_says_why(evaluation, tmp_path):
     assert "No slope and offset: there are no validation scores to fit them on." in without
 
 
+def test_a_class_of_which_nothing_was_judged_has_an_empty_picture(evaluation, tmp_path):
+    mass = dataclasses.replace(
+        evaluation.calibration.classes["Mass"],
+        bins=(),
+        bins_calibrated=None,
+        ece=None,
+        ece_raw=None,
+        brier=None,
+    )
+    measured = dataclasses.replace(
+        evaluation.calibration, classes={"Mass": dataclasses.replace(mass, ece_calibrated=None)}
+    )
+
+    shown = squeezed(written(bare(evaluation, calibration=measured), tmp_path / "r.html"))
+
+    assert "Mass - - - - " in shown
+
+
 def test_a_decision_curve_says_where_the_model_is_of_use(evaluation, tmp_path):
     useless = dataclasses.replace(evaluation.decisions["Mass"], model=(-0.1,) * 30)
     curves = {"Mass": useless, "Nodule": evaluation.decisions["Nodule"], "Hernia": None}

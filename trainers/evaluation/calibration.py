@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cxr_records.trainers import named, weighting
-from cxr_records.trainers.evaluation.bootstrap import DIGITS
+from cxr_records.trainers.evaluation.bootstrap import DIGITS, rounded
 from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.evaluation.results import Bin, Calibration, ClassCalibration
 from cxr_records.trainers.runs import Run
@@ -205,9 +205,12 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> tuple[Bin, ...]:
 
 
 def expected_error(bins: Sequence[Bin]) -> float:
-    """Returns the expected calibration error: the mean gap between score and share, weighted by count."""
+    """Returns the expected calibration error: the mean gap between score and share, weighted by count.
+
+    NaN without bins.
+    """
     gaps = sum(abs(each.mean_score - each.positive_share) * each.count for each in bins)
-    return gaps / sum(each.count for each in bins)
+    return gaps / sum(each.count for each in bins) if bins else float("nan")
 
 
 def calibrate(
@@ -264,15 +267,15 @@ def _calibrate_class(
     """Measures one class: labels [n], and its scores as given, after the shift was undone, after the line."""
     raw, undone, best = steps
 
-    def brier(scores: np.ndarray) -> float:
-        return _digits(((scores - labels) ** 2).mean())
+    def brier(scores: np.ndarray) -> float | None:
+        return _digits(((scores - labels) ** 2).mean()) if len(labels) else None
 
-    bins, fitted = reliability(labels, undone), line.offset is not None
+    bins, fitted = reliability(labels, undone), line.offset is not None and len(labels) > 0
     bins_calibrated = reliability(labels, best)
     return ClassCalibration(
-        ece_raw=_digits(expected_error(reliability(labels, raw))),
-        ece=_digits(expected_error(bins)),
-        ece_calibrated=_digits(expected_error(bins_calibrated)) if fitted else None,
+        ece_raw=rounded(expected_error(reliability(labels, raw))),
+        ece=rounded(expected_error(bins)),
+        ece_calibrated=rounded(expected_error(bins_calibrated)) if fitted else None,
         brier=brier(undone),
         brier_calibrated=brier(best) if fitted else None,
         slope=None if line.slope is None else _digits(line.slope),

@@ -167,7 +167,8 @@ class ClassCalibration:
     """The calibration of a class.
 
     Attributes:
-        ece_raw: expected calibration error of the scores as the model gives them.
+        ece_raw: expected calibration error of the scores as the model gives them; None where no image of the
+            class was judged, as all that is measured.
         ece: after what training did to the odds was undone.
         ece_calibrated: and after slope and offset; None without these, as all that follows from them.
         brier: Brier score after what training did was undone.
@@ -181,10 +182,10 @@ class ClassCalibration:
         bins_calibrated: after slope and offset.
     """
 
-    ece_raw: float
-    ece: float
+    ece_raw: float | None
+    ece: float | None
     ece_calibrated: float | None
-    brier: float
+    brier: float | None
     brier_calibrated: float | None
     slope: float | None
     offset: float | None
