@@ -98,7 +98,7 @@ def restore(model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str,
     """Puts the arrays of a checkpoint back.
 
     Args:
-        model: as when the checkpoint was made.
+        model: as when the checkpoint was made; for "model" alone, any with the same weights will do.
         arrays: of its `Checkpoint`.
         kinds: which of "model", "seeds", "optimizer", "metrics".
 
@@ -120,7 +120,7 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     weights = {id(variable) for variable in model.weights}
     others = {
         "seeds": [variable for variable in model.variables if id(variable) not in weights],
-        "optimizer": model.optimizer.variables,
+        "optimizer": model.optimizer.variables if model.compiled else [],
         "metrics": model.metrics_variables,
     }
     named = {f"model/{variable.path}": variable for variable in model.weights}

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -95,10 +96,13 @@ def train(
     with contextlib.ExitStack() as stack:
         if exact:
             stack.enter_context(deterministic_kernels())
-        stack.enter_context(_precision(config))
+        stack.enter_context(_precision(config.precision))
         loss = _loss(job)
         with chosen.scope():
             model = _compiled(job, loss)
+        if named.is_outside(config.model):
+            with chosen.alone():
+                models.check_inert(_inert(job), model, config.model, say)
         if writes:  # settings that give no model leave no run behind
             runs.begin(described)
             storage.make_folder(storage.join(run, digests.CHECKPOINTS_FOLDER))
@@ -130,24 +134,32 @@ def _train(
             checkpoints.save(best_path, model, progress)
     say(_greeting(job, model, progress))
     _fit(job, model, loss, progress, last.arrays if last else None, writes)
-    job.devices.work_alone()
     if writes:
-        if job.devices.num_hosts > 1:
-            model = _compiled(job, loss)  # whose weights are this machine's alone
         storage.remove(job.run.file(runs.PREDICTIONS_FILE))  # of a model before this one
-        _save_best(job, model)
+        with job.devices.alone():
+            _save_best(job)
     return progress
 
 
-def _save_best(job: _Job, model: keras.Model) -> keras.Model:
-    """Writes model.keras from the best weights, put into the model; returns what it holds."""
+def _save_best(job: _Job) -> keras.Model:
+    """Writes model.keras with the best weights; returns what it holds."""
     best = checkpoints.load(job.run.file(runs.BEST_FILE))
     if best is None:
         raise _no_best(job.run)
-    checkpoints.restore(model, best.arrays, ("model",))
-    saved = models.with_probabilities(model, job.task.kind)
+    saved = _inert(job)
+    checkpoints.restore(saved, best.arrays, ("model",))
     _save_model(saved, job.run.file(runs.MODEL_FILE))
     return saved
+
+
+def _inert(job: _Job) -> keras.Model:
+    """The model that a run hands over, made anew: uint8 to probabilities in float32, and nothing random.
+
+    Its weights are to be replaced: there is no need to fetch any.
+    """
+    with _precision("float32"):
+        network = _network(job, weights="none", dropout=0.0, synchronized=False)
+        return models.with_probabilities(models.inert(network), job.task.kind)
 
 
 def remake_model(run: runs.Run, dataset: Dataset) -> keras.Model:
@@ -166,13 +178,10 @@ def remake_model(run: runs.Run, dataset: Dataset) -> keras.Model:
     """
     now = dataclasses.replace(run, code=named.files_of(run.config.to_json()))
     runs.check(now)
-    # Its first weights are replaced: there is no need to fetch any.
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, weights="none"))
     job = _Job(dataset, run, Devices("cpu", 1), steps=1)
     if not _is_whole(run.file(runs.BEST_FILE)):
         raise _no_best(run)
-    with _precision(run.config):
-        return _save_best(job, _compiled(job, _loss(job)))
+    return _save_best(job)
 
 
 def _is_whole(path: str) -> bool:
@@ -188,10 +197,10 @@ def _is_whole(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _precision(config: TrainConfig) -> Iterator[None]:
-    """Computes in the run's precision."""
+def _precision(precision: str) -> Iterator[None]:
+    """Makes models that compute in a precision."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config.precision)
+    keras.config.set_dtype_policy(precision)
     try:
         yield
     finally:
@@ -212,28 +221,29 @@ def _no_best(run: runs.Run) -> CxrError:
     )
 
 
-def _compiled(job: _Job, loss: keras.losses.Loss) -> keras.Model:
-    config, pixels, counts = job.config, job.dataset.manifest.pixels, job.counts
+def _network(job: _Job, **changes: Any) -> keras.Model:
+    """The run's network, uint8 to logits; `changes` are arguments of `make_model` beside its own."""
+    config, pixels = job.config, job.dataset.manifest.pixels
     assert pixels.mean is not None
     assert pixels.std is not None, "a dataset with a training split has both"
-    bias = None
-    if config.prior_bias and (config.loss in _PRIOR_KEEPING or named.is_outside(config.loss)):
-        share = np.clip(counts / job.run.train_records, 1e-4, 1 - 1e-4)
-        bias = np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share))
-    model = models.make_model(
-        config.model,
-        len(counts),
-        job.run.image_format.size,
-        pixels.mean,
-        pixels.std,
-        weights=config.weights,
-        augment=config.augment,
-        dropout=config.dropout,
-        seed=config.seed,
-        bias=bias,
-        synchronized=job.devices.strategy is not None,
-        say=say,
-    )
+    settings = {"weights": config.weights, "dropout": config.dropout, "seed": config.seed, "say": say}
+    size, outputs = job.run.image_format.size, len(job.counts)
+    return models.make_model(config.model, outputs, size, pixels.mean, pixels.std, **{**settings, **changes})
+
+
+def _prior(job: _Job) -> np.ndarray | None:
+    """What the last layer starts with, float [number of scores], to give the classes' frequencies."""
+    config = job.config
+    if not config.prior_bias or not (config.loss in _PRIOR_KEEPING or named.is_outside(config.loss)):
+        return None
+    share = np.clip(job.counts / job.run.train_records, 1e-4, 1 - 1e-4)
+    return np.asarray(np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share)))
+
+
+def _compiled(job: _Job, loss: keras.losses.Loss) -> keras.Model:
+    config = job.config
+    network = _network(job, bias=_prior(job), synchronized=job.devices.strategy is not None)
+    model = models.with_augmentation(network, config.augment, config.seed)
     warmup = round(config.warmup_epochs * job.steps)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else config.learning_rate,
