@@ -95,7 +95,7 @@ def read_boxes(path: str) -> BoxTable:
 
 
 def _places(header: Sequence[str]) -> list[int] | None:
-    """Places of image, finding and the four numbers in a header; None where it is not that of such a table."""
+    """Places of image, finding and the four numbers in a header; None where one of them is not there."""
     names = [plain(cell) for cell in header]
 
     def find(known: Sequence[str]) -> int:
@@ -125,14 +125,14 @@ def _box(rows: Rows, row: int, places: Sequence[int]) -> Box:
     told = f"x {sides[0]}, y {sides[1]}, w {sides[2]}, h {sides[3]}"
     if not all(map(math.isfinite, numbers)) or box.width <= 0 or box.height <= 0:
         raise CxrError(
-            f"{where} (image {short(image_id)!r}): found the box {short(told)}; expected four numbers, the last two "
-            "above 0"
+            f"{where} (image {short(image_id)!r}): found the box {short(told)}; expected four numbers, the "
+            "last two above 0"
         )
     beyond = max(box.left, box.top) >= BOX_SIZE or box.left + box.width <= 0 or box.top + box.height <= 0
     if beyond:
         raise CxrError(
-            f"{where} (image {short(image_id)!r}): found the box {short(told)}, outside the image; expected pixels of "
-            f"an image of {BOX_SIZE} x {BOX_SIZE}"
+            f"{where} (image {short(image_id)!r}): found the box {short(told)}, outside the image; expected "
+            f"pixels of an image of {BOX_SIZE} x {BOX_SIZE}"
         )
     return box
 

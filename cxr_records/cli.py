@@ -28,6 +28,7 @@ COMMANDS = {
         "Score runs or a table of predictions; write a report.",
     ),
     "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
+    "explain": ("trainers.explain_cli:explain", "Draw where scores come from; measure it against boxes."),
     "demo": ("demo:demo", "Make a small look-alike set and run the main job on it."),
 }
 # Packages that only some commands need: the extra that brings each.
