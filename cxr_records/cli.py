@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
     "export": ("trainers.cli:export", "Write a trained run's model for a server: SavedModel, ONNX, TFLite."),
+    "explain": ("trainers.explain_cli:explain", "Draw where scores come from; measure it against boxes."),
     "demo": ("demo:demo", "Make a small look-alike set and run the main job on it."),
 }
 # Packages that only some commands need: the extra that brings each.
