@@ -1,6 +1,8 @@
 """The command evaluate, and what the command train needs of it."""
 
+import datetime
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ _JSON = click.option(
 )
 @click.option("--draws", default=1000, show_default=True, help="Of the bootstrap; 0 for no intervals.")
 @click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--date", metavar="YYYY-MM-DD", help="Of the report; default: today.")
 @_JSON
 @_DEBUG
 def evaluate(
@@ -53,6 +56,7 @@ def evaluate(
     out: str | None,
     draws: int,
     seed: int,
+    date: str | None,
     as_json: bool,
     debug: bool,
 ) -> None:
@@ -71,6 +75,7 @@ def evaluate(
     """
     if bool(runs) == bool(predictions):
         raise UsageError("give runs to evaluate, or --predictions TABLE --metadata TABLE --out DIR")
+    day = _checked_date(date) if date is not None else today()
     if predictions:
         if not metadata or not out:
             raise UsageError("--predictions needs --metadata TABLE (labels and patients) and --out DIR")
@@ -78,7 +83,7 @@ def evaluate(
             raise UsageError("--split goes with runs; --test-list chooses images of --predictions")
         from cxr_records.trainers.evaluation.evaluate import evaluate_table
 
-        evaluation = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed)
+        evaluation = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed, day)
         _write(evaluation, out)
         show(evaluation, out, as_json, {})
         _fail_on_leaks([evaluation])
@@ -89,7 +94,7 @@ def evaluate(
         )
     if out and len(runs) == 1:
         raise UsageError("--out goes with --predictions, or with several runs to compare")
-    evaluated = [evaluate_into(run, split, draws, seed) for run in runs]
+    evaluated = [evaluate_into(run, split, draws, seed, date=day) for run in runs]
     if len(runs) == 1:
         show(evaluated[0], runs[0], as_json, {"run": runs[0]})
     else:
@@ -97,8 +102,34 @@ def evaluate(
     _fail_on_leaks(evaluated)
 
 
+def today() -> str:
+    """Returns the date of a report where none is given: that of SOURCE_DATE_EPOCH, if set, or today's.
+
+    Raises:
+        UsageError: SOURCE_DATE_EPOCH holds no number of seconds.
+    """
+    if seconds := os.environ.get("SOURCE_DATE_EPOCH"):  # reproducible-builds.org
+        try:
+            return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).date().isoformat()
+        except (ValueError, OverflowError, OSError):
+            raise UsageError(f"SOURCE_DATE_EPOCH={seconds}: expected seconds since 1970") from None
+    return datetime.date.today().isoformat()
+
+
+def _checked_date(text: str) -> str:
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise UsageError(f"`date={text}`: expected a day such as 2026-01-31") from None
+
+
 def evaluate_into(
-    run: str, split: str = "test", draws: int = 1000, seed: int = 0, dataset: "Dataset | None" = None
+    run: str,
+    split: str = "test",
+    draws: int = 1000,
+    seed: int = 0,
+    dataset: "Dataset | None" = None,
+    date: str | None = None,
 ) -> "Evaluation":
     """Evaluates a run and writes metrics.json and report.html into it.
 
@@ -108,11 +139,12 @@ def evaluate_into(
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
         dataset: the run's, where it is open already.
+        date: of the evaluation, for whoever reads it.
     """
     from cxr_records.trainers.evaluation import report
     from cxr_records.trainers.evaluation.evaluate import evaluate_run
 
-    evaluation = evaluate_run(run, split, draws, seed, dataset)
+    evaluation = evaluate_run(run, split, draws, seed, dataset, date)
     thumbnails = report.read_thumbnails(evaluation, dataset)
     _write(evaluation, run, report.read_history(run), thumbnails)
     return evaluation
@@ -184,7 +216,7 @@ def _compare(
         return
     for evaluation in evaluated:
         click.echo("\n".join(summary.table_lines(evaluation)))
-    click.echo("\n".join(summary.difference_lines(comparison.differences)))
+    click.echo("\n".join(summary.difference_lines(comparison.differences, comparison.drawn_words)))
     if out:
         click.echo(f"report: {storage.join(out, report.REPORT_FILE)}")
 

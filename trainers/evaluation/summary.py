@@ -19,6 +19,8 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
         "macro_auprc": thin(evaluation.macro_auprc),
         "macro_lacks": list(evaluation.macro_lacks),
         "split": evaluation.identity.split,
+        "drawn": evaluation.identity.drawn,
+        "date": evaluation.identity.date,
         "official": evaluation.split_claim.official,
         "leaks": list(evaluation.leaks),
         "warnings": list(evaluation.warnings),
@@ -32,9 +34,10 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
 def table_lines(evaluation: Evaluation) -> list[str]:
     """Returns the table that people read, a line each."""
     identity = evaluation.identity
+    drawn = f" {identity.drawn_words}" * bool(identity.drawn_words)
     lines = [
         f"\n{identity.name}, {identity.split}: {identity.images:,} images of {identity.patients:,} patients, "
-        f"task {identity.task}; 95% intervals over patients",
+        f"task {identity.task}; 95% intervals over patients{drawn and f';{drawn}'}",
         "",
         f"{'class':<20} {'positives':>9} {'patients':>8}  {'AUROC':<22} {'AUPRC':<8} prevalence",
     ]
@@ -43,16 +46,16 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         row = f"{name:<20} {about.positives:>9,} {about.positive_patients:>8,}  {area:<22} "
         lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
     macro = f"{'macro' + evaluation.over:<39}  {interval(evaluation.macro_auroc):<22} "
-    lines.append(macro + number(evaluation.macro_auprc.value))
+    lines.append(macro + number(evaluation.macro_auprc.value) + drawn)
     if several := evaluation.multiclass:
         corrected = interval(several.prior_corrected_balanced_accuracy)
         balanced = interval(several.balanced_accuracy)
-        lines.append(f"balanced accuracy{several.over} {balanced}; prior-corrected {corrected}")
+        lines.append(f"balanced accuracy{several.over} {balanced}; prior-corrected {corrected}{drawn}")
     if measured := evaluation.calibration:
         error, brier = number(measured.macro_ece), number(measured.macro_brier)
         undone = " (the shift by copies undone)" if measured.prior_shift_undone else ""
         over = evaluation.calibration_over
-        lines.append(f"calibration error{over} {error}, Brier score {brier}{undone}")
+        lines.append(f"calibration error{over} {error}, Brier score {brier}{undone}{drawn}")
     compare = "" if evaluation.comparison.comparable else "; compare with no published result"
     lines.append(f"split: {evaluation.split_claim.text}{compare}")
     if evaluation.comparison.comparable:
@@ -62,9 +65,17 @@ def table_lines(evaluation: Evaluation) -> list[str]:
     return lines + [f"note: {warning}" for warning in evaluation.warnings]
 
 
-def difference_lines(differences: Sequence[Difference]) -> list[str]:
-    """Returns the differences between runs, a line each."""
-    lines = ["\ndifference in AUROC, second run less first, on the same images; 95% intervals over patients"]
+def difference_lines(differences: Sequence[Difference], drawn: str = "") -> list[str]:
+    """Returns the differences between runs, a line each.
+
+    Args:
+        differences: of every two.
+        drawn: `RunComparison.drawn_words`.
+    """
+    told = f"; {drawn}" * bool(drawn)
+    lines = [
+        f"\ndifference in AUROC, second run less first, on the same images; 95% intervals over patients{told}"
+    ]
     for difference in differences:
         macro = interval(difference.macro_auroc, signed=True)
         lines.append(f"{difference.b} less {difference.a}: macro{difference.over} {macro}")
