@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -157,7 +158,7 @@ def test_intervals_over_patients_contain_the_value_and_differ_from_those_over_im
 # Runs
 
 
-def test_a_run_is_evaluated_with_thresholds_and_temperature_of_validation(scored_run, dataset):
+def test_a_run_is_evaluated_with_thresholds_and_slopes_of_validation(scored_run, dataset):
     found = evaluate_run(str(scored_run()), draws=50)
 
     records = open_dataset(dataset).split("test")
@@ -165,8 +166,8 @@ def test_a_run_is_evaluated_with_thresholds_and_temperature_of_validation(scored
     effusion = found.classes["Effusion"]
     assert effusion.positives == int(records.labels[:, 2].sum())
     assert effusion.operating_point.chosen_on == "validation"
-    assert found.calibration.prior_shift_undone is True
-    assert found.calibration.temperature_fitted_on == "validation"
+    assert found.calibration.undone == ("copies",)
+    assert found.calibration.fitted_on == "validation"
     assert found.leaks == ()
     assert found.split_claim.official is False
     groups = [(each.by, each.group) for each in found.subgroups]
@@ -358,7 +359,10 @@ def test_a_table_is_claimed_by_the_images_that_are_listed_and_scored(lookalike, 
 
 
 def test_runs_are_compared_on_the_same_draws(scored_run):
-    good, bad = str(scored_run("good", noise=0.5)), str(scored_run("bad", noise=4.0, seed=1))
+    good, bad = (
+        str(scored_run(name, noise, seed, task="binary"))
+        for name, noise, seed in (("good", 0.5, 0), ("bad", 4.0, 1))
+    )
 
     (found,) = compare_runs([bad, good], draws=100)
     (same,) = compare_runs([good, good], draws=100)
@@ -366,7 +370,8 @@ def test_runs_are_compared_on_the_same_draws(scored_run):
     areas = [evaluate_run(run, draws=0).macro_auroc.value for run in (bad, good)]
     assert found.macro_auroc.value == pytest.approx(areas[1] - areas[0], abs=1e-5)
     assert 0 < found.macro_auroc.low < found.macro_auroc.value
-    assert same.macro_auroc == Interval(0.0, 0.0, 0.0, 0.0, 0.0)
+    assert (same.macro_auroc.value, same.macro_auroc.low, same.macro_auroc.high) == (0.0, 0.0, 0.0)
+    assert (same.macro_auroc.p, same.macro_auroc.undecided) == (1.0, "16 patients, fewer than 30")
 
 
 def test_the_command_compares_runs_and_writes_both_files(scored_run, tmp_path, capfd):
@@ -383,8 +388,46 @@ def test_the_command_compares_runs_and_writes_both_files(scored_run, tmp_path, c
         "cxr_records comparison"
     )
     assert "other less one" in (tmp_path / "compared" / "report.html").read_text()
+    assert (found["comparisons"], len(found["said"])) == (1, 1)
     assert run_command(words) == 0
-    assert "other less" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert f"{other} less {one}: macro " in out
+    assert (
+        "1 comparison of a class in 1 pair of runs: p-values (two-sided, from the paired draws of patients) "
+        "are adjusted over these 1 by Holm's method." in out
+    )
+
+
+def test_with_ten_test_patients_the_command_and_the_report_say_that_nothing_is_decided(
+    scored_run, tmp_path, capfd
+):
+    task = "binary:Effusion"
+    one, other = scored_run("one", task=task), scored_run("other", noise=3.0, seed=1, task=task)
+
+    words = ["evaluate", str(one), str(other), "--draws", "200", "--out", str(tmp_path / "c")]
+    assert run_command(words) == 0
+
+    patients = evaluate_run(str(one), draws=0).identity.patients
+    assert patients < 15
+    out = capfd.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{other} less {one}: macro ")]
+    assert line.endswith(f"; not decided: {patients} patients, fewer than 30")
+    report = (tmp_path / "c" / "report.html").read_text()
+    assert f"not decided: {patients} patients, fewer than 30" in report
+
+
+def test_a_mean_that_too_few_draws_hold_has_no_interval_and_says_why(scored_run):
+    run = scored_run()
+    table = pd.read_parquet(run / "predictions.parquet")
+    tested = table.index[table["split"] == "test"]
+    table.loc[tested, "label_Hernia"] = 0
+    table.loc[tested[0], "label_Hernia"] = 1  # of one patient, whom a third of the draws lack
+    write_predictions(str(run / "predictions.parquet"), table)
+
+    macro = evaluate_run(str(run), draws=200).macro_auroc
+
+    assert (macro.low, macro.high) == (None, None)
+    assert re.fullmatch(r"only \d\d?% of the draws hold every class", macro.no_interval)
 
 
 def test_thresholds_are_those_of_validation_whatever_is_scored():
@@ -402,7 +445,7 @@ def test_thresholds_are_those_of_validation_whatever_is_scored():
         says, truth = scored.scores[:, place] >= chosen.threshold, scored.labels[:, place] == 1
         shares = (truth[says], ~truth[~says], says[truth], ~says[~truth])
         found = (chosen.ppv, chosen.npv, chosen.sensitivity, chosen.specificity)
-        assert found == pytest.approx([share.mean() for share in shares], abs=1e-6)
+        assert [each.value for each in found] == pytest.approx([share.mean() for share in shares], abs=1e-6)
 
 
 def test_macro_intervals_are_those_of_the_mean_in_each_draw():
@@ -472,6 +515,19 @@ def test_prior_correction_divides_scores_by_their_means():
         np.mean(expected.diagonal() / expected.sum(axis=1)), abs=1e-6
     )
     assert found.accuracy == pytest.approx((scored.scores.argmax(axis=1) == truth).mean(), abs=1e-6)
+    assert found.not_prior_corrected is None
+
+
+@pytest.mark.parametrize("loss", ["weighted_ce", "logit_adjusted"])
+def test_nothing_is_prior_corrected_twice(scored_run, loss):
+    run = scored_run(task="multiclass", loss=loss)
+
+    found = evaluate_run(str(run), draws=0).multiclass
+
+    assert found.prior_corrected_balanced_accuracy is None
+    assert found.prior_corrected_confusion is None
+    assert found.not_prior_corrected == f"the loss {loss} has made the classes count alike"
+    assert found.balanced_accuracy.value is not None
 
 
 # Bad use

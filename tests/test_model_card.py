@@ -82,7 +82,7 @@ def test_of_a_run_everything_that_it_tells_is_filled_in(run, dataset):
     assert found["First weights"] == "Random, seed 3."
     assert found["Training"].startswith("AdamW; loss focal, epochs 7, batch_size 64, ")
     assert found["Training"].endswith(", seed 3, gamma 1.5.")
-    assert "stopped after 2 epochs" in found["Selection of the final model"]
+    assert "training ends 2 epochs after it" in found["Selection of the final model"]
     copies = opened.splits["train"].copies
     assert found["Class imbalance"] == (
         f"Loss focal; {copies} augmented copies of images with rare findings in training by the rule linear."

@@ -19,6 +19,7 @@ from cxr_records.trainers.evaluation.results import (
     Difference,
     Evaluation,
     Interval,
+    PairedInterval,
     PrecisionRecallCurve,
     RunComparison,
 )
@@ -104,8 +105,9 @@ def test_every_class_is_there_with_its_numbers(evaluation, text):
         assert number(evaluation.calibration.classes[name].ece) in shown
     assert f"{evaluation.macro_auroc.value:.3f}" in shown
     for title in (
-        "Classes", "ROC and precision-recall curves", "Operating points", "Calibration", "Subgroups",
-        "Mistakes at the operating points", "Published results", "Training", "Model card",
+        "Classes", "ROC and precision-recall curves", "Operating points", "Calibration",
+        "Decision curves", "Subgroups", "Mistakes at the operating points", "Published results", "Training",
+        "Model card",
         "What was measured",
     ):  # fmt: skip
         assert f"\n{title}\n" in shown
@@ -118,11 +120,10 @@ def test_a_sentence_stands_whole(evaluation, text):
     shown = " ".join(" ".join(Page(text).text).split())
 
     assert "Task multilabel, test: 60 images of 30 patients." in shown
-    assert "Thresholds of the largest Youden index, chosen on: validation. Predictive values" in shown
-    temperature = f"{evaluation.calibration.temperature:.2f}"
+    assert "Thresholds of the largest Youden index, chosen on: validation. They are of the scores" in shown
     assert (
-        f"The shift of frequencies by copies was undone first. Temperature {temperature}, fitted on "
-        "validation. Expected calibration error (ECE) over 15 bins"
+        "Undone first, exactly: what training did to the odds by copies. Each class was calibrated by a line "
+        "of its own, fitted on validation: calibrated logit = offset + slope × logit."
     ) in shown
     assert "20 draws of patients with replacement, seed 0; 2.5th and 97.5th percentile" in shown
 
@@ -150,14 +151,24 @@ def test_a_mean_over_fewer_classes_says_so_wherever_it_stands(evaluation, tmp_pa
     assert "mean (3 of 4 classes: no Edema)" in shown
     group = evaluation.subgroups[0]
     assert group.lacks == ("Hernia",)
-    assert f"macro {number(group.macro_auroc)} (2 of 4 classes)" in shown
+    assert f"macro {interval(group.macro_auroc)} (2 of 4 classes)" in shown
     assert "Validation macro AUROC (1 of 2 classes: no Hernia)" in shown
     whole = dataclasses.replace(evaluation, macro_lacks=())
     assert "classes:" not in squeezed(written(bare(whole), tmp_path / "w.html", history=HISTORY))
 
 
+def difference_of(evaluation: Evaluation, images: int) -> Difference:
+    """Of two runs; the numbers are those of one."""
+    changes = {
+        name: PairedInterval(**vars(each), p=0.04, p_adjusted=0.08, undecided="so few of them")
+        for name, each in {"": evaluation.macro_auroc, **evaluation.auroc}.items()
+    }
+    macro = changes.pop("")
+    return Difference("runs/first", "runs/second", images, 60, macro, changes)
+
+
 def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
-    difference = Difference("runs/first", "runs/second", 9, evaluation.macro_auroc, evaluation.auroc)
+    difference = difference_of(evaluation, 9)
     second = dataclasses.replace(evaluation.identity, run="runs/second")
     compared = RunComparison((evaluation, dataclasses.replace(evaluation, identity=second)), (difference,))
 
@@ -168,7 +179,7 @@ def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
         f"macro {interval(evaluation.macro_auroc)} {over} {interval(evaluation.macro_auroc)} {over}" in shown
     )
     assert f"macro {over} {interval(evaluation.macro_auroc, signed=True)}" in shown
-    assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared.differences))
+    assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared))
 
 
 def test_a_balanced_accuracy_over_fewer_classes_says_so(tmp_path):
@@ -189,7 +200,92 @@ def test_a_balanced_accuracy_over_fewer_classes_says_so(tmp_path):
 def bare(evaluation: Evaluation, **changes) -> Evaluation:
     """Without what takes long to draw."""
     curves = dict.fromkeys(evaluation.curves)
-    return dataclasses.replace(evaluation, **{"calibration": None, "curves": curves, **changes})
+    return dataclasses.replace(
+        evaluation, **{"calibration": None, "decisions": None, "curves": curves, **changes}
+    )
+
+
+def test_a_mean_without_interval_says_why_in_the_report_and_on_the_terminal(evaluation, tmp_path):
+    reason = "only 31% of the draws hold every class"
+    lacking = Interval(0.7123, no_interval=reason)
+    changed = bare(evaluation, macro_auroc=lacking, macro_lacks=())
+
+    shown = squeezed(written(changed, tmp_path / "r.html"))
+
+    assert f"0.712 macro AUROC (95% interval: none, {reason})" in shown
+    assert f"macro 0.712 (no interval: {reason})" in shown
+    assert f"  0.712 (no interval: {reason})" in "\n".join(table_lines(changed))
+
+
+def test_what_was_not_prior_corrected_is_said_in_the_report_and_on_the_terminal(tmp_path):
+    several = bare(read_expected("multiclass"))
+    changed = dataclasses.replace(
+        several,
+        multiclass=dataclasses.replace(
+            several.multiclass,
+            prior_corrected_balanced_accuracy=None,
+            prior_corrected_confusion=None,
+            not_prior_corrected="the loss weighted_ce has made the classes count alike",
+        ),
+    )
+
+    page = Page(written(changed, tmp_path / "r.html"))
+
+    said = "the loss weighted_ce has made the classes count alike"
+    assert f"No prior-corrected matrix: {said}; to correct again would correct twice." in "".join(page.text)
+    assert len([a for a in page.all("td") if "--share" in a.get("style", "")]) == 9
+    assert f"; prior-corrected not computed: {said}" in "\n".join(table_lines(changed))
+
+
+def test_a_group_whose_shares_differ_is_marked_and_comparisons_are_counted(evaluation, tmp_path):
+    group = evaluation.subgroups[0]
+    point = group.operating_points["Mass"]
+    point = dataclasses.replace(
+        point,
+        sensitivity=Interval(0.987, 0.98, 0.99),
+        specificity=Interval(0.012, 0.01, 0.02),
+        few=(),
+        differs=("sensitivity", "specificity"),
+    )
+    few = dataclasses.replace(point, few=("sensitivity", "specificity"), differs=())
+    groups = (dataclasses.replace(group, operating_points={"Mass": point, "Nodule": few, "Hernia": few}),)
+    changed = bare(evaluation, subgroups=groups)
+
+    shown = squeezed(written(changed, tmp_path / "r.html"))
+
+    assert "▲ 0.987 / ▼ 0.012" in shown
+    assert "0.987* / 0.012*" in shown
+    assert "2 such comparisons were made, 2 are marked; by chance alone some 0 would be." in shown
+    assert "▲ 0.987" not in squeezed(written(bare(evaluation), tmp_path / "r.html"))
+
+
+def test_a_class_that_was_not_calibrated_says_why(evaluation, tmp_path):
+    mass = dataclasses.replace(evaluation.calibration.classes["Mass"], note="offset alone: for a reason")
+    classes = {**evaluation.calibration.classes, "Mass": mass}
+    fitted = dataclasses.replace(evaluation.calibration, classes=classes)
+    unfitted = dataclasses.replace(evaluation.calibration, fitted_on=None, undone=())
+
+    with_note = squeezed(written(bare(evaluation, calibration=fitted), tmp_path / "r.html"))
+    without = squeezed(written(bare(evaluation, calibration=unfitted), tmp_path / "w.html"))
+
+    for step in ("ECE of the scores", "ECE, training undone", "ECE, calibrated", "slope", "offset"):
+        assert step in with_note
+    assert f"{mass.slope:.2f} {mass.offset:.2f} offset alone: for a reason" in with_note
+    assert "ECE, calibrated" not in without
+    assert "No slope and offset: there are no validation scores to fit them on." in without
+
+
+def test_a_decision_curve_says_where_the_model_is_of_use(evaluation, tmp_path):
+    useless = dataclasses.replace(evaluation.decisions["Mass"], model=(-0.1,) * 30)
+    curves = {"Mass": useless, "Nodule": evaluation.decisions["Nodule"], "Hernia": None}
+
+    shown = squeezed(written(bare(evaluation, decisions=curves), tmp_path / "r.html"))
+
+    assert "Mass: nowhere above both: of no use at these thresholds" in shown
+    low, high = evaluation.decisions["Nodule"].best_from_to
+    assert f"Nodule: above both from {low:.2g} to {high:.2g}" in shown
+    assert "Hernia: no curve without both positives and negatives." in shown
+    assert "Probabilities calibrated by slope and offset." in shown
 
 
 def test_what_a_stranger_named_is_escaped(evaluation, tmp_path):
@@ -274,7 +370,7 @@ def test_the_first_paragraph_fits_what_is_not_there(evaluation, tmp_path):
     assert "So few patients" not in first_words(evaluation, tmp_path)
     assert "So few patients" in first_words(evaluation, tmp_path, patients=15)
     without = dataclasses.replace(evaluation, macro_auroc=Interval(0.8))
-    assert "How far chance has a part in it is not known: no interval was computed." in first_words(
+    assert "How far chance has a part in it is not known: there is no interval." in first_words(
         without, tmp_path
     )
     unranked = dataclasses.replace(evaluation, macro_auroc=Interval(None))
@@ -404,7 +500,7 @@ def test_runs_side_by_side(evaluation, tmp_path):
     other = dataclasses.replace(
         evaluation, identity=dataclasses.replace(evaluation.identity, run="runs/second", name="second")
     )
-    difference = Difference("runs/first", "runs/second", 120, evaluation.macro_auroc, evaluation.auroc)
+    difference = difference_of(evaluation, 120)
     compared = RunComparison((evaluation, other), (difference,))
 
     write_comparison(compared, str(tmp_path / "c.html"), {"runs/first": HISTORY, "runs/second": HISTORY})
@@ -413,4 +509,7 @@ def test_runs_side_by_side(evaluation, tmp_path):
     assert "Comparison of first, second" in shown
     assert "second less first" in shown
     assert interval(evaluation.macro_auroc, signed=True) in shown
-    assert "On the 120 images that both scored" in shown
+    assert "On the 120 images of 60 patients that both scored" in shown
+    assert "3 comparisons of classes in 1 pair of runs: p-values" in shown
+    assert shown.count("not decided: so few of them") == 4
+    assert "0.040\n0.080" in shown.replace("\n\n", "\n") or "0.0400.080" in shown.replace("\n", "")

@@ -1,4 +1,4 @@
-"""metrics.json: what it held before evaluations were objects, it holds to this day."""
+"""metrics.json: its keys, their order and its numbers stay what they are."""
 
 import dataclasses
 import json

@@ -212,11 +212,13 @@ def _compare(
         report.write_comparison(comparison, storage.join(out, report.REPORT_FILE), histories)
     if as_json:
         briefs = [summary.brief(each) | {"run": run} for run, each in zip(runs, evaluated, strict=True)]
-        click.echo(json.dumps({"runs": briefs, "differences": results.to_plain(comparison.differences)}))
+        found = {"comparisons": comparison.num_comparisons, "said": list(comparison.said)}
+        differences = results.to_plain(comparison.differences)
+        click.echo(json.dumps({"runs": briefs, **found, "differences": differences}))
         return
     for evaluation in evaluated:
         click.echo("\n".join(summary.table_lines(evaluation)))
-    click.echo("\n".join(summary.difference_lines(comparison.differences, comparison.drawn_words)))
+    click.echo("\n".join(summary.difference_lines(comparison)))
     if out:
         click.echo(f"report: {storage.join(out, report.REPORT_FILE)}")
 

@@ -19,10 +19,13 @@ from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
 from cxr_records.trainers import digests, runs
 from cxr_records.trainers.evaluation import calibration, claims, metrics, published
-from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals, rounded
+from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals
+from cxr_records.trainers.evaluation.comparisons import compare
 from cxr_records.trainers.evaluation.curves import curves_of
+from cxr_records.trainers.evaluation.decisions import decisions
 from cxr_records.trainers.evaluation.mistakes import mistakes
 from cxr_records.trainers.evaluation.model_card import card
+from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, operating_points
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
     CardItem,
@@ -38,7 +41,7 @@ from cxr_records.trainers.evaluation.results import (
     PrecisionInterval,
     SplitClaim,
 )
-from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS, subgroups
+from cxr_records.trainers.evaluation.subgroups import groups, subgroups
 from cxr_records.trainers.evaluation.tables import listed_images, match, read_score_table
 from cxr_records.urls import name_of
 
@@ -69,7 +72,7 @@ def evaluate(
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """float [draws, 4k + 2]: AUROC, average precision, sensitivity at 90% and 95% specificity; macros."""
+        """float [draws, 4k]: AUROC, average precision, sensitivity at 90% and 95% specificity."""
         columns = []
         for ranking in rankings:
             counts = ranking.counts(weights)
@@ -77,17 +80,22 @@ def evaluate(
             columns.append([counts.auroc(), counts.average_precision(), *at])
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
         each[:, 1][np.isnan(each[:, 0])] = np.nan  # both means are over the same classes
-        macros = np.array([[metrics.macro(row) for row in draw[:2]] for draw in each])
-        return np.concatenate([each.reshape(len(each), -1), macros], axis=1)
+        return each.reshape(len(each), -1)
 
-    *each, macro_auroc, macro_auprc = intervals(measure, scored.patient_ids, draws, seed)
+    means = [range(count), range(count, 2 * count)]
+    *each, macro_auroc, macro_auprc = intervals(measure, scored.patient_ids, draws, seed, means)
     auroc, auprc, at_90, at_95 = (each[place * count : (place + 1) * count] for place in range(4))
+    rows = [rows for _, _, rows in groups(scored)]
+    points, of_groups = operating_points(scored, validation, rows, draws, seed)
     classes = {
-        name: _class_measures(scored, validation, place, at_90[place], at_95[place])
+        name: _class_measures(scored, place, at_90[place], at_95[place], points[place])
         for place, name in enumerate(names)
     }
     lacks = {*scored.lacking, *(name for name, each in zip(names, auroc, strict=True) if each.value is None)}
-    calibrated = calibration.calibrate(scored, validation, run) if scored.are_probabilities else None
+    calibrated, curves = None, None
+    if scored.are_probabilities:
+        calibrated, probabilities = calibration.calibrate(scored, validation, run)
+        curves = decisions(scored, probabilities, calibrated, draws, seed)
     return Measures(
         macro_auroc=macro_auroc,
         macro_auprc=macro_auprc,
@@ -100,9 +108,10 @@ def evaluate(
             for name, interval in zip(names, auprc, strict=True)
         },
         classes=classes,
-        multiclass=_multiclass(scored, draws, seed) if scored.kind == "multiclass" else None,
+        multiclass=_multiclass(scored, run, draws, seed) if scored.kind == "multiclass" else None,
         calibration=calibrated,
-        subgroups=subgroups(scored),
+        decisions=curves,
+        subgroups=subgroups(scored, of_groups, draws, seed),
         mistakes=tuple(mistakes(scored, validation)),
         curves={name: curves_of(ranking) for name, ranking in zip(names, rankings, strict=True)},
         warnings=tuple(_warnings(scored, classes, run)),
@@ -110,7 +119,7 @@ def evaluate(
 
 
 def _class_measures(
-    scored: Predictions, validation: Predictions | None, place: int, at_90: Interval, at_95: Interval
+    scored: Predictions, place: int, at_90: Interval, at_95: Interval, point: OperatingPoint | None
 ) -> ClassMeasures:
     labels = scored.labels[:, place]
     images, positives = len(labels), int(labels.sum())
@@ -128,7 +137,7 @@ def _class_measures(
         prevalence=round(positives / images, DIGITS),
         sensitivity_at_90_specificity=at_90,
         sensitivity_at_95_specificity=at_95,
-        operating_point=_operating_point(scored, validation, place),
+        operating_point=point,
         warnings=tuple(warnings),
     )
 
@@ -162,53 +171,36 @@ def _no_probabilities(scored: Predictions) -> str:
     )
 
 
-def _operating_point(
-    scored: Predictions, validation: Predictions | None, place: int
-) -> OperatingPoint | None:
-    """The threshold of the largest Youden index on validation, and what it does on what is scored."""
-    chosen_on = validation or scored
-    threshold = metrics.youden_threshold(chosen_on.labels[:, place], chosen_on.scores[:, place])
-    if threshold is None:
-        return None
-    says, truth = scored.scores[:, place] >= threshold, scored.labels[:, place] == 1
-
-    def share(of: np.ndarray, among: np.ndarray) -> float | None:
-        return rounded((of & among).sum() / among.sum()) if among.any() else None
-
-    return OperatingPoint(
-        threshold=round(threshold, DIGITS),
-        chosen_on=VALIDATION if validation else f"{scored.split} (no validation scores)",
-        sensitivity=share(says, truth),
-        specificity=share(~says, ~truth),
-        ppv=share(truth, says),
-        npv=share(~truth, ~says),
-    )
-
-
-def _multiclass(scored: Predictions, draws: int, seed: int) -> Multiclass:
+def _multiclass(scored: Predictions, run: runs.Run | None, draws: int, seed: int) -> Multiclass:
     """Accuracy of the largest score, and of the largest after scores were divided by their means.
 
-    The division takes the classes' frequencies, as the model sees them, out of the choice.
+    The division takes the classes' frequencies, as the model sees them, out of the choice; where training has
+    done so already there is none.
     """
     truth = scored.labels.argmax(axis=1)
-    largest = scored.scores.argmax(axis=1)
-    corrected = (scored.scores / np.maximum(scored.mean_scores, 1e-12)).argmax(axis=1)
+    balanced = calibration.balanced_by(run) if run else None
+    chosen = [scored.scores.argmax(axis=1)]
+    if balanced is None:
+        chosen.append((scored.scores / np.maximum(scored.mean_scores, 1e-12)).argmax(axis=1))
+    classes = len(np.unique(truth))
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        each = [metrics.balanced_accuracy(truth, chosen == truth, weights) for chosen in (largest, corrected)]
-        return np.stack(each, axis=1)
+        recalls = [metrics.recall_per_class(truth, each == truth, weights) for each in chosen]
+        return np.concatenate(recalls, axis=1)
 
     def confusion(chosen: np.ndarray) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(row) for row in metrics.confusion(truth, chosen, len(scored.names)).tolist())
 
-    accuracy, corrected_accuracy = intervals(measure, scored.patient_ids, draws, seed)
+    means = [range(place * classes, (place + 1) * classes) for place in range(len(chosen))]
+    accuracies = intervals(measure, scored.patient_ids, draws, seed, means)[-len(chosen) :]
     return Multiclass(
         class_names=scored.names,
-        balanced_accuracy=accuracy,
-        confusion=confusion(largest),
-        prior_corrected_balanced_accuracy=corrected_accuracy,
-        prior_corrected_confusion=confusion(corrected),
-        accuracy=round(float((largest == truth).mean()), DIGITS),
+        balanced_accuracy=accuracies[0],
+        confusion=confusion(chosen[0]),
+        prior_corrected_balanced_accuracy=None if balanced else accuracies[1],
+        prior_corrected_confusion=None if balanced else confusion(chosen[1]),
+        not_prior_corrected=f"{balanced} has made the classes count alike" if balanced else None,
+        accuracy=round(float((chosen[0] == truth).mean()), DIGITS),
     )
 
 
@@ -388,35 +380,7 @@ def compare_runs(
     """
     check_draws(draws)
     scored = {path: _scores_of(runs.open_run(path), split)[0] for path in paths}
-    return tuple(_difference(scored, a, b, draws, seed) for a, b in itertools.combinations(paths, 2))
-
-
-def _difference(scored: dict[str, Predictions], a: str, b: str, draws: int, seed: int) -> Difference:
-    one, other = scored[a], scored[b]
-    if one.names != other.names:
-        raise UsageError(
-            f"{a} and {b} cannot be compared: found classes {', '.join(one.names)} "
-            f"and {', '.join(other.names)}"
-        )
-    common, rows, rows_of_other = np.intersect1d(one.image_ids, other.image_ids, return_indices=True)
-    if not len(common):
-        raise UsageError(f"{a} and {b} cannot be compared: they have scored no common image")
-    labels = one.labels[rows]
-    rankings = [
-        [metrics.Ranking(y, s) for y, s in zip(labels.T, scores.T, strict=True)]
-        for scores in (one.scores[rows], other.scores[rows_of_other])
-    ]
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        areas = [np.array([ranking.counts(weights).auroc() for ranking in each]) for each in rankings]
-        change = (areas[1] - areas[0]).T  # [draws, k]
-        macros = [[metrics.macro(draw)] for draw in change]
-        return np.concatenate([change, macros], axis=1)
-
-    *each, macro = intervals(measure, one.patient_ids[rows], draws, seed)
-    return Difference(
-        a=a, b=b, images=len(common), macro_auroc=macro, auroc=dict(zip(one.names, each, strict=True))
-    )
+    return compare(scored, list(itertools.combinations(paths, 2)), draws, seed)
 
 
 def _scores_of(run: runs.Run, split: str) -> tuple[Predictions, Predictions | None]:

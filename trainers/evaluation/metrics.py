@@ -101,17 +101,18 @@ class Ranking:
     def __init__(self, labels: np.ndarray, scores: np.ndarray):
         falling = -np.asarray(scores, np.float64)
         positive = np.asarray(labels) == 1
-        self._positives, self._negatives = (
+        positives, negatives = (
             rows[np.argsort(falling[rows], kind="stable")]
             for rows in (np.flatnonzero(positive), np.flatnonzero(~positive))
         )
-        rising = falling[self._positives]
+        rising = falling[positives]
         levels = np.unique(rising)
         self.thresholds = -levels
-        self._ends = np.searchsorted(rising, levels, "right")
-        self._before, self._upto = (
-            np.searchsorted(falling[self._negatives], levels, side) for side in ("left", "right")
-        )
+        self._true = _Sums(positives, np.searchsorted(rising, levels, "right"))
+        # Both sides of each threshold, in turn.
+        sides = [np.searchsorted(falling[negatives], levels, side) for side in ("left", "right")]
+        self._false = _Sums(negatives, np.stack(sides, axis=1).ravel())
+        self._num_rows = len(positive)
 
     def counts(self, weights: np.ndarray) -> Counts:
         """Counts under each weighting.
@@ -119,13 +120,13 @@ class Ranking:
         Args:
             weights: int [n, draws].
         """
-        true, false = _running(weights[self._positives]), _running(weights[self._negatives])
-        return Counts(true[self._ends], false[self._before], false[self._upto], true[-1], false[-1])
+        (true, positives), (false, negatives) = self._true(weights), self._false(weights)
+        return Counts(true, false[::2], false[1::2], positives, negatives)
 
     @property
     def once(self) -> Counts:
         """With every row counted once: one draw."""
-        return self.counts(np.ones((len(self._positives) + len(self._negatives), 1), np.int64))
+        return self.counts(np.ones((self._num_rows, 1), np.int64))
 
 
 def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
@@ -147,10 +148,11 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the mean over classes of the share of images that were predicted right: float64 [draws].
+def recall_per_class(labels: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the share of images of each class that were predicted right: float64 [draws, classes].
 
-    Classes without images in a draw are left out of its mean.
+    Their mean is the balanced accuracy. The classes are those that occur, in order; NaN where a draw has no
+    image of one.
 
     Args:
         labels: int [n].
@@ -158,15 +160,31 @@ def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray
         weights: int [n, draws].
     """
     rows = (np.unique(labels)[:, np.newaxis] == np.asarray(labels)).astype(np.float64)
-    means: np.ndarray = np.nanmean(_ratio((rows * right) @ weights, rows @ weights), axis=0)
-    return means
+    shares: np.ndarray = _ratio((rows * right) @ weights, rows @ weights).T
+    return shares
 
 
-def _running(weights: np.ndarray) -> np.ndarray:
-    """Sums from the first row on, beginning with none: int64 [n + 1, draws]."""
-    sums = np.zeros((len(weights) + 1, weights.shape[1]), np.int64)
-    np.cumsum(weights, axis=0, out=sums[1:])
-    return sums
+class _Sums:
+    """Sums of weights over rows, from the first of them up to each of several ends.
+
+    Args:
+        rows: int [m], in the order in which they are summed.
+        ends: rising int [e], how many rows each sum is over.
+    """
+
+    def __init__(self, rows: np.ndarray, ends: np.ndarray):
+        self._rows = rows
+        # What lies between two ends is summed at once, which is faster than a running sum over all rows.
+        self._starts = np.unique(np.append(0, ends[ends < len(rows)])) if len(rows) else np.empty(0, int)
+        self._places = np.searchsorted(self._starts, ends)
+
+    def __call__(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns int64 [e, draws], and the sum over all rows: [draws]."""
+        sums = np.zeros((len(self._starts) + 1, weights.shape[1]), np.int64)
+        if len(self._rows):
+            between = np.add.reduceat(weights.take(self._rows, axis=0), self._starts, axis=0, dtype=np.int32)
+            np.cumsum(between, axis=0, out=sums[1:])
+        return sums[self._places], sums[-1]
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -40,5 +40,5 @@ def mistakes(scored: Predictions, validation: Predictions | None = None) -> Iter
                     image_id=str(scored.image_ids[row]),
                     patient_id=int(scored.patient_ids[row]),
                     score=round(float(scores[row]), DIGITS),
-                    threshold=round(threshold, DIGITS),
+                    threshold=threshold,
                 )

@@ -265,7 +265,7 @@ def _training(config: TrainConfig) -> str:
 
 
 def _selection(config: TrainConfig) -> str:
-    stop = f"; stopped after {config.patience} epochs without a better one" if config.patience else ""
+    stop = f"; training ends {config.patience} epochs after it" if config.patience else ""
     return f"The epoch of the largest macro AUROC on the validation split (without one the last){stop}."
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cxr_records.trainers.evaluation.summary import interval, number
+from cxr_records.trainers.evaluation.summary import digits, interval, number
 from cxr_records.urls import redacted_text
 
 _FOLDER = Path(__file__).parent
@@ -31,7 +31,7 @@ def render(template: str, **values: Any) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"interval": interval, "number": number, "count": _count}
+    environment.filters |= {"interval": interval, "number": number, "count": _count, "digits": digits}
     environment.filters |= {"in_hundred": _in_hundred, "breakable": breakable, "marked": _marked}
     environment.globals |= {"ticks": ticks, "tick_text": tick_text}
     environment.globals["style"] = (_FOLDER / "report.css").read_text()

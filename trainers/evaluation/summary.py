@@ -1,16 +1,18 @@
 """What an evaluation prints: a table for people, or one JSON object."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from cxr_records.trainers.evaluation.results import Difference, Evaluation, Interval
+from cxr_records.trainers.evaluation.results import Evaluation, Interval, PairedInterval, RunComparison
 
 
 def brief(evaluation: Evaluation) -> dict[str, Any]:
     """Returns what `--json` prints: auroc and auprc per class, macro_auroc and more."""
 
-    def thin(interval: Interval) -> dict[str, float | None]:
-        return {"value": interval.value, "low": interval.low, "high": interval.high}
+    def thin(interval: Interval) -> dict[str, float | str | None]:
+        plain: dict[str, float | str | None] = {
+            "value": interval.value, "low": interval.low, "high": interval.high
+        }  # fmt: skip
+        return plain | ({"no_interval": interval.no_interval} if interval.no_interval else {})
 
     brief: dict[str, Any] = {
         "auroc": {name: thin(interval) for name, interval in evaluation.auroc.items()},
@@ -27,7 +29,8 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
     }
     if several := evaluation.multiclass:
         brief["balanced_accuracy"] = thin(several.balanced_accuracy)
-        brief["prior_corrected_balanced_accuracy"] = thin(several.prior_corrected_balanced_accuracy)
+        corrected = several.prior_corrected_balanced_accuracy
+        brief["prior_corrected_balanced_accuracy"] = None if corrected is None else thin(corrected)
     return brief
 
 
@@ -48,14 +51,18 @@ def table_lines(evaluation: Evaluation) -> list[str]:
     macro = f"{'macro' + evaluation.over:<39}  {interval(evaluation.macro_auroc):<22} "
     lines.append(macro + number(evaluation.macro_auprc.value) + drawn)
     if several := evaluation.multiclass:
-        corrected = interval(several.prior_corrected_balanced_accuracy)
+        corrected = several.prior_corrected_balanced_accuracy
+        second = interval(corrected) if corrected else f"not computed: {several.not_prior_corrected}"
         balanced = interval(several.balanced_accuracy)
-        lines.append(f"balanced accuracy{several.over} {balanced}; prior-corrected {corrected}{drawn}")
+        lines.append(f"balanced accuracy{several.over} {balanced}; prior-corrected {second}{drawn}")
     if measured := evaluation.calibration:
         error, brier = number(measured.macro_ece), number(measured.macro_brier)
-        undone = " (the shift by copies undone)" if measured.prior_shift_undone else ""
+        undone = f" ({' and '.join(measured.undone)} undone)" if measured.undone else ""
         over = evaluation.calibration_over
-        lines.append(f"calibration error{over} {error}, Brier score {brier}{undone}{drawn}")
+        line = f"calibration error{over} {error}, Brier score {brier}{undone}"
+        if measured.fitted_on:
+            line += f"; calibrated{evaluation.calibrated_over} {number(measured.macro_ece_calibrated)}"
+        lines.append(line + drawn)
     compare = "" if evaluation.comparison.comparable else "; compare with no published result"
     lines.append(f"split: {evaluation.split_claim.text}{compare}")
     if evaluation.comparison.comparable:
@@ -65,32 +72,37 @@ def table_lines(evaluation: Evaluation) -> list[str]:
     return lines + [f"note: {warning}" for warning in evaluation.warnings]
 
 
-def difference_lines(differences: Sequence[Difference], drawn: str = "") -> list[str]:
-    """Returns the differences between runs, a line each.
-
-    Args:
-        differences: of every two.
-        drawn: `RunComparison.drawn_words`.
-    """
-    told = f"; {drawn}" * bool(drawn)
+def difference_lines(comparison: RunComparison) -> list[str]:
+    """Returns the differences between runs, a line each."""
+    told = f"; {comparison.drawn_words}" * bool(comparison.drawn_words)
     lines = [
         f"\ndifference in AUROC, second run less first, on the same images; 95% intervals over patients{told}"
     ]
-    for difference in differences:
-        macro = interval(difference.macro_auroc, signed=True)
-        lines.append(f"{difference.b} less {difference.a}: macro{difference.over} {macro}")
-        for name, each in difference.auroc.items():
-            if each.low is not None and each.high is not None and not each.low <= 0 <= each.high:
-                lines.append(f"  {name:<20} {interval(each, signed=True)}")
-    return [*lines, "(of the classes, those whose interval excludes 0)"]
+    for pair in comparison.differences:
+        lines.append(f"{pair.b} less {pair.a}: macro{pair.over} {_difference(pair.macro_auroc)}")
+        lines += [f"  {name:<20} {_difference(each)}" for name, each in pair.auroc.items()]
+    return [*lines, *comparison.said]
+
+
+def _difference(each: PairedInterval) -> str:
+    """A difference, its p-value and whether it is decided."""
+    text = interval(each, signed=True)
+    if each.p is not None:
+        text += f", p {number(each.p)}, adjusted {number(each.p_adjusted)}"
+    return f"{text}; not decided: {each.undecided}" if each.undecided else text
 
 
 def interval(measured: Interval, signed: bool = False) -> str:
-    """Returns a value with its interval over patients, such as "0.838 [0.830, 0.846]"."""
+    """Returns a value with its interval over patients, such as "0.838 [0.830, 0.846]", or why it has none."""
     value = number(measured.value, signed)
     if measured.low is None:
-        return value
+        return f"{value} (no interval: {measured.no_interval})" if measured.no_interval else value
     return f"{value} [{number(measured.low, signed)}, {number(measured.high, signed)}]"
+
+
+def digits(value: float | None, count: int) -> str:
+    """Returns so many digits behind the point, or a dash for what is undefined."""
+    return "-" if value is None else f"{value:.{count}f}"
 
 
 def number(value: float | None, signed: bool = False) -> str:
