@@ -32,7 +32,7 @@ COMMANDS = {
 }
 # Packages that only some commands need: the extra that brings each.
 _EXTRAS = {
-    **dict.fromkeys(("tensorflow", "keras", "jinja2", "matplotlib", "sklearn"), "train"),
+    **dict.fromkeys(("tensorflow", "keras", "jinja2", "matplotlib", "scipy", "sklearn"), "train"),
     "jax": "jax",
 }
 _MAPPED = ("cxr_records.pipelines", "cxr_records.trainers")  # which setup.cfg puts below this package

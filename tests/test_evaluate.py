@@ -170,6 +170,9 @@ def test_a_run_is_evaluated_with_thresholds_and_slopes_of_validation(scored_run,
     assert found.calibration.fitted_on == "validation"
     assert found.leaks == ()
     assert found.split_claim.official is False
+    originals = (open_dataset(dataset).split("train").copies == 0).sum()
+    assert found.baselines.fitted_on == f"{originals} original images of the training split"
+    assert found.baselines.follow_up_numbers == "in the names of images"
     groups = [(each.by, each.group) for each in found.subgroups]
     assert ("view", "PA") in groups
     assert ("sex", "F") in groups
@@ -470,7 +473,7 @@ def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_th
     assert [each.positive_patients for each in found.classes.values()] == [29, 30]
     assert found.classes["Mass"].warnings == ("29 positive patients, fewer than 30: do not rank by it",)
     assert found.classes["Nodule"].warnings == ()
-    assert found.warnings == ("fewer than 30 positive patients, do not rank by: Mass (29)",)
+    assert found.warnings[0] == "fewer than 30 positive patients, do not rank by: Mass (29)"
 
 
 def test_scores_that_are_no_probabilities_are_ranked_and_not_calibrated():
@@ -540,7 +543,8 @@ def test_nothing_is_prior_corrected_twice(scored_run, loss):
         (["{run}", "--predictions", "s.csv"], "give runs to evaluate, or --predictions TABLE"),
         (
             ["--predictions", "s.csv"],
-            "--predictions needs --metadata TABLE (labels and patients) and --out DIR",
+            "--predictions needs --metadata TABLE (labels and patients) and --out DIR; in place of "
+            "--metadata, --labels TABLE will do",
         ),
         (
             ["--predictions", "s.csv", "--metadata", "t.csv", "--out", "o", "--split", "validation"],
@@ -551,7 +555,10 @@ def test_nothing_is_prior_corrected_twice(scored_run, loss):
             "--metadata, --test-list, --task and --trained-on go with --predictions",
         ),
         (["{run}", "--draws", "-1"], "found --draws -1; expected 0 or more"),
-        (["{run}", "--out", "x"], "--out goes with --predictions, or with several runs to compare"),
+        (
+            ["{run}", "--out", "x"],
+            "--out goes with --predictions, with --labels, or with several runs to compare",
+        ),
         (
             ["{run}", "--split", "tset"],
             "{run}/predictions.parquet: found no scores for split tset; it has test,",
@@ -586,9 +593,10 @@ def test_without_the_dataset_leaks_are_not_looked_for_and_that_is_said(scored_ru
     found = evaluate_run(str(run), draws=0)
 
     assert (
-        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for"
-        in found.warnings
+        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for, and "
+        "baselines are fitted on the scored images, cross-fitted by patient" in found.warnings
     )
+    assert found.baselines.fitted_on == "the scored images, cross-fitted by patient in 5 folds"
     assert found.split_claim.official is False
 
 

@@ -53,6 +53,13 @@ def test_the_threshold_itself_is_called_positive():
     assert (missed.kind, missed.score, missed.image_id) == ("false negative", 0.49, "00000003_000.png")
 
 
+def test_an_image_that_was_not_judged_is_no_mistake():
+    scored = make_predictions(names=("Mass",), n=4)
+    scored.labels[:, 0], scored.scores[:, 0] = [1, 0, -1, -1], [0.9, 0.1, 0.95, 0.05]
+
+    assert list(mistakes(scored)) == []
+
+
 def test_a_class_without_an_operating_point_has_no_mistakes():
     scored = make_predictions(names=("Mass", "Hernia"))
     scored.labels[:, 1] = 0

@@ -128,6 +128,57 @@ def test_a_sentence_stands_whole(evaluation, text):
     assert "20 draws of patients with replacement, seed 0; 2.5th and 97.5th percentile" in shown
 
 
+def test_what_metadata_give_without_a_pixel_is_a_plain_sentence(evaluation, tmp_path, text):
+    metadata, within = evaluation.baselines.metadata, evaluation.within_view
+    shown = squeezed(text)
+    over = " (2 of 3 classes: no Hernia)"
+
+    assert (
+        f"Metadata alone, without a pixel, reaches a macro AUROC{over} of {interval(metadata.macro_auroc)}; "
+        f"the model reaches {interval(evaluation.macro_auroc)}, a difference of "
+        f"{interval(metadata.macro_added, signed=True)}. Metadata here: view, sex, age and follow-up number, "
+        "by a logistic regression fitted on the scored images, cross-fitted by patient in 5 folds; numbers "
+        "of follow-ups: in the names of images."
+    ) in shown
+    assert (
+        f"it has a macro AUROC{over} of {interval(within.macro_auroc)}, on the 60 images of known view"
+        in shown
+    )
+    cells = [evaluation.auroc["Mass"], metadata.auroc["Mass"], evaluation.baselines.view.auroc["Mass"]]
+    assert (
+        f"Mass {interval(cells[0])} {interval(cells[1])} {interval(metadata.added['Mass'], signed=True)} "
+        in shown
+    )
+    lines = table_lines(evaluation)
+    added = interval(metadata.macro_added, signed=True)
+    assert (
+        f"metadata alone, without a pixel{over} {interval(metadata.macro_auroc)}; the model less that {added}"
+    ) in lines
+    assert f"within a view, PA or AP{over} {interval(within.macro_auroc)}" in lines
+    unknown = dataclasses.replace(evaluation.baselines, metadata=None, view=None)
+    without = squeezed(written(bare(evaluation, baselines=unknown), tmp_path / "r.html"))
+    assert "Neither view, sex, age nor follow-up number is known of any image" in without
+
+
+def test_what_the_areas_mean_if_labels_err_is_a_table(evaluation, tmp_path, text):
+    shown = squeezed(text)
+    mass = evaluation.label_noise.classes["Mass"]
+
+    assert (
+        "a true AUROC of 0.899 reads 0.827 on labels of 90% sensitivity and 99% specificity, if 5% of the"
+        in shown
+    )
+    assert "class AUROC seen 99% / 99% 90% / 99% 80% / 95% as experts found them" in shown
+    cells = [each.reason or number(each.value) for each in mass]
+    assert (
+        f"Mass {number(evaluation.auroc['Mass'].value)} {' '.join(cells)} (sensitivity 42%, PPV 56%)" in shown
+    )
+    assert "(Majkowska et al. 2020)" in shown
+    several = squeezed(written(bare(read_expected("multiclass")), tmp_path / "r.html"))
+    assert "AUROC seen 99% / 99% 90% / 99% 80% / 95% Mass" in several
+    assert "experts" not in several
+
+
 def test_the_same_numbers_give_the_same_bytes(evaluation, tmp_path, text):
     pixels = {evaluation.mistakes[0].image_id: np.zeros((64, 64), np.uint8)}
 

@@ -254,6 +254,8 @@ def _calibrate_class(
     labels: np.ndarray, raw: np.ndarray, undone: np.ndarray, best: np.ndarray, line: Line, shift: float
 ) -> ClassCalibration:
     """Measures one class: labels and scores [n] as given, after the shift was undone, and after the line."""
+    judged = labels >= 0
+    labels, raw, undone, best = labels[judged], raw[judged], undone[judged], best[judged]
 
     def brier(scores: np.ndarray) -> float:
         return _digits(((scores - labels) ** 2).mean())

@@ -63,6 +63,11 @@ def claim_of_table(image_ids: Sequence[str], test_list: Sequence[str] | None) ->
     return SplitClaim(False, text, digest)
 
 
+def claim_of_labels(file: str, images: int) -> SplitClaim:
+    """The same of images whose labels are not NIH's: whichever they are, it is no official result."""
+    return SplitClaim(False, f"{images:,} images with the labels of {file}, which are not NIH's", None)
+
+
 def find_leaks(dataset: Dataset, scored: Predictions) -> tuple[str, ...]:
     """Looks for scored images and patients among the training records of a dataset; a line for each kind.
 

@@ -11,6 +11,7 @@ import click
 from cxr_records import storage
 from cxr_records.cli import PATH
 from cxr_records.errors import FoundProblems, UsageError
+from cxr_records.urls import name_of
 
 if TYPE_CHECKING:
     from cxr_records.dataset import Dataset
@@ -29,6 +30,12 @@ _JSON = click.option(
     "--predictions", type=PATH, metavar="TABLE", help="Scores from anywhere: CSV, .xlsx or Parquet."
 )
 @click.option("--metadata", type=PATH, metavar="TABLE", help="NIH's table of images, whose labels count.")
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="TABLE",
+    help="Labels in place of NIH's, of images that were judged again or of another test set.",
+)
 @click.option("--test-list", type=PATH, metavar="FILE", help="Evaluate the images of this list alone.")
 @click.option("--task", default="multilabel", show_default=True, help="For --predictions: may be derived.")
 @click.option(
@@ -50,6 +57,7 @@ def evaluate(
     split: str,
     predictions: str | None,
     metadata: str | None,
+    labels: str | None,
     test_list: str | None,
     task: str,
     trained_on: str | None,
@@ -66,6 +74,10 @@ def evaluate(
     calibration, subgroups, and what the result may be compared with. Several runs are also compared with each
     other. Images or patients that were trained on are a problem: exit code 3.
 
+    --labels takes a table of image names with NIH's "Finding Labels" or a column for each finding (1 or 0,
+    yes or no; empty where nobody judged). Images that it does not name are left out. What comes of it goes to
+    --out, by default into the folder labels-NAME of each run, so that a run's own metrics.json stays NIH's.
+
     \b
     Example:
       cxr-records evaluate runs/first
@@ -77,13 +89,18 @@ def evaluate(
         raise UsageError("give runs to evaluate, or --predictions TABLE --metadata TABLE --out DIR")
     day = _checked_date(date) if date is not None else today()
     if predictions:
-        if not metadata or not out:
-            raise UsageError("--predictions needs --metadata TABLE (labels and patients) and --out DIR")
+        if not (metadata or labels) or not out:
+            raise UsageError(
+                "--predictions needs --metadata TABLE (labels and patients) and --out DIR; in place of "
+                "--metadata, --labels TABLE will do"
+            )
         if split != "test":
             raise UsageError("--split goes with runs; --test-list chooses images of --predictions")
         from cxr_records.trainers.evaluation.evaluate import evaluate_table
 
-        evaluation = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed, day)
+        evaluation = evaluate_table(
+            predictions, metadata, task, test_list, trained_on, draws, seed, labels, day
+        )
         _write(evaluation, out)
         show(evaluation, out, as_json, {})
         _fail_on_leaks([evaluation])
@@ -92,13 +109,21 @@ def evaluate(
         raise UsageError(
             "--metadata, --test-list, --task and --trained-on go with --predictions, not with runs"
         )
-    if out and len(runs) == 1:
-        raise UsageError("--out goes with --predictions, or with several runs to compare")
-    evaluated = [evaluate_into(run, split, draws, seed, date=day) for run in runs]
+    if out and len(runs) == 1 and not labels:
+        raise UsageError("--out goes with --predictions, with --labels, or with several runs to compare")
+    folders = list(runs)
+    if labels:
+        folders = [storage.join(run, f"labels-{_stem(labels)}") for run in runs]
+        if out and len(runs) == 1:
+            folders = [out]
+    evaluated = [
+        evaluate_into(run, split, draws, seed, labels=labels, folder=folder, date=day)
+        for run, folder in zip(runs, folders, strict=True)
+    ]
     if len(runs) == 1:
-        show(evaluated[0], runs[0], as_json, {"run": runs[0]})
+        show(evaluated[0], folders[0], as_json, {"run": runs[0]})
     else:
-        _compare(runs, evaluated, split, draws, seed, out, as_json)
+        _compare(runs, evaluated, split, draws, seed, out, as_json, labels)
     _fail_on_leaks(evaluated)
 
 
@@ -129,6 +154,8 @@ def evaluate_into(
     draws: int = 1000,
     seed: int = 0,
     dataset: "Dataset | None" = None,
+    labels: str | None = None,
+    folder: str | None = None,
     date: str | None = None,
 ) -> "Evaluation":
     """Evaluates a run and writes metrics.json and report.html into it.
@@ -139,14 +166,16 @@ def evaluate_into(
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
         dataset: the run's, where it is open already.
+        labels: a table whose labels count in place of NIH's.
+        folder: where to write; the run where none is given.
         date: of the evaluation, for whoever reads it.
     """
     from cxr_records.trainers.evaluation import report
     from cxr_records.trainers.evaluation.evaluate import evaluate_run
 
-    evaluation = evaluate_run(run, split, draws, seed, dataset, date)
+    evaluation = evaluate_run(run, split, draws, seed, dataset, labels, date)
     thumbnails = report.read_thumbnails(evaluation, dataset)
-    _write(evaluation, run, report.read_history(run), thumbnails)
+    _write(evaluation, folder or run, report.read_history(run), thumbnails)
     return evaluation
 
 
@@ -178,6 +207,11 @@ def _write(
     report.write_report(evaluation, storage.join(folder, report.REPORT_FILE), history, thumbnails)
 
 
+def _stem(path: str) -> str:
+    """The name of a file without its endings: "relabelled" of a/relabelled.csv.gz."""
+    return name_of(path).rsplit("/", 1)[-1].split(".")[0]
+
+
 def _check_ours(path: str, expected: str) -> None:
     """Refuses to replace a file that we have not written."""
     if not storage.exists(path):
@@ -198,11 +232,13 @@ def _compare(
     seed: int,
     out: str | None,
     as_json: bool,
+    labels: str | None = None,
 ) -> None:
     """Sets runs side by side."""
     from cxr_records.trainers.evaluation import evaluate, report, results, summary
 
-    comparison = results.RunComparison(tuple(evaluated), evaluate.compare_runs(runs, split, draws, seed))
+    differences = evaluate.compare_runs(runs, split, draws, seed, labels)
+    comparison = results.RunComparison(tuple(evaluated), differences)
     if out:
         path = storage.join(out, results.COMPARISON_FILE)
         _check_ours(path, results.COMPARISON_FORMAT)

@@ -18,11 +18,12 @@ def net_benefit(labels: np.ndarray, acted: np.ndarray, threshold: float) -> np.n
     """Returns what each image adds to the net benefit: float64 [n], of which the mean is the net benefit.
 
     Args:
-        labels: [n], zeros and ones.
+        labels: [n], zeros and ones; images of other labels add nothing.
         acted: bool [n], which images were acted on.
         threshold: the probability from which on one would act, below 1.
     """
-    return acted * np.where(labels == 1, 1.0, -threshold / (1 - threshold))
+    gain: np.ndarray = acted * ((labels == 1) - (labels == 0) * (threshold / (1 - threshold)))
+    return gain
 
 
 def decisions(
@@ -37,9 +38,10 @@ def decisions(
         draws: of the bootstrap, over patients alone; 0 for none.
         seed: of the draws.
     """
-    held = [place for place, column in enumerate(scored.labels.T) if 0 < column.sum() < len(column)]
-    grids = {place: _thresholds(scored.labels[:, place].mean()) for place in held}
-    images = by_patient(scored.patient_ids, np.ones((len(scored.labels), 1)))
+    held = [place for place, column in enumerate(scored.labels.T) if {0, 1} <= set(column.tolist())]
+    judged = scored.labels >= 0
+    grids = {place: _thresholds(scored.labels[judged[:, place], place].mean()) for place in held}
+    images = by_patient(scored.patient_ids, judged[:, held].astype(np.float64))
     columns = [
         by_patient(scored.patient_ids, _curve(scored.labels[:, place], probabilities[:, place], grid))
         for place, grid in grids.items()
@@ -48,15 +50,15 @@ def decisions(
 
     def means(weights: np.ndarray) -> np.ndarray:
         sums = weights.T.astype(np.float64) @ table
-        benefits: np.ndarray = sums[:, 1:] / sums[:, :1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            benefits: np.ndarray = sums[:, len(held) :] / np.repeat(sums[:, : len(held)], THRESHOLDS, axis=1)
         return benefits
 
     drawn = sample(means, np.unique(scored.patient_ids), draws, seed, images=False)
     found: dict[str, Decisions | None] = dict.fromkeys(scored.names)
     for index, (place, grid) in enumerate(grids.items()):
-        name = scored.names[place]
+        name, truth = scored.names[place], scored.labels[judged[:, place], place]
         each = [drawn.interval(THRESHOLDS * index + offset) for offset in range(THRESHOLDS)]
-        everyone = np.ones(len(scored.labels), bool)
         found[name] = Decisions(
             scores=_which(calibration, name),
             thresholds=tuple(grid.tolist()),
@@ -64,7 +66,7 @@ def decisions(
             low=tuple(interval.low or 0.0 for interval in each) if draws else None,
             high=tuple(interval.high or 0.0 for interval in each) if draws else None,
             treat_all=tuple(
-                round(float(net_benefit(scored.labels[:, place], everyone, t).mean()), DIGITS) for t in grid
+                round(float(net_benefit(truth, np.ones(len(truth), bool), t).mean()), DIGITS) for t in grid
             ),
         )
     return found

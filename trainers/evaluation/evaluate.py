@@ -18,11 +18,13 @@ from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
 from cxr_records.trainers import digests, runs
-from cxr_records.trainers.evaluation import calibration, claims, metrics, published
+from cxr_records.trainers.evaluation import baselines, calibration, claims, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals
 from cxr_records.trainers.evaluation.comparisons import compare
 from cxr_records.trainers.evaluation.curves import curves_of
 from cxr_records.trainers.evaluation.decisions import decisions
+from cxr_records.trainers.evaluation.given_labels import match_labels, read_labels, relabel
+from cxr_records.trainers.evaluation.label_noise import label_noise
 from cxr_records.trainers.evaluation.mistakes import mistakes
 from cxr_records.trainers.evaluation.model_card import card
 from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, operating_points
@@ -54,6 +56,7 @@ def evaluate(
     run: runs.Run | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    training: baselines.Training | None = None,
 ) -> Measures:
     """Measures scores against labels.
 
@@ -64,15 +67,17 @@ def evaluate(
         run: the one that scored, for calibration; None for other tables.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
+        training: what baselines are fitted on; None for `scored` itself, cross-fitted by patient.
 
     Raises:
         UsageError: fewer than 0 draws.
     """
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
+    beside = baselines.Beside(scored, training)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """float [draws, 4k]: AUROC, average precision, sensitivity at 90% and 95% specificity."""
+        """AUROC, average precision, sensitivity at 90% and 95% specificity, by class; what stands beside."""
         columns = []
         for ranking in rankings:
             counts = ranking.counts(weights)
@@ -80,11 +85,13 @@ def evaluate(
             columns.append([counts.auroc(), counts.average_precision(), *at])
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
         each[:, 1][np.isnan(each[:, 0])] = np.nan  # both means are over the same classes
-        return each.reshape(len(each), -1)
+        return np.concatenate([each.reshape(len(each), -1), beside.columns(weights, each[:, 0])], axis=1)
 
-    means = [range(count), range(count, 2 * count)]
-    *each, macro_auroc, macro_auprc = intervals(measure, scored.patient_ids, draws, seed, means)
+    means = [range(count), range(count, 2 * count), *beside.means(4 * count)]
+    found = intervals(measure, scored.patient_ids, draws, seed, means)
+    each, (macro_auroc, macro_auprc, *of_beside) = found[: -len(means)], found[-len(means) :]
     auroc, auprc, at_90, at_95 = (each[place * count : (place + 1) * count] for place in range(4))
+    alone, within_view = beside.results(auroc, each[4 * count :], of_beside)
     rows = [rows for _, _, rows in groups(scored)]
     points, of_groups = operating_points(scored, validation, rows, draws, seed)
     classes = {
@@ -92,6 +99,7 @@ def evaluate(
         for place, name in enumerate(names)
     }
     lacks = {*scored.lacking, *(name for name, each in zip(names, auroc, strict=True) if each.value is None)}
+    measured = dict(zip(names, auroc, strict=True))
     calibrated, curves = None, None
     if scored.are_probabilities:
         calibrated, probabilities = calibration.calibrate(scored, validation, run)
@@ -102,7 +110,7 @@ def evaluate(
         macro_lacks=tuple(
             name for name in dict.fromkeys((*FINDINGS, *names, *scored.lacking)) if name in lacks
         ),
-        auroc=dict(zip(names, auroc, strict=True)),
+        auroc=measured,
         auprc={
             name: PrecisionInterval(**vars(interval), prevalence=classes[name].prevalence)
             for name, interval in zip(names, auprc, strict=True)
@@ -111,10 +119,13 @@ def evaluate(
         multiclass=_multiclass(scored, run, draws, seed) if scored.kind == "multiclass" else None,
         calibration=calibrated,
         decisions=curves,
+        baselines=alone,
+        within_view=within_view,
+        label_noise=label_noise(measured, classes, scored.kind == "multilabel" and not scored.labels_from),
         subgroups=subgroups(scored, of_groups, draws, seed),
         mistakes=tuple(mistakes(scored, validation)),
         curves={name: curves_of(ranking) for name, ranking in zip(names, rankings, strict=True)},
-        warnings=tuple(_warnings(scored, classes, run)),
+        warnings=(*_warnings(scored, classes, run), *baselines.warnings_of(alone, macro_auroc)),
     )
 
 
@@ -122,7 +133,7 @@ def _class_measures(
     scored: Predictions, place: int, at_90: Interval, at_95: Interval, point: OperatingPoint | None
 ) -> ClassMeasures:
     labels = scored.labels[:, place]
-    images, positives = len(labels), int(labels.sum())
+    images, positives = int((labels >= 0).sum()), int((labels == 1).sum())
     patients = len(np.unique(scored.patient_ids[labels == 1]))
     warnings = []
     if not 0 < positives < images:
@@ -210,6 +221,7 @@ def evaluate_run(
     draws: int = DRAWS,
     seed: int = 0,
     dataset: Dataset | None = None,
+    labels: str | None = None,
     date: str | None = None,
 ) -> Evaluation:
     """Evaluates a trained run on a split of its dataset; scores it first where that has not been done.
@@ -220,30 +232,37 @@ def evaluate_run(
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
         dataset: the run's, where it is open already.
+        labels: a table as `given_labels.read_labels` takes it, whose labels count in place of NIH's.
         date: of the evaluation, for whoever reads it.
 
     Returns:
         The evaluation; `leaks` are not empty where scored images or patients were trained on.
 
     Raises:
-        UsageError: the folder holds no run, the run is not finished, or the split has no scores.
+        UsageError: the folder holds no run, the run is not finished, or the split has no scores; or `labels`
+            have nothing to do with them.
     """
     check_draws(draws)
     run = runs.open_run(path)
-    scored, validation = _scores_of(run, split)
-    table, warnings = None, list[str]()
+    scored, validation, given = *_scores_of(run, split), None
+    if labels:
+        scored, given = relabel(scored, read_labels(labels), run.task)
+        run, validation = _of_classes(run, scored.names), validation and validation.of_classes(scored.names)
+    table, training, warnings = None, None, list[str]()
     leaks: tuple[str, ...] = ()
     try:
         dataset = runs.dataset_of(run, dataset)
         table = ImageTable(dataset.manifest.table.dialect, dataset.manifest.table.sha256)
         claim = claims.claim_of_run(dataset, split)
         leaks = claims.find_leaks(dataset, scored)
+        training = baselines.training_of(dataset, scored.names)
     except (CxrError, OSError) as error:
         dataset = table = None
-        claim = SplitClaim(
-            official=False, text=f"images of a split that is not known: {error}", list_sha256=None
+        claim = SplitClaim(False, f"images of a split that is not known: {error}", list_sha256=None)
+        warnings.append(
+            f"the run's dataset is not at hand ({error}): leaks were not looked for, "
+            "and baselines are fitted on the scored images, cross-fitted by patient"
         )
-        warnings.append(f"the run's dataset is not at hand ({error}): leaks were not looked for")
     if storage.exists(run.file(runs.HISTORY_FILE)):
         try:
             digests.check(run.file(runs.HISTORY_FILE), storage.read_bytes(run.file(runs.HISTORY_FILE)))
@@ -265,33 +284,43 @@ def evaluate_run(
         patients=scored.num_patients,
         draws=draws,
         seed=seed,
+        labels=given,
         drawn=run.drawn,
         date=date,
     )
-    asked = card(identity, claim, scored, run, dataset)
-    return complete(evaluate(scored, validation, run, draws, seed), identity, claim, leaks, warnings, asked)
+    if given:
+        claim = claims.claim_of_labels(given.file, len(scored.labels))
+    measures = evaluate(scored, validation, run, draws, seed, training)
+    return complete(measures, identity, claim, leaks, warnings, card(identity, claim, scored, run, dataset))
+
+
+def _of_classes(run: runs.Run, names: Sequence[str]) -> runs.Run:
+    """The run as one of some of its classes."""
+    return dataclasses.replace(run, classes={name: run.classes[name] for name in names})
 
 
 def evaluate_table(
     predictions: str,
-    metadata: str,
+    metadata: str | None,
     task: Task | str = "multilabel",
     test_list: str | None = None,
     trained_on: str | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    labels: str | None = None,
     date: str | None = None,
 ) -> Evaluation:
-    """Evaluates scores from anywhere against NIH's labels.
+    """Evaluates scores from anywhere against NIH's labels, or others.
 
     Args:
         predictions: a table as `cxr_records.trainers.evaluation.tables.read_score_table` takes it.
-        metadata: NIH's table of images.
+        metadata: NIH's table of images; None with `labels`, for images that are not in it.
         task: multilabel, or one that `cxr_records.trainers.evaluation.tables.match` can derive.
         test_list: list of the images to evaluate; all that were scored otherwise.
         trained_on: dataset that the model was trained on, in which to look for leaks.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
+        labels: a table as `given_labels.read_labels` takes it, whose labels count in place of NIH's.
         date: of the evaluation, for whoever reads it.
 
     Raises:
@@ -299,10 +328,18 @@ def evaluate_table(
     """
     check_draws(draws)
     task = as_task(task)
-    images = read_metadata(metadata)
+    given_table, given = read_labels(labels) if labels else None, None
+    nih = read_metadata(metadata) if metadata else None
+    images = nih or (given_table.images if given_table else None)
+    if images is None:
+        raise UsageError("found neither `metadata` nor `labels`; scores need a table of labels")
     table = read_score_table(predictions, images)
     only = listed_images(read_list(test_list, "test_list"), images) if test_list else None
-    scored = match(table, images, task, "test list" if only else "all scored images", only)
+    split = "test list" if only else "all scored images"
+    if given_table:
+        scored, given = match_labels(table, nih, given_table, task, split, only)
+    else:
+        scored = match(table, images, task, split, only)
     dataset = open_dataset(trained_on) if trained_on else None
     identity = Identity(
         name=name_of(predictions).rsplit("/", 1)[-1],
@@ -313,13 +350,14 @@ def evaluate_table(
         task=task.name,
         predictions_sha256=_digest(predictions),
         versions={},
-        table=ImageTable(images.dialect, images.digest),
+        table=ImageTable(nih.dialect, nih.digest) if nih else None,
         kind=scored.kind,
         split=scored.split,
         images=len(scored.labels),
         patients=scored.num_patients,
         draws=draws,
         seed=seed,
+        labels=given,
         drawn=drawn_share(images.drawn, len(images)),
         date=date,
     )
@@ -327,6 +365,8 @@ def evaluate_table(
     if only is not None:
         listed &= set(only)
     claim = claims.claim_of_table(sorted(listed), only)
+    if given:
+        claim = claims.claim_of_labels(given.file, len(scored.labels))
     leaks = claims.find_leaks(dataset, scored) if dataset else ()
     asked = card(identity, claim, scored)
     return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, images.warnings, asked)
@@ -369,17 +409,26 @@ def complete(
 
 
 def compare_runs(
-    paths: Sequence[str], split: str = TEST, draws: int = DRAWS, seed: int = 0
+    paths: Sequence[str],
+    split: str = TEST,
+    draws: int = DRAWS,
+    seed: int = 0,
+    labels: str | None = None,
 ) -> tuple[Difference, ...]:
     """Returns the differences in AUROC of every two runs, by class and macro, on the images both scored.
 
     The draws of patients are the same for both runs, so what is hard for both falls out of the difference.
+    `labels` are a table as for `evaluate_run`.
 
     Raises:
         UsageError: runs of different classes, or without a common image.
     """
     check_draws(draws)
-    scored = {path: _scores_of(runs.open_run(path), split)[0] for path in paths}
+    opened = {path: runs.open_run(path) for path in paths}
+    scored = {path: _scores_of(run, split)[0] for path, run in opened.items()}
+    if labels:
+        table = read_labels(labels)
+        scored = {path: relabel(each, table, opened[path].task)[0] for path, each in scored.items()}
     return compare(scored, list(itertools.combinations(paths, 2)), draws, seed)
 
 

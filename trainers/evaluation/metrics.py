@@ -7,6 +7,7 @@ weights, so one sorted order serves all its draws (see `cxr_records.trainers.eva
 import dataclasses
 
 import numpy as np
+from scipy import sparse
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -87,11 +88,34 @@ class Counts:
         return np.where(self.negatives > 0, _ratio(best, self.positives), np.nan)
 
 
+class Sums:
+    """Weights of rows, summed by group.
+
+    Args:
+        rows: int [m], which rows are counted.
+        groups: int [m], the group of each of them.
+        num_groups: how many there are.
+        num_rows: how many rows weights have.
+    """
+
+    def __init__(self, rows: np.ndarray, groups: np.ndarray, num_groups: int, num_rows: int):
+        self._matrix = sparse.csr_array((np.ones(len(rows)), (groups, rows)), shape=(num_groups, num_rows))
+
+    def of(self, weights: np.ndarray) -> np.ndarray:
+        """Returns int64 [groups, draws].
+
+        Args:
+            weights: int [n, draws]; exact while no sum is above 2^53.
+        """
+        sums: np.ndarray = (self._matrix @ weights.astype(np.float64)).astype(np.int64)
+        return sums
+
+
 class Ranking:
     """Rows of one class in the order of their scores, for measures under many weightings.
 
     Args:
-        labels: [n], zeros and ones.
+        labels: [n], zeros and ones; rows of other labels take no part.
         scores: float [n]; equal scores are one threshold.
 
     Attributes:
@@ -99,20 +123,16 @@ class Ranking:
     """
 
     def __init__(self, labels: np.ndarray, scores: np.ndarray):
-        falling = -np.asarray(scores, np.float64)
-        positive = np.asarray(labels) == 1
-        positives, negatives = (
-            rows[np.argsort(falling[rows], kind="stable")]
-            for rows in (np.flatnonzero(positive), np.flatnonzero(~positive))
-        )
-        rising = falling[positives]
-        levels = np.unique(rising)
+        falling, kinds = -np.asarray(scores, np.float64), np.asarray(labels)
+        positives, negatives = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 0)
+        levels = np.unique(falling[positives])
         self.thresholds = -levels
-        self._true = _Sums(positives, np.searchsorted(rising, levels, "right"))
-        # Both sides of each threshold, in turn.
-        sides = [np.searchsorted(falling[negatives], levels, side) for side in ("left", "right")]
-        self._false = _Sums(negatives, np.stack(sides, axis=1).ravel())
-        self._num_rows = len(positive)
+        self._rows = len(falling)
+        self._true = Sums(positives, np.searchsorted(levels, falling[positives]), len(levels), self._rows)
+        # Negatives between the thresholds, and with them, by turns: what is summed up is short.
+        above = np.searchsorted(levels, falling[negatives], "left")
+        with_it = np.searchsorted(levels, falling[negatives], "right") - above
+        self._false = Sums(negatives, 2 * above + with_it, 2 * len(levels) + 1, self._rows)
 
     def counts(self, weights: np.ndarray) -> Counts:
         """Counts under each weighting.
@@ -120,13 +140,14 @@ class Ranking:
         Args:
             weights: int [n, draws].
         """
-        (true, positives), (false, negatives) = self._true(weights), self._false(weights)
-        return Counts(true, false[::2], false[1::2], positives, negatives)
+        true, false = self._true.of(weights).cumsum(axis=0), self._false.of(weights).cumsum(axis=0)
+        none = np.zeros(weights.shape[1], np.int64)
+        return Counts(true, false[:-1:2], false[1::2], true[-1] if len(true) else none, false[-1])
 
     @property
     def once(self) -> Counts:
         """With every row counted once: one draw."""
-        return self.counts(np.ones((self._num_rows, 1), np.int64))
+        return self.counts(np.ones((self._rows, 1), np.int64))
 
 
 def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
@@ -162,29 +183,6 @@ def recall_per_class(labels: np.ndarray, right: np.ndarray, weights: np.ndarray)
     rows = (np.unique(labels)[:, np.newaxis] == np.asarray(labels)).astype(np.float64)
     shares: np.ndarray = _ratio((rows * right) @ weights, rows @ weights).T
     return shares
-
-
-class _Sums:
-    """Sums of weights over rows, from the first of them up to each of several ends.
-
-    Args:
-        rows: int [m], in the order in which they are summed.
-        ends: rising int [e], how many rows each sum is over.
-    """
-
-    def __init__(self, rows: np.ndarray, ends: np.ndarray):
-        self._rows = rows
-        # What lies between two ends is summed at once, which is faster than a running sum over all rows.
-        self._starts = np.unique(np.append(0, ends[ends < len(rows)])) if len(rows) else np.empty(0, int)
-        self._places = np.searchsorted(self._starts, ends)
-
-    def __call__(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64 [e, draws], and the sum over all rows: [draws]."""
-        sums = np.zeros((len(self._starts) + 1, weights.shape[1]), np.int64)
-        if len(self._rows):
-            between = np.add.reduceat(weights.take(self._rows, axis=0), self._starts, axis=0, dtype=np.int32)
-            np.cumsum(between, axis=0, out=sums[1:])
-        return sums[self._places], sums[-1]
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

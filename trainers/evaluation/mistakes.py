@@ -26,11 +26,11 @@ def mistakes(scored: Predictions, validation: Predictions | None = None) -> Iter
         threshold = metrics.youden_threshold(chosen_on.labels[:, place], chosen_on.scores[:, place])
         if threshold is None:
             continue
-        scores, truth = scored.scores[:, place], scored.labels[:, place] == 1
+        scores, labels = scored.scores[:, place], scored.labels[:, place]
         called = scores >= threshold
         for kind, wrong, order in (
-            ("false positive", called & ~truth, -scores),
-            ("false negative", ~called & truth, scores),
+            ("false positive", called & (labels == 0), -scores),
+            ("false negative", ~called & (labels == 1), scores),
         ):
             rows = np.flatnonzero(wrong)
             for row in rows[np.argsort(order[rows], kind="stable")][:each]:

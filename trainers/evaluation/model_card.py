@@ -110,6 +110,10 @@ def _data(
     yield "Preparation of images", "7, 9b", "9", _preparation(run.image_format) if run else None
     yield "Missing data", "11", "12", _MISSING
     reference = known(_LABELS, "The findings that were drawn.")
+    if identity.labels:
+        reference = (
+            f"The labels of {identity.labels.file}, which are not NIH's; how they were come by is not known."
+        )
     yield "Reference standard", "8a, 8b, 8c", "14, 15, 16, 17", reference
     yield "Predictors", "9a", "", "The pixels of one image; nothing else of the patient." if run else None
     yield "Sample size", "10", "21", f"No calculation: all images at hand. {_counts(identity, manifest)}"

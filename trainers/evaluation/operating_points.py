@@ -96,8 +96,9 @@ def operating_points(
 def _count(scored: Predictions, place: int, threshold: float | None, rows: np.ndarray) -> np.ndarray:
     """Images of each patient, of all of them, that are of each kind: float32 [patients, 4]."""
     assert threshold is not None
-    says, truth = scored.scores[:, place] >= threshold, scored.labels[:, place] == 1
-    kinds = np.stack([truth & says, truth & ~says, ~truth & ~says, ~truth & says], axis=1)
+    says, labels = scored.scores[:, place] >= threshold, scored.labels[:, place]
+    positive, negative = labels == 1, labels == 0
+    kinds = np.stack([positive & says, positive & ~says, negative & ~says, negative & says], axis=1)
     return by_patient(scored.patient_ids, (kinds & rows[:, np.newaxis]).astype(np.float32))
 
 

@@ -351,6 +351,100 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What facts about an image give without its pixels, by a logistic regression.
+
+    Attributes:
+        knows: the facts that are known of any scored image.
+        macro_auroc: mean over the classes that have one.
+        auroc: by class.
+        macro_added: the model's macro AUROC less this one.
+        added: the same by class.
+    """
+
+    knows: tuple[str, ...]
+    macro_auroc: Interval
+    auroc: Mapping[str, Interval]
+    macro_added: Interval
+    added: Mapping[str, Interval]
+
+    @property
+    def knows_text(self) -> str:
+        """The facts in words: "view, sex, age and follow-up number"."""
+        *some, last = self.knows
+        return f"{', '.join(some)} and {last}" if some else last
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """What a model is to be better than.
+
+    Attributes:
+        fitted_on: which images.
+        follow_up_numbers: where those of the scored images are from.
+        metadata: of view, sex, age and follow-up number; None where none of them is known.
+        view: of the view alone; None where it is not known.
+    """
+
+    fitted_on: str
+    follow_up_numbers: str
+    metadata: Baseline | None
+    view: Baseline | None
+
+
+@dataclasses.dataclass(frozen=True)
+class WithinView:
+    """The model's AUROC where positives are compared with negatives of their own view alone.
+
+    Attributes:
+        images: of known view.
+        lacks: classes that have an AUROC over all images, and none within a view: no view has both positives
+            and negatives.
+        macro_auroc: mean over the classes that have one.
+        auroc: by class.
+        macro_lost: the macro AUROC of all images less this one, over the same classes.
+        lost: the same by class.
+    """
+
+    images: int
+    lacks: tuple[str, ...]
+    macro_auroc: Interval
+    auroc: Mapping[str, Interval]
+    macro_lost: Interval
+    lost: Mapping[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyLabels:
+    """What is assumed of labels: their sensitivity, and their specificity or their PPV."""
+
+    sensitivity: float
+    specificity: float | None
+    ppv: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrueAuroc:
+    """The AUROC of the truth that an AUROC on such labels means; None with the reason where there is none."""
+
+    labels: NoisyLabels
+    value: float | None
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelNoise:
+    """What AUROC seen on noisy labels mean.
+
+    Attributes:
+        classes: of each class that has an AUROC, what it means under each assumption; labels as experts
+            have found them stand last, where they are known.
+    """
+
+    classes: Mapping[str, tuple[TrueAuroc, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Measures:
     """Everything that is computed from labels and scores alone; by class where it is a mapping.
 
@@ -365,6 +459,9 @@ class Measures:
         multiclass: None for the other tasks.
         calibration: None where scores are no probabilities.
         decisions: None there too; of a class, None where it lacks positives or negatives.
+        baselines: what an image's score can know without its pixels.
+        within_view: AUROC within PA and AP.
+        label_noise: what an AUROC means if labels err.
         subgroups: those that have images.
         mistakes: the gravest at the operating points.
         curves: None for a class that lacks positives or negatives.
@@ -380,6 +477,9 @@ class Measures:
     multiclass: Multiclass | None
     calibration: Calibration | None
     decisions: Mapping[str, Decisions | None] | None
+    baselines: Baselines
+    within_view: WithinView
+    label_noise: LabelNoise
     subgroups: tuple[Subgroup, ...]
     mistakes: tuple[Mistake, ...]
     curves: Mapping[str, Curves | None]
@@ -409,6 +509,11 @@ class Measures:
     def group_over(self, group: Subgroup) -> str:
         """Behind the mean of a subgroup: `mean_over` of its classes."""
         return mean_over((*group.lacks, *self._without_scores), self.num_classes, named=False)
+
+    @property
+    def within_view_over(self) -> str:
+        """Behind the mean within views: `mean_over` of its classes."""
+        return mean_over((*self.macro_lacks, *self.within_view.lacks), self.num_classes)
 
     @property
     def groups_compared(self) -> int:
@@ -443,6 +548,25 @@ class ImageTable:
 
 
 @dataclasses.dataclass(frozen=True)
+class GivenLabels:
+    """Labels that are not NIH's.
+
+    Attributes:
+        file: the name of their table.
+        sha256: of the file.
+        not_judged: by class, how many of the images have no label.
+        differ: by class, how many labels are not NIH's, of those that NIH has; empty where NIH's are unknown.
+        compared: by class, of how many.
+    """
+
+    file: str
+    sha256: str
+    not_judged: Mapping[str, int]
+    differ: Mapping[str, int]
+    compared: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Identity:
     """What was measured, and how.
 
@@ -462,6 +586,7 @@ class Identity:
         patients: of how many.
         draws: of the bootstrap.
         seed: of the draws.
+        labels: where they are not NIH's.
         drawn: how many of the table's images are drawings: "none", "some" or "all".
         date: of the evaluation, as the command was told it, such as "2026-01-31"; None where it was not.
     """
@@ -481,6 +606,7 @@ class Identity:
     patients: int
     draws: int
     seed: int
+    labels: GivenLabels | None = None
     drawn: str = NONE
     date: str | None = None
 

@@ -20,6 +20,14 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
         "macro_auroc": thin(evaluation.macro_auroc),
         "macro_auprc": thin(evaluation.macro_auprc),
         "macro_lacks": list(evaluation.macro_lacks),
+        "within_view": {"macro_auroc": thin(evaluation.within_view.macro_auroc)},
+        "baselines": {
+            name: each and {"macro_auroc": thin(each.macro_auroc), "macro_added": thin(each.macro_added)}
+            for name, each in (
+                ("metadata", evaluation.baselines.metadata),
+                ("view", evaluation.baselines.view),
+            )
+        },
         "split": evaluation.identity.split,
         "drawn": evaluation.identity.drawn,
         "date": evaluation.identity.date,
@@ -63,6 +71,14 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         if measured.fitted_on:
             line += f"; calibrated{evaluation.calibrated_over} {number(measured.macro_ece_calibrated)}"
         lines.append(line + drawn)
+    if metadata := evaluation.baselines.metadata:
+        alone, added = interval(metadata.macro_auroc), interval(metadata.macro_added, signed=True)
+        lines.append(
+            f"metadata alone, without a pixel{evaluation.over} {alone}; the model less that {added}{drawn}"
+        )
+    if evaluation.within_view.macro_auroc.value is not None:
+        within = interval(evaluation.within_view.macro_auroc)
+        lines.append(f"within a view, PA or AP{evaluation.within_view_over} {within}{drawn}")
     compare = "" if evaluation.comparison.comparable else "; compare with no published result"
     lines.append(f"split: {evaluation.split_claim.text}{compare}")
     if evaluation.comparison.comparable:
