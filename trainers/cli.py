@@ -112,7 +112,7 @@ def train(
     predict.predict_run(run, dataset=opened)
     from cxr_records.trainers.evaluation import cli as evaluation
 
-    measured = evaluation.evaluate_into(run, dataset=opened)
+    measured = evaluation.evaluate_into(run, dataset=opened, date=evaluation.today())
     evaluation.show(measured, run, as_json, {"run": run, "epochs": len(progress.history)})
 
 
