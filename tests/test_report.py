@@ -531,6 +531,14 @@ def test_lines_break_behind_the_parts_of_names_alone(evaluation, text):
     assert pages.breakable("<b>") == "&lt;b&gt;"
 
 
+def test_words_in_a_cell_may_go_on_in_the_next_line_and_numbers_may_not(evaluation, tmp_path):
+    reason = Interval(0.8, no_interval="only 45% of the draws hold every class")
+    page = written(bare(evaluation, macro_auroc=reason), tmp_path / "r.html")
+
+    assert f'<td class="long">{interval(reason)}</td>' in page
+    assert f"<td>{interval(evaluation.auroc['Mass'])}</td>" in page
+
+
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
     [
