@@ -24,7 +24,7 @@ from cxr_records import storage
 from cxr_records.drawings import DRAWN_BY_US, DRAWN_COLUMN
 from cxr_records.errors import UsageError
 from cxr_records.findings import NO_FINDING
-from cxr_records.lookalike_drawing import draw_image
+from cxr_records.lookalike_drawing import boxes_of, draw_image
 from cxr_records.lookalike_patients import PlannedImage, plan_images
 from cxr_records.names import is_litter
 from cxr_records.seeding import keyed_hash
@@ -55,6 +55,7 @@ class LookalikePaths:
         metadata_sample: the same images in the dialect of Kaggle's sample.
         train_val_list: file names, one per line.
         test_list: file names, one per line; none of its patients is in `train_val_list`.
+        boxes: of the findings of test images that are drawn at one place, as NIH gives boxes.
     """
 
     images: Path
@@ -63,6 +64,7 @@ class LookalikePaths:
     metadata_sample: Path
     train_val_list: Path
     test_list: Path
+    boxes: Path
 
 
 def lookalike_paths(out: Path) -> LookalikePaths:
@@ -75,6 +77,7 @@ def lookalike_paths(out: Path) -> LookalikePaths:
         metadata_sample=out / "sample_labels.csv",
         train_val_list=out / "train_val_list.txt",
         test_list=out / "test_list.txt",
+        boxes=out / "BBox_List_2017.csv",
     )
 
 
@@ -177,6 +180,19 @@ def _write_tables(plan: Sequence[PlannedImage], paths: LookalikePaths, seed: int
     for path, is_test in ((paths.train_val_list, False), (paths.test_list, True)):
         names = [f"{image.image_id}\n" for image in plan if image.is_test == is_test]
         _write(path, "".join(names).encode())
+    # Sorted by finding, as in the real file, whose brackets hold commas that are not quoted.
+    boxes = [
+        ("Infiltrate" if name == "Infiltration" else name, image.image_id, box)
+        for image in plan
+        if image.is_test
+        for name, box in boxes_of(image, seed)
+    ]
+    rows = [
+        (image_id, name, *(round(1024 * side, 6) for side in box)) for name, image_id, box in sorted(boxes)
+    ]
+    _write(
+        paths.boxes, _csv(("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]", "", "", ""), rows, "\n")
+    )
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]], end: str) -> bytes:

@@ -11,6 +11,7 @@ import click
 from cxr_records import storage
 from cxr_records.cli import PATH
 from cxr_records.errors import FoundProblems, UsageError
+from cxr_records.trainers import digests
 from cxr_records.urls import name_of
 
 if TYPE_CHECKING:
@@ -203,7 +204,10 @@ def _write(
     path = storage.join(folder, results.METRICS_FILE)
     _check_ours(path, results.FORMAT)
     storage.make_folder(folder)
-    storage.write_bytes(path, results.json_bytes(evaluation.to_json()))
+    # An export of the run trusts what is said of it there.
+    in_run = storage.exists(storage.join(folder, digests.CONFIG_FILE))
+    write = digests.write if in_run else storage.write_bytes
+    write(path, results.json_bytes(evaluation.to_json()))
     report.write_report(evaluation, storage.join(folder, report.REPORT_FILE), history, thumbnails)
 
 
