@@ -122,8 +122,8 @@ def test_a_sentence_stands_whole(evaluation, text):
     assert "Task multilabel, test: 60 images of 30 patients." in shown
     assert "Thresholds of the largest Youden index, chosen on: validation. They are of the scores" in shown
     assert (
-        "Undone first, exactly: what training did to the odds by copies. Each class was calibrated by a line "
-        "of its own, fitted on validation: calibrated logit = offset + slope × logit."
+        "Undone first, exactly: what training did to the odds by how often it saw each class. Each class was "
+        "calibrated by a line of its own, fitted on validation: calibrated logit = offset + slope × logit."
     ) in shown
     assert "20 draws of patients with replacement, seed 0; 2.5th and 97.5th percentile" in shown
 
@@ -324,6 +324,24 @@ def test_a_class_that_was_not_calibrated_says_why(evaluation, tmp_path):
     assert f"{mass.slope:.2f} {mass.offset:.2f} offset alone: for a reason" in with_note
     assert "ECE, calibrated" not in without
     assert "No slope and offset: there are no validation scores to fit them on." in without
+
+
+def test_a_class_of_which_nothing_was_judged_has_an_empty_picture(evaluation, tmp_path):
+    mass = dataclasses.replace(
+        evaluation.calibration.classes["Mass"],
+        bins=(),
+        bins_calibrated=None,
+        ece=None,
+        ece_raw=None,
+        brier=None,
+    )
+    measured = dataclasses.replace(
+        evaluation.calibration, classes={"Mass": dataclasses.replace(mass, ece_calibrated=None)}
+    )
+
+    shown = squeezed(written(bare(evaluation, calibration=measured), tmp_path / "r.html"))
+
+    assert "Mass - - - - " in shown
 
 
 def test_a_decision_curve_says_where_the_model_is_of_use(evaluation, tmp_path):

@@ -335,7 +335,12 @@ def warnings_of(baselines: Baselines, model: Interval) -> list[str]:
     if metadata is None or metadata.macro_added.value is None or model.value is None:
         return []
     mean, said = metadata.macro_added, []
-    if not _above(mean):
+    if mean.no_interval:
+        said.append(
+            f"whether the macro AUROC of {model.value:.3f} is above that of metadata alone, without a pixel, "
+            f"{metadata.macro_auroc.value:.3f}, is not decided: no interval, {mean.no_interval}"
+        )
+    elif not _above(mean):
         bounds = "" if mean.low is None else f" [{mean.low:+.3f}, {mean.high:+.3f}]"
         said.append(
             f"the macro AUROC of {model.value:.3f} is not above that of metadata alone, without a pixel, "

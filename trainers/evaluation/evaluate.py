@@ -156,6 +156,9 @@ def _class_measures(
 def _warnings(scored: Predictions, classes: dict[str, ClassMeasures], run: runs.Run | None) -> Iterator[str]:
     """What is to be said of the scores, the classes, the loss."""
     yield from scored.warnings
+    if scored.num_patients < FEW_PATIENTS:
+        patients = "1 patient" if scored.num_patients == 1 else f"{scored.num_patients} patients"
+        yield f"{patients}, fewer than {FEW_PATIENTS}: no comparison of these scores with others is decided"
     few = []
     for name, each in classes.items():
         if not each.positives or not each.negatives:
