@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import NAMES, read_expected
+from evaluations import NAMES, make_predictions, read_expected
 
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers.evaluation import pages, plots
+from cxr_records.trainers.evaluation.model_card import card
 from cxr_records.trainers.evaluation.published import RESULTS, comparison
 from cxr_records.trainers.evaluation.report import write_comparison, write_report
 from cxr_records.trainers.evaluation.results import (
@@ -457,14 +458,14 @@ def test_headings_follow_each_other_in_order(kind, tmp_path):
 
 
 def test_the_model_card_tells_what_is_known_and_lists_what_is_not(evaluation, tmp_path):
-    shown = squeezed(written(bare(evaluation), tmp_path / "r.html"))
+    items = card(evaluation.identity, evaluation.split_claim, make_predictions())
+    shown = squeezed(written(bare(evaluation, model_card=items), tmp_path / "r.html"))
 
-    card, unknown = shown.split("Not known to this report")
-    for item in evaluation.model_card:
-        if item.known is None:
-            assert item.topic in unknown
-        else:
-            assert item.known in card
+    known, unknown = shown.split("Not known to this report")
+    for item in items:
+        assert (item.topic if item.known is None else item.known) in (
+            unknown if item.known is None else known
+        )
     assert "Ethics approval (TRIPOD+AI 17)" in unknown
     assert "Funding (TRIPOD+AI 18a; CLAIM 44)" in unknown
     assert "Comparison with radiologists (reader study) Effect in care" in unknown
@@ -547,6 +548,14 @@ def test_lines_break_behind_the_parts_of_names_alone(evaluation, text):
     broken = pages.breakable("s3://bucket/runs/first_try-2 of small_cnn")
     assert broken.split("<wbr>") == ["s3://", "bucket/", "runs/", "first_", "try-", "2 of small_cnn"]
     assert pages.breakable("<b>") == "&lt;b&gt;"
+
+
+def test_words_in_a_cell_may_go_on_in_the_next_line_and_numbers_may_not(evaluation, tmp_path):
+    reason = Interval(0.8, no_interval="only 45% of the draws hold every class")
+    page = written(bare(evaluation, macro_auroc=reason), tmp_path / "r.html")
+
+    assert f'<td class="long">{interval(reason)}</td>' in page
+    assert f"<td>{interval(evaluation.auroc['Mass'])}</td>" in page
 
 
 @pytest.mark.parametrize(
