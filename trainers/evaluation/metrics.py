@@ -105,9 +105,9 @@ class Sums:
         """Returns int64 [groups, draws].
 
         Args:
-            weights: int [n, draws]; exact while no sum is above 2^53.
+            weights: whole numbers [n, draws], fastest as float64; exact while no sum is above 2^53.
         """
-        sums: np.ndarray = (self._matrix @ weights.astype(np.float64)).astype(np.int64)
+        sums: np.ndarray = (self._matrix @ np.asarray(weights, np.float64)).astype(np.int64)
         return sums
 
 
