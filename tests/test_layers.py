@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "__init__", "urls", "errors", "findings", "names", "filetypes", "seeding", "streams", "progress", "quiet",
     "layout", "storage", "locks", "parquet",
-    "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling",
+    "tfrecord", "examples", "tablefiles", "metadata", "splits", "tasks", "sampling", "balancing",
     "decoding", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cxr_records import storage
-from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.balancing import CLASS_BALANCED, NATURAL, expected_draws
+from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.names import is_litter
@@ -26,6 +28,7 @@ LAST_FILE = "checkpoints/last.npz"
 BEST_FILE = "checkpoints/best.npz"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FILE = "predictions.parquet"
+PHASE = "phase"  # the column of history.csv that is no number: a name of `phases`
 CLASS_AUROC = "val_auroc_"  # begins the columns of history.csv that are of one class
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -45,11 +48,12 @@ class ClassCount:
     """How often a class was seen in training.
 
     Attributes:
-        records: that hold it, copies included.
+        records: of an epoch that hold it, copies included, as they are seen: where they are drawn by class,
+            the number that is expected. Of the last layer's epochs, where it was retrained.
         images: that hold it.
     """
 
-    records: int
+    records: float
     images: int
 
 
@@ -125,6 +129,21 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
     return rows[:, 1:] if task.kind == "binary" else rows
 
 
+def seen(records: SplitRecords, sampling: str) -> list[float]:
+    """Returns how many records of an epoch hold the class of each score; whole where nothing is drawn.
+
+    Args:
+        records: of the training split.
+        sampling: one of `balancing.SAMPLINGS`.
+    """
+    rows = class_rows(records.task, records.labels)
+    if sampling == NATURAL:
+        return [int(count) for count in rows.sum(axis=0)]
+    draws = expected_draws(records.task, records.labels, [kept for _, kept, _ in records.shards])
+    # Far more digits than matter, and not those in which machines differ.
+    return [round(math.fsum(draws[column == 1]), 3) for column in rows.T]
+
+
 def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[str, str]) -> Run:
     """Returns what a run is to say of itself.
 
@@ -139,7 +158,10 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
     """
     records = dataset.split(TRAIN)
     rows, original = class_rows(records.task, records.labels), records.copies == 0
-    counts = zip(score_names(records.task), rows.sum(axis=0), rows[original].sum(axis=0), strict=True)
+    last = CLASS_BALANCED if config.retrain_epochs else config.sampling
+    counts = zip(
+        score_names(records.task), seen(records, last), rows[original].sum(axis=0).tolist(), strict=True
+    )
     return Run(
         path=path,
         dataset=dataset.path,
@@ -147,7 +169,7 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
         task=dataset.task,
         image_format=dataset.image_format,
         config=config,
-        classes={name: ClassCount(int(n), int(images)) for name, n, images in counts},
+        classes={name: ClassCount(n, images) for name, n, images in counts},
         train_records=len(rows),
         train_images=int(original.sum()),
         versions=versions,

@@ -34,7 +34,7 @@ def ce_weights(class_records: np.ndarray, num_records: int) -> np.ndarray:
         class_records: [k], training records of each class, copies included.
         num_records: training records, copies included.
     """
-    return np.array(class_weights(np.asarray(class_records).astype(int).tolist(), num_records))
+    return np.array(class_weights(np.asarray(class_records).tolist(), num_records))
 
 
 def logit_adjustment(class_records: np.ndarray, num_records: int, tau: float = 1.0) -> np.ndarray:

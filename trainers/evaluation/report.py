@@ -48,7 +48,7 @@ def read_history(run: str) -> list[dict[str, float]]:
     except CxrError:  # which the evaluation says
         return []
     rows = csv.DictReader(io.StringIO(data.decode()))
-    return [{key: float(value) for key, value in row.items()} for row in rows]
+    return [{key: float(value) for key, value in row.items() if key != runs.PHASE} for row in rows]
 
 
 def read_thumbnails(evaluation: Evaluation, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
