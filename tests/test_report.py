@@ -225,6 +225,10 @@ def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
     assert (
         f"macro {interval(evaluation.macro_auroc)} {over} {interval(evaluation.macro_auroc)} {over}" in shown
     )
+    alone = interval(evaluation.baselines.metadata.macro_auroc)
+    assert f"metadata alone {alone} {alone}" in shown
+    within = f"{interval(evaluation.within_view.macro_auroc)} {over}"
+    assert f"within a view {within} {within}" in shown
     assert f"macro {over} {interval(evaluation.macro_auroc, signed=True)}" in shown
     assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared))
 
