@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from cxr_records.drawings import DRAWN_BY_US, DRAWN_COLUMN
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
 from cxr_records.names import base_name, patient_in_name, patients_told, stem
@@ -73,6 +74,7 @@ class Metadata:
         dialect: "2017", "v2020", "kaggle sample" or "other".
         digest: sha256 (hex) of the table and the findings, whatever file they came in.
         warnings: what was read otherwise than it stands, or could not be read, with counts.
+        drawn: rows that are of drawings of ours (`DRAWN_COLUMN`), which say nothing about patients.
     """
 
     table: pd.DataFrame
@@ -80,6 +82,7 @@ class Metadata:
     dialect: str
     digest: str
     warnings: tuple[str, ...] = ()
+    drawn: int = 0
 
     def __len__(self) -> int:
         return len(self.table)
@@ -146,7 +149,9 @@ def read_metadata(path: str) -> Metadata:
     vectors = np.array(_convert(columns, "Finding Labels", as_findings), dtype=np.uint8)[order]
     vectors.setflags(write=False)
     digest = _digest(table, vectors)
-    return Metadata(table, vectors, _dialect(columns), digest, tuple(f"{path}: {text}" for text in warnings))
+    told = tuple(f"{path}: {text}" for text in warnings)
+    drawn = [text.strip() for text in columns.cells.get(DRAWN_COLUMN, ())].count(DRAWN_BY_US)
+    return Metadata(table, vectors, _dialect(columns), digest, told, drawn)
 
 
 def _alike(header: Sequence[str], column: str) -> str | None:
@@ -172,7 +177,7 @@ def _columns(rows: Rows) -> _Columns:
             f"{', '.join(map(repr, missing))} must be added or renamed in the first line"
             f"{' (' * bool(hints)}{', '.join(hints)}{')' * bool(hints)}"
         )
-    used = [name for name in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS) if name in header]
+    used = [name for name in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS, DRAWN_COLUMN) if name in header]
     twice = [name for name in used if header.count(name) > 1]
     if twice:
         raise CxrError(f"{path}: found the column {twice[0]!r} twice; keep one of them")

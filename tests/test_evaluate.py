@@ -5,7 +5,6 @@ import inspect
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -100,7 +99,7 @@ def test_every_class_of_the_real_table_comes_out_as_known(real):
     assert found.identity.table.dialect == "v2020"
     assert not found.comparison.comparable
     assert found.split_claim.text == (
-        "22,433 images: the size of CheXNet's random split (78,468 / 11,219 / 22,433), which is not NIH's "
+        "22,433 images, as many as in CheXNet's random split (78,468 / 11,219 / 22,433), which is not NIH's "
         "official one"
     )
     assert "fewer than 30 positive patients, do not rank by: Hernia (29)" in found.warnings
@@ -120,7 +119,7 @@ def test_the_same_model_is_better_on_the_official_train_part(nih, real, file, im
 def test_a_part_of_the_official_list_is_called_a_part(nih, real):
     found = real(test_list=str(nih / "test_list.txt.gz"))
 
-    assert found.split_claim.text == "5,213 of the 25,596 images of NIH's official test list: a part"
+    assert found.split_claim.text == "5,213 of the 25,596 images of NIH's official test list, a part"
     assert (
         found.warnings[0]
         == "20,383 of the 25,596 images of the test list have no scores (first: 00000003_000.png)"
@@ -190,7 +189,7 @@ def test_a_thousand_draws_of_seed_0_are_what_is_drawn_unless_told_otherwise():
 def test_an_evaluation_says_what_was_measured(scored_run, dataset):
     run = scored_run()
 
-    identity = evaluate_run(str(run), draws=0, seed=3).identity
+    identity = evaluate_run(str(run), draws=0, seed=3, date="2026-01-31").identity
 
     opened = open_dataset(dataset)
     records = opened.split("test")
@@ -210,6 +209,8 @@ def test_an_evaluation_says_what_was_measured(scored_run, dataset):
         patients=len(set(records.patient_ids)),
         draws=0,
         seed=3,
+        drawn="all",
+        date="2026-01-31",
     )
 
 
@@ -273,9 +274,11 @@ def test_a_mean_of_fewer_classes_is_not_set_beside_published_ones(lookalike, tmp
 
     whole, lacking = evaluated(scores), evaluated(scores.drop(columns="Mass"))
     assert images.findings.any(axis=0).all()
-    assert (whole.comparison.comparable, whole.macro_lacks) == (True, ())
+    drawings = "Its images are drawings, and theirs are X-rays of patients."
+    assert (whole.comparison.reasons, whole.macro_lacks) == ((drawings,), ())
     assert lacking.split_claim.official
-    assert (lacking.comparison.comparable, lacking.macro_lacks) == (False, ("Mass",))
+    fewer = "Its mean is over 13 of the 14 findings, without Mass; theirs is over all."
+    assert (lacking.comparison.reasons, lacking.macro_lacks) == ((drawings, fewer), ("Mass",))
 
 
 def test_scored_images_that_were_trained_on_are_found(scored_run, dataset, tmp_path, capfd):
@@ -460,50 +463,6 @@ def test_macro_intervals_are_those_of_the_mean_in_each_draw():
     assert (found.macro_auroc.low, found.macro_auroc.high) == pytest.approx((low, high), abs=1e-6)
 
 
-def test_mistakes_are_the_farthest_from_their_labels():
-    scored = make_predictions()
-
-    found = evaluate(scored, draws=0).mistakes
-
-    assert len(found) == len(NAMES) * 2 * 4
-    for place, name in enumerate(NAMES):
-        scores, truth = scored.scores[:, place], scored.labels[:, place] == 1
-        for kind, expected in (
-            ("false positive", sorted(scores[~truth], reverse=True)[:4]),
-            ("false negative", sorted(scores[truth])[:4]),
-        ):
-            mine = [each for each in found if (each.class_name, each.kind) == (name, kind)]
-            assert [each.score for each in mine] == expected
-            rows = [int(each.image_id[:8]) for each in mine]
-            assert [scores[row] for row in rows] == expected
-            assert [each.patient_id for each in mine] == [row // 2 for row in rows]
-
-
-def test_long_curves_are_thinned_to_200_thresholds_from_the_first_to_the_last():
-    scored = make_predictions(names=("Mass",), n=1000)
-    scored.scores[:, 0] = np.random.default_rng(5).permutation(1000) / 1000
-    scored.labels[:] = 0
-    scored.labels[:500] = 1
-
-    curves = evaluate(scored, draws=0).curves["Mass"]
-
-    assert len(curves.pr.recall) == len(curves.pr.precision) == 200
-    assert len(curves.roc.fpr) == len(curves.roc.tpr) == 2 + 2 * 200
-    assert (curves.pr.recall[0], curves.pr.recall[-1]) == (1 / 500, 1.0)
-
-
-@pytest.mark.parametrize(("classes", "each"), [(1, 12), (3, 4), (14, 1)])
-def test_twelve_mistakes_of_each_kind_are_shared_out_and_every_class_has_one(classes, each):
-    scored = make_predictions(names=tuple(f"class {i}" for i in range(classes)), n=120)
-
-    found = evaluate(scored, draws=0).mistakes
-
-    counts = Counter((mistake.class_name, mistake.kind) for mistake in found)
-    assert counts == dict.fromkeys(
-        [(name, kind) for name in scored.names for kind in ("false positive", "false negative")], each
-    )
-
-
 def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_thirty_on():
     scored = make_predictions(names=("Mass", "Nodule"), n=120)
     scored.labels[:] = 0
@@ -572,20 +531,6 @@ def test_nothing_is_prior_corrected_twice(scored_run, loss):
     assert found.prior_corrected_confusion is None
     assert found.not_prior_corrected == f"the loss {loss} has made the classes count alike"
     assert found.balanced_accuracy.value is not None
-
-
-def test_curves_pass_through_the_corners_of_the_steps():
-    scored = make_predictions(names=("Mass",), n=12)
-    scored.labels[:, 0] = [1, 0, 1, 0, 0, 0] * 2
-    scored.scores[:, 0] = [0.9, 0.8, 0.7, 0.7, 0.1, 0.1] * 2
-
-    curves = evaluate(scored, draws=0).curves["Mass"]
-
-    # Ties of a positive and a negative at 0.7 make a slope, not a step.
-    assert curves.roc.fpr == (0.0, 0.0, 0.0, 0.25, 0.5, 1.0)
-    assert curves.roc.tpr == (0.0, 0.0, 0.5, 0.5, 1.0, 1.0)
-    assert curves.pr.recall == (0.5, 1.0)
-    assert curves.pr.precision == (1.0, 0.5)
 
 
 # Bad use
@@ -662,3 +607,44 @@ def test_classes_must_be_the_same_to_be_compared(scored_run, build, tmp_path):
 
     with pytest.raises(UsageError, match="cannot be compared: found classes"):
         compare_runs([str(one), str(other)], draws=0)
+
+
+# The date
+
+
+@pytest.mark.parametrize(
+    ("words", "epoch", "date"),
+    [
+        (["--date", "2026-01-31"], None, "2026-01-31"),
+        (["--date", "2026-01-31"], "86400", "2026-01-31"),
+        ([], "86400", "1970-01-02"),
+    ],
+)
+def test_a_report_bears_the_date_that_it_is_told(scored_run, monkeypatch, capfd, words, epoch, date):
+    run = scored_run(task="binary:Effusion")
+    if epoch:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+
+    assert run_command(["evaluate", str(run), "--draws", "0", *words]) == 0
+
+    assert json.loads((run / "metrics.json").read_text())["identity"]["date"] == date
+    page = (run / "report.html").read_bytes()
+    assert f'<time datetime="{date}">{date}</time>'.encode() in page
+    assert run_command(["evaluate", str(run), "--draws", "0", *words]) == 0
+    assert (run / "report.html").read_bytes() == page
+
+
+@pytest.mark.parametrize(
+    ("words", "epoch", "message"),
+    [
+        (["--date", "31.1.2026"], None, "--date 31.1.2026: expected a day such as 2026-01-31"),
+        ([], "yesterday", "SOURCE_DATE_EPOCH=yesterday: expected seconds since 1970"),
+    ],
+)
+def test_a_date_that_is_none_is_one_line(scored_run, monkeypatch, capfd, words, epoch, message):
+    if epoch:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+
+    assert run_command(["evaluate", str(scored_run(task="binary:Effusion")), "--draws", "0", *words]) == 2
+
+    assert message in capfd.readouterr().err.splitlines()[-1]

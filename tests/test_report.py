@@ -1,6 +1,7 @@
 """The report: self-contained, complete, escaped, the same bytes for the same numbers."""
 
 import dataclasses
+import itertools
 import math
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import pytest
 from evaluations import NAMES, read_expected
 
 from cxr_records.findings import FINDINGS
+from cxr_records.trainers.evaluation import pages, plots
 from cxr_records.trainers.evaluation.published import RESULTS, comparison
 from cxr_records.trainers.evaluation.report import write_comparison, write_report
 from cxr_records.trainers.evaluation.results import (
@@ -18,6 +20,7 @@ from cxr_records.trainers.evaluation.results import (
     Evaluation,
     Interval,
     PairedInterval,
+    PrecisionRecallCurve,
     RunComparison,
 )
 from cxr_records.trainers.evaluation.summary import difference_lines, interval, number, table_lines
@@ -27,7 +30,7 @@ HISTORY = [
     for e in range(3)
 ]
 # Elements without an end tag.
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "wbr"}
 
 
 class Page(HTMLParser):
@@ -103,7 +106,8 @@ def test_every_class_is_there_with_its_numbers(evaluation, text):
     assert f"{evaluation.macro_auroc.value:.3f}" in shown
     for title in (
         "Classes", "ROC and precision-recall curves", "Operating points", "Calibration",
-        "Decision curves", "Subgroups", "Highest-scoring mistakes", "Published results", "Training",
+        "Decision curves", "Subgroups", "Mistakes at the operating points", "Published results", "Training",
+        "Model card",
         "What was measured",
     ):  # fmt: skip
         assert f"\n{title}\n" in shown
@@ -191,6 +195,7 @@ def test_a_mean_over_fewer_classes_says_so_wherever_it_stands(evaluation, tmp_pa
     shown = squeezed(written(lacking, tmp_path / "r.html", history=history))
 
     over = "(2 of 4 classes: no Edema, Hernia)"
+    assert "ranked right on average over 2 classes" in shown
     value = evaluation.macro_auroc.value
     assert f"{value:.3f} macro AUROC {over} (95% interval" in shown
     assert f"macro {over} {interval(evaluation.macro_auroc)}" in shown
@@ -198,7 +203,6 @@ def test_a_mean_over_fewer_classes_says_so_wherever_it_stands(evaluation, tmp_pa
     group = evaluation.subgroups[0]
     assert group.lacks == ("Hernia",)
     assert f"macro {interval(group.macro_auroc)} (2 of 4 classes)" in shown
-    assert f"on a split of ours, a mean over fewer classes {over}. Published" in shown
     assert "Validation macro AUROC (1 of 2 classes: no Hernia)" in shown
     whole = dataclasses.replace(evaluation, macro_lacks=())
     assert "classes:" not in squeezed(written(bare(whole), tmp_path / "w.html", history=HISTORY))
@@ -348,6 +352,7 @@ def test_what_a_stranger_named_is_escaped(evaluation, tmp_path):
 
     assert "<script" not in page
     assert hostile in "".join(Page(page).text)
+    assert "alert(1)" in page
 
 
 def test_published_results_are_beside_an_official_one_alone(evaluation, tmp_path):
@@ -380,11 +385,170 @@ def test_a_confusion_matrix_for_several_classes(tmp_path):
 
 
 def test_what_is_not_there_is_left_out_and_said(evaluation, tmp_path):
-    shown = "\n".join(Page(written(bare(evaluation), tmp_path / "r.html")).text)
+    page = written(bare(evaluation), tmp_path / "r.html")
 
+    shown = "\n".join(Page(page).text)
     assert "Not measured: the scores are no probabilities." in shown
-    assert "\nTraining\n" not in shown
+    assert "<h2>Training" not in page
     assert "No pictures: the images are not at hand." in shown
+    flawless = squeezed(written(bare(evaluation, mistakes=()), tmp_path / "f.html"))
+    assert "None: no class has an operating point at which an image is called wrongly." in flawless
+
+
+# What a clinician reads first
+
+
+def first_words(evaluation: Evaluation, tmp_path, **identity) -> str:
+    changed = dataclasses.replace(evaluation, identity=dataclasses.replace(evaluation.identity, **identity))
+    return squeezed(
+        written(bare(changed), tmp_path / "r.html").split("</header>")[0] + "</header></main></body></html>"
+    )
+
+
+def test_the_first_paragraph_says_what_was_measured_on_whom_how_good_and_how_sure(evaluation, tmp_path):
+    assert evaluation.macro_auroc == Interval(0.802368, 0.735705, 0.866832, 0.702832, 0.865499)
+    shown = first_words(evaluation, tmp_path)
+
+    assert (
+        "Evaluation of 2026-01-31 : the model of this run on 60 chest X-rays of 30 patients. Of 100 pairs of "
+        "one image with a finding and one without, 80 are ranked right on average over 2 classes; by chance "
+        "it would be 50. With other patients of this kind it could as well be 74 to 87. Not for use on "
+        "patients. These are scores for research."
+    ) in shown
+    assert "made-up" not in shown
+
+
+def test_the_first_paragraph_fits_what_is_not_there(evaluation, tmp_path):
+    undated = first_words(evaluation, tmp_path, date=None, run=None, patients=1)
+    assert "first the scores of this table on 60 chest X-rays of 1 patient. Of 100" in undated
+    assert "So few patients do not decide how good a model is." in undated
+    assert "So few patients" not in first_words(evaluation, tmp_path)
+    assert "So few patients" in first_words(evaluation, tmp_path, patients=15)
+    without = dataclasses.replace(evaluation, macro_auroc=Interval(0.8))
+    assert "How far chance has a part in it is not known: there is no interval." in first_words(
+        without, tmp_path
+    )
+    unranked = dataclasses.replace(evaluation, macro_auroc=Interval(None))
+    assert "no class has images both with it and without" in first_words(unranked, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+def test_headings_follow_each_other_in_order(kind, tmp_path):
+    page = Page(written(read_expected(kind), tmp_path / "r.html", history=HISTORY))
+
+    levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_the_model_card_tells_what_is_known_and_lists_what_is_not(evaluation, tmp_path):
+    shown = squeezed(written(bare(evaluation), tmp_path / "r.html"))
+
+    card, unknown = shown.split("Not known to this report")
+    for item in evaluation.model_card:
+        if item.known is None:
+            assert item.topic in unknown
+        else:
+            assert item.known in card
+    assert "Ethics approval (TRIPOD+AI 17)" in unknown
+    assert "Funding (TRIPOD+AI 18a; CLAIM 44)" in unknown
+    assert "Comparison with radiologists (reader study) Effect in care" in unknown
+
+
+# Pictures
+
+
+def test_dots_bars_and_ticks_are_whole_and_on_the_scale(evaluation, text):
+    bars = re.findall(
+        r'<svg class="bar" viewBox="(\S+) 0 (\S+) 12" aria-hidden="true">(.*?)</svg>', text, re.DOTALL
+    )
+
+    assert len(bars) == 3  # Mass, Nodule, macro; Hernia has no interval
+    for left, width, drawn in bars:
+        left, width = float(left), float(width)
+        ((x, radius),) = re.findall(r'<circle cx="(\S+)" cy="5" r="(\S+)"/>', drawn)
+        assert left <= float(x) - float(radius)
+        assert float(x) + float(radius) <= left + width
+        assert all(left <= float(end) <= left + width for end in re.findall(r' x[12]="(\S+)"', drawn))
+    (axis,) = re.findall(r'<svg class="bar axis".*?</svg>', text, re.DOTALL)
+    assert re.findall(r">(\S+)</text>", axis) == ["0.5", "0.6", "0.7", "0.8", "0.9", "1"]
+    assert re.findall(r'<text x="(\S+)"', axis) == ["0.0", "20.0", "40.0", "60.0", "80.0", "100.0"]
+    assert '<span class="unseen">scale from 0.5 to 1</span>' in text
+
+
+def test_a_dot_at_the_end_of_the_scale_is_whole(evaluation, tmp_path):
+    best = Interval(1.0, 1.0, 1.0, 1.0, 1.0)
+    changed = bare(evaluation, auroc=dict.fromkeys(evaluation.auroc, best))
+
+    assert '<circle cx="100.0" cy="5" r="2.6"/>' in written(changed, tmp_path / "r.html")
+
+
+def test_precision_is_drawn_in_steps_from_recall_0():
+    curve = PrecisionRecallCurve(recall=(0.25, 0.5, 1.0), precision=(1.0, 0.4, 0.5))
+
+    picture = plots.precision_recall(curve, 0.3, "label")
+
+    path = max(re.findall(r' d="([^"]*)"', picture), key=lambda d: d.count("L"))
+    points = [tuple(map(float, pair)) for pair in re.findall(r"[ML] (\S+) (\S+)", path)]
+    points = [point for point, _ in itertools.groupby(points)]
+    for (x, y), (to_x, to_y) in itertools.pairwise(points):
+        assert (x == to_x) != (y == to_y)  # along one axis only
+    xs, ys = zip(*points, strict=True)
+    places = (np.array([0, 0.25, 0.25, 0.5, 0.5, 1]), np.array([1, 1, 0.4, 0.4, 0.5, 0.5]))
+    for drawn, meant in zip((xs, ys), places, strict=True):
+        slope = (drawn[-1] - drawn[0]) / (meant[-1] - meant[0])
+        np.testing.assert_allclose(np.array(drawn) - drawn[0], slope * (meant - meant[0]), atol=0.2)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_text_has_the_contrast_that_accessibility_asks_for(scheme):
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    css = (Path(pages.__file__).parent / "report.css").read_text()
+    marks = {"light": ":root {", "dark": "(prefers-color-scheme: dark) {", "print": "@media print {"}
+    block = css[css.index(marks[scheme]) :]
+    colours = dict(
+        re.findall(r"--(\w+): (#\w+)", block[: block.index(";\n  }" if scheme != "light" else ";\n}") + 1])
+    )
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        shares = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for text_colour, ground in (
+        *((name, "ground") for name in ("text", "quiet", "problem", "good")),
+        ("text", "drawn"),
+    ):
+        low, high = sorted((luminance(colours[text_colour]), luminance(colours[ground])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text_colour, ground)
+
+
+def test_lines_break_behind_the_parts_of_names_alone(evaluation, text):
+    assert (
+        "<td>sha256 1111111111111111<wbr>1111111111111111<wbr>1111111111111111<wbr>1111111111111111</td>"
+        in text
+    )
+    broken = pages.breakable("s3://bucket/runs/first_try-2 of small_cnn")
+    assert broken.split("<wbr>") == ["s3://", "bucket/", "runs/", "first_", "try-", "2 of small_cnn"]
+    assert pages.breakable("<b>") == "&lt;b&gt;"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0.5, 1, ["0.5", "0.6", "0.7", "0.8", "0.9", "1"]),
+        (0.4, 1, ["0.4", "0.6", "0.8", "1"]),
+        (0.3, 1, ["0.4", "0.6", "0.8", "1"]),
+        (0.0, 1, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (-0.02, 0.02, ["-0.02", "-0.01", "0", "0.01", "0.02"]),
+        (-0.3, 0.3, ["-0.2", "0", "0.2"]),
+    ],
+)
+def test_ticks_are_round_numbers(start, end, expected):
+    assert [pages.tick_text(tick) for tick in pages.ticks(start, end)] == expected
+    assert pages.tick_text(0.02, signed=True) == "+0.02"
 
 
 def test_runs_side_by_side(evaluation, tmp_path):

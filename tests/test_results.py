@@ -11,6 +11,7 @@ from cxr_records.images import ImageFormat
 from cxr_records.tasks import parse_task
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation.evaluate import complete, evaluate
+from cxr_records.trainers.evaluation.model_card import card
 from cxr_records.trainers.evaluation.results import (
     Evaluation,
     Identity,
@@ -57,10 +58,12 @@ def make_evaluation(kind: str) -> Evaluation:
         patients=30,
         draws=20,
         seed=0,
+        date="2026-01-31",
     )
     claim = SplitClaim(kind == "multilabel", "a split of ours", "2" * 64)
     leaks = ("one leak",) if kind == "multiclass" else ()
-    return complete(evaluate(scored, validation, run, 20, 0), identity, claim, leaks, ["said before"])
+    asked = card(identity, claim, scored, run)
+    return complete(evaluate(scored, validation, run, 20, 0), identity, claim, leaks, ["said before"], asked)
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass"])

@@ -1,6 +1,8 @@
 """The command evaluate, and what the command train needs of it."""
 
+import datetime
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ import click
 from cxr_records import storage
 from cxr_records.cli import PATH
 from cxr_records.errors import FoundProblems, UsageError
+from cxr_records.trainers import digests
 from cxr_records.urls import name_of
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ _JSON = click.option(
 )
 @click.option("--draws", default=1000, show_default=True, help="Of the bootstrap; 0 for no intervals.")
 @click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--date", metavar="YYYY-MM-DD", help="Of the report; default: today.")
 @_JSON
 @_DEBUG
 def evaluate(
@@ -61,6 +65,7 @@ def evaluate(
     out: str | None,
     draws: int,
     seed: int,
+    date: str | None,
     as_json: bool,
     debug: bool,
 ) -> None:
@@ -83,6 +88,7 @@ def evaluate(
     """
     if bool(runs) == bool(predictions):
         raise UsageError("give runs to evaluate, or --predictions TABLE --metadata TABLE --out DIR")
+    day = _checked_date(date) if date is not None else today()
     if predictions:
         if not (metadata or labels) or not out:
             raise UsageError(
@@ -93,7 +99,9 @@ def evaluate(
             raise UsageError("--split goes with runs; --test-list chooses images of --predictions")
         from cxr_records.trainers.evaluation.evaluate import evaluate_table
 
-        evaluation = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed, labels)
+        evaluation = evaluate_table(
+            predictions, metadata, task, test_list, trained_on, draws, seed, labels, day
+        )
         _write(evaluation, out)
         show(evaluation, out, as_json, {})
         _fail_on_leaks([evaluation])
@@ -110,7 +118,7 @@ def evaluate(
         if out and len(runs) == 1:
             folders = [out]
     evaluated = [
-        evaluate_into(run, split, draws, seed, labels=labels, folder=folder)
+        evaluate_into(run, split, draws, seed, labels=labels, folder=folder, date=day)
         for run, folder in zip(runs, folders, strict=True)
     ]
     if len(runs) == 1:
@@ -118,6 +126,27 @@ def evaluate(
     else:
         _compare(runs, evaluated, split, draws, seed, out, as_json, labels)
     _fail_on_leaks(evaluated)
+
+
+def today() -> str:
+    """Returns the date of a report where none is given: that of SOURCE_DATE_EPOCH, if set, or today's.
+
+    Raises:
+        UsageError: SOURCE_DATE_EPOCH holds no number of seconds.
+    """
+    if seconds := os.environ.get("SOURCE_DATE_EPOCH"):  # reproducible-builds.org
+        try:
+            return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).date().isoformat()
+        except (ValueError, OverflowError, OSError):
+            raise UsageError(f"SOURCE_DATE_EPOCH={seconds}: expected seconds since 1970") from None
+    return datetime.date.today().isoformat()
+
+
+def _checked_date(text: str) -> str:
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise UsageError(f"`date={text}`: expected a day such as 2026-01-31") from None
 
 
 def evaluate_into(
@@ -128,6 +157,7 @@ def evaluate_into(
     dataset: "Dataset | None" = None,
     labels: str | None = None,
     folder: str | None = None,
+    date: str | None = None,
 ) -> "Evaluation":
     """Evaluates a run and writes metrics.json and report.html into it.
 
@@ -139,11 +169,12 @@ def evaluate_into(
         dataset: the run's, where it is open already.
         labels: a table whose labels count in place of NIH's.
         folder: where to write; the run where none is given.
+        date: of the evaluation, for whoever reads it.
     """
     from cxr_records.trainers.evaluation import report
     from cxr_records.trainers.evaluation.evaluate import evaluate_run
 
-    evaluation = evaluate_run(run, split, draws, seed, dataset, labels)
+    evaluation = evaluate_run(run, split, draws, seed, dataset, labels, date)
     thumbnails = report.read_thumbnails(evaluation, dataset)
     _write(evaluation, folder or run, report.read_history(run), thumbnails)
     return evaluation
@@ -173,7 +204,10 @@ def _write(
     path = storage.join(folder, results.METRICS_FILE)
     _check_ours(path, results.FORMAT)
     storage.make_folder(folder)
-    storage.write_bytes(path, results.json_bytes(evaluation.to_json()))
+    # An export of the run trusts what is said of it there.
+    in_run = storage.exists(storage.join(folder, digests.CONFIG_FILE))
+    write = digests.write if in_run else storage.write_bytes
+    write(path, results.json_bytes(evaluation.to_json()))
     report.write_report(evaluation, storage.join(folder, report.REPORT_FILE), history, thumbnails)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.drawings import NONE, drawn_share
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
@@ -20,34 +21,32 @@ from cxr_records.trainers import digests, runs
 from cxr_records.trainers.evaluation import baselines, calibration, claims, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals
 from cxr_records.trainers.evaluation.comparisons import compare
+from cxr_records.trainers.evaluation.curves import curves_of
 from cxr_records.trainers.evaluation.decisions import decisions
 from cxr_records.trainers.evaluation.given_labels import match_labels, read_labels, relabel
 from cxr_records.trainers.evaluation.label_noise import label_noise
+from cxr_records.trainers.evaluation.mistakes import mistakes
+from cxr_records.trainers.evaluation.model_card import card
 from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, operating_points
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
+    CardItem,
     ClassMeasures,
-    Curves,
     Difference,
     Evaluation,
     Identity,
     ImageTable,
     Interval,
     Measures,
-    Mistake,
     Multiclass,
     OperatingPoint,
     PrecisionInterval,
-    PrecisionRecallCurve,
-    RocCurve,
     SplitClaim,
 )
 from cxr_records.trainers.evaluation.subgroups import groups, subgroups
 from cxr_records.trainers.evaluation.tables import listed_images, match, read_score_table
 from cxr_records.urls import name_of
 
-_MISTAKES = 12  # of each kind, shared out among the classes, and at least one for each
-_CURVE_POINTS = 200
 _FEW = 0.1  # of all scores: more are logits, percents and the like
 
 
@@ -124,8 +123,8 @@ def evaluate(
         within_view=within_view,
         label_noise=label_noise(measured, classes, scored.kind == "multilabel" and not scored.labels_from),
         subgroups=subgroups(scored, of_groups, draws, seed),
-        mistakes=tuple(_mistakes(scored)),
-        curves={name: _curves(ranking) for name, ranking in zip(names, rankings, strict=True)},
+        mistakes=tuple(mistakes(scored, validation)),
+        curves={name: curves_of(ranking) for name, ranking in zip(names, rankings, strict=True)},
         warnings=(*_warnings(scored, classes, run), *baselines.warnings_of(alone, macro_auroc)),
     )
 
@@ -216,46 +215,6 @@ def _multiclass(scored: Predictions, run: runs.Run | None, draws: int, seed: int
     )
 
 
-def _mistakes(scored: Predictions) -> Iterator[Mistake]:
-    """The negatives that score highest and the positives that score lowest, class by class."""
-    each = max(1, _MISTAKES // len(scored.names))
-    for place, name in enumerate(scored.names):
-        scores = scored.scores[:, place]
-        for kind, label, order in (("false positive", 0, -scores), ("false negative", 1, scores)):
-            rows = np.flatnonzero(scored.labels[:, place] == label)
-            for row in rows[np.argsort(order[rows], kind="stable")][:each]:
-                yield Mistake(
-                    class_name=name,
-                    kind=kind,
-                    image_id=str(scored.image_ids[row]),
-                    patient_id=int(scored.patient_ids[row]),
-                    score=round(float(scores[row]), DIGITS),
-                )
-
-
-def _curves(ranking: metrics.Ranking) -> Curves | None:
-    """ROC and precision-recall curves, thinned to some 200 points."""
-    counts = ranking.once
-    (positives,), (negatives,) = counts.positives, counts.negatives
-    if not positives or not negatives:
-        return None
-    true, false, before = counts.true[:, 0], counts.false[:, 0], counts.false_before[:, 0]
-    kept = np.unique(np.linspace(0, len(true) - 1, _CURVE_POINTS).round().astype(int))
-    gained_from = np.concatenate([[0], true])[kept]  # recall before each threshold: the corner of the step
-    fpr = np.stack([before[kept], false[kept]], axis=1).ravel() / negatives
-    tpr = np.stack([gained_from, true[kept]], axis=1).ravel() / positives
-
-    def plain(values: np.ndarray) -> tuple[float, ...]:
-        return tuple(np.round(values, 4).tolist())
-
-    return Curves(
-        roc=RocCurve(fpr=(0.0, *plain(fpr), 1.0), tpr=(0.0, *plain(tpr), 1.0)),
-        pr=PrecisionRecallCurve(
-            recall=plain(true[kept] / positives), precision=plain((true / (true + false))[kept])
-        ),
-    )
-
-
 def evaluate_run(
     path: str,
     split: str = TEST,
@@ -263,6 +222,7 @@ def evaluate_run(
     seed: int = 0,
     dataset: Dataset | None = None,
     labels: str | None = None,
+    date: str | None = None,
 ) -> Evaluation:
     """Evaluates a trained run on a split of its dataset; scores it first where that has not been done.
 
@@ -273,6 +233,7 @@ def evaluate_run(
         seed: of the draws.
         dataset: the run's, where it is open already.
         labels: a table as `given_labels.read_labels` takes it, whose labels count in place of NIH's.
+        date: of the evaluation, for whoever reads it.
 
     Returns:
         The evaluation; `leaks` are not empty where scored images or patients were trained on.
@@ -296,8 +257,8 @@ def evaluate_run(
         leaks = claims.find_leaks(dataset, scored)
         training = baselines.training_of(dataset, scored.names)
     except (CxrError, OSError) as error:
-        table = None
-        claim = SplitClaim(official=False, text=f"unknown which split: {error}", list_sha256=None)
+        dataset = table = None
+        claim = SplitClaim(False, f"images of a split that is not known: {error}", list_sha256=None)
         warnings.append(
             f"the run's dataset is not at hand ({error}): leaks were not looked for, "
             "and baselines are fitted on the scored images, cross-fitted by patient"
@@ -324,11 +285,13 @@ def evaluate_run(
         draws=draws,
         seed=seed,
         labels=given,
+        drawn=run.drawn,
+        date=date,
     )
     if given:
         claim = claims.claim_of_labels(given.file, len(scored.labels))
     measures = evaluate(scored, validation, run, draws, seed, training)
-    return complete(measures, identity, claim, leaks, warnings)
+    return complete(measures, identity, claim, leaks, warnings, card(identity, claim, scored, run, dataset))
 
 
 def _of_classes(run: runs.Run, names: Sequence[str]) -> runs.Run:
@@ -345,6 +308,7 @@ def evaluate_table(
     draws: int = DRAWS,
     seed: int = 0,
     labels: str | None = None,
+    date: str | None = None,
 ) -> Evaluation:
     """Evaluates scores from anywhere against NIH's labels, or others.
 
@@ -357,6 +321,7 @@ def evaluate_table(
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
         labels: a table as `given_labels.read_labels` takes it, whose labels count in place of NIH's.
+        date: of the evaluation, for whoever reads it.
 
     Raises:
         UsageError, CxrError: a file is missing or is not what it should be; see the functions named.
@@ -393,6 +358,8 @@ def evaluate_table(
         draws=draws,
         seed=seed,
         labels=given,
+        drawn=drawn_share(images.drawn, len(images)),
+        date=date,
     )
     listed = set((scored if task.kind == "multilabel" else table).image_ids.tolist())
     if only is not None:
@@ -401,7 +368,8 @@ def evaluate_table(
     if given:
         claim = claims.claim_of_labels(given.file, len(scored.labels))
     leaks = claims.find_leaks(dataset, scored) if dataset else ()
-    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, images.warnings)
+    asked = card(identity, claim, scored)
+    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, images.warnings, asked)
 
 
 def complete(
@@ -410,6 +378,7 @@ def complete(
     claim: SplitClaim,
     leaks: tuple[str, ...],
     warnings: Sequence[str],
+    model_card: tuple[CardItem, ...] = (),
 ) -> Evaluation:
     """Returns an evaluation of what was measured, with what may be compared with it.
 
@@ -419,6 +388,7 @@ def complete(
         claim: which images were scored.
         leaks: what was trained on of them.
         warnings: to be said before those of the measures.
+        model_card: of what was measured.
     """
     everything = vars(measures) | {"warnings": (*warnings, *measures.warnings)}
     return Evaluation(
@@ -426,9 +396,15 @@ def complete(
         identity=identity,
         split_claim=claim,
         comparison=published.comparison(
-            claim.official and not leaks, identity.task, set(measures.auroc) - set(measures.macro_lacks)
+            claim.official,
+            identity.task,
+            set(measures.auroc) - set(measures.macro_lacks),
+            scored=claim.text,
+            leaks=bool(leaks),
+            drawn=identity.drawn != NONE,
         ),
         leaks=leaks,
+        model_card=model_card,
     )
 
 

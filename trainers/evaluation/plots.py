@@ -61,11 +61,15 @@ def roc(curves: Mapping[str, RocCurve], label: str) -> str:
 
 
 def precision_recall(curve: PrecisionRecallCurve, prevalence: float, label: str) -> str:
-    """Returns an SVG of a precision-recall curve, with the prevalence, which chance would give, dashed."""
+    """Returns an SVG of a precision-recall curve, as the steps that average precision is the area under.
+
+    The prevalence, which chance would give, is dashed.
+    """
 
     def draw(axes: Axes) -> None:
         axes.axhline(prevalence, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.plot(*_thinned(curve.recall, curve.precision), color=BLUE)
+        recall, precision = (0.0, *curve.recall), (curve.precision[0], *curve.precision)
+        axes.plot(recall, precision, color=BLUE, drawstyle="steps-pre")
         _unit(axes, "recall", "precision")
 
     return _picture(draw, label)

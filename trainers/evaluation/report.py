@@ -135,6 +135,8 @@ def write_comparison(
         "comparison.html",
         title="Comparison of " + ", ".join(names.values()),
         names=list(names.values()),
+        drawn=comparison.drawn_words,
+        few_patients=FEW_PATIENTS,
         evaluations=comparison.runs,
         said=comparison.said,
         differences=[
@@ -153,9 +155,11 @@ def _scale_start(evaluation: Evaluation) -> float:
 
 
 def _scale(difference: Difference) -> float:
-    """How far the scale of the bars goes to either side of 0."""
+    """How far the scale of the bars goes to either side of 0: a number that is written with one digit."""
     bounds = [bound for each in difference.auroc.values() for bound in (each.low, each.high)]
-    return max([_SMALLEST_SCALE, *(abs(bound) for bound in bounds if bound is not None)])
+    widest = max([_SMALLEST_SCALE, *(abs(bound) for bound in bounds if bound is not None)])
+    power = 10.0 ** math.floor(math.log10(widest))
+    return round(math.ceil(widest / power - 1e-9) * power, 10)
 
 
 def _confusions(

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cxr_records.drawings import NONE, SOME, drawn_words
 from cxr_records.errors import UsageError
 from cxr_records.trainers.evaluation.published import Comparison
 from cxr_records.urls import redacted_text
@@ -301,13 +302,23 @@ class Subgroup:
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """An image with a high score for a class that it lacks, or a low one for a class that it has."""
+    """An image that is called positive for a class that it lacks, or negative for one that it has.
+
+    Attributes:
+        class_name: the class.
+        kind: "false positive" or "false negative".
+        image_id: the image.
+        patient_id: whose it is.
+        score: of the class.
+        threshold: of the class's operating point; from it on, an image is called positive.
+    """
 
     class_name: str = dataclasses.field(metadata={"json": "class"})
-    kind: str  # "false positive" or "false negative"
+    kind: str
     image_id: str
     patient_id: int
     score: float
+    threshold: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +331,12 @@ class RocCurve:
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecallCurve:
-    """Points of a precision-recall curve, by falling threshold."""
+    """Steps of a precision-recall curve, by falling threshold, as average precision sums them.
+
+    Attributes:
+        recall: at the end of each step; the first begins at 0.
+        precision: on the whole step.
+    """
 
     recall: tuple[float, ...]
     precision: tuple[float, ...]
@@ -447,7 +463,7 @@ class Measures:
         within_view: AUROC within PA and AP.
         label_noise: what an AUROC means if labels err.
         subgroups: those that have images.
-        mistakes: the highest-scoring ones.
+        mistakes: the gravest at the operating points.
         curves: None for a class that lacks positives or negatives.
         warnings: what is to be said of all this.
     """
@@ -571,6 +587,8 @@ class Identity:
         draws: of the bootstrap.
         seed: of the draws.
         labels: where they are not NIH's.
+        drawn: how many of the table's images are drawings: "none", "some" or "all".
+        date: of the evaluation, as the command was told it, such as "2026-01-31"; None where it was not.
     """
 
     name: str
@@ -589,6 +607,13 @@ class Identity:
     draws: int
     seed: int
     labels: GivenLabels | None = None
+    drawn: str = NONE
+    date: str | None = None
+
+    @property
+    def drawn_words(self) -> str:
+        """What is to stand beside every number where images are drawings; "" where none is."""
+        return drawn_words(self.drawn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -597,13 +622,30 @@ class SplitClaim:
 
     Attributes:
         official: whether exactly those of NIH's official test list were.
-        text: one sentence.
+        text: which, in words that can follow "measured on".
         list_sha256: of their names; None where it is not known.
     """
 
     official: bool
     text: str
     list_sha256: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CardItem:
+    """An item of a model card.
+
+    Attributes:
+        topic: what is asked.
+        tripod_ai: items of TRIPOD+AI (2024) that ask it, such as "5a, 6a"; "" for none.
+        claim: items of CLAIM (update of 2024).
+        known: the answer; None where it is not known.
+    """
+
+    topic: str
+    tripod_ai: str
+    claim: str
+    known: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -615,12 +657,14 @@ class Evaluation(Measures):
         split_claim: which images were scored.
         comparison: published results, and whether they may be set beside this one.
         leaks: scored images or patients that were trained on, a sentence for each kind.
+        model_card: what reporting guidelines ask for.
     """
 
     identity: Identity
     split_claim: SplitClaim
     comparison: Comparison
     leaks: tuple[str, ...]
+    model_card: tuple[CardItem, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns what metrics.json holds."""
@@ -693,6 +737,12 @@ class RunComparison:
 
     runs: tuple[Evaluation, ...]
     differences: tuple[Difference, ...]
+
+    @property
+    def drawn_words(self) -> str:
+        """What is to stand beside every number where images of any run are drawings; "" where none is."""
+        shares = {evaluation.identity.drawn for evaluation in self.runs}
+        return drawn_words(shares.pop() if len(shares) == 1 else SOME)
 
     @property
     def num_comparisons(self) -> int:

@@ -29,6 +29,8 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
             )
         },
         "split": evaluation.identity.split,
+        "drawn": evaluation.identity.drawn,
+        "date": evaluation.identity.date,
         "official": evaluation.split_claim.official,
         "leaks": list(evaluation.leaks),
         "warnings": list(evaluation.warnings),
@@ -43,9 +45,10 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
 def table_lines(evaluation: Evaluation) -> list[str]:
     """Returns the table that people read, a line each."""
     identity = evaluation.identity
+    drawn = f" {identity.drawn_words}" * bool(identity.drawn_words)
     lines = [
         f"\n{identity.name}, {identity.split}: {identity.images:,} images of {identity.patients:,} patients, "
-        f"task {identity.task}; 95% intervals over patients",
+        f"task {identity.task}; 95% intervals over patients{drawn and f';{drawn}'}",
         "",
         f"{'class':<20} {'positives':>9} {'patients':>8}  {'AUROC':<22} {'AUPRC':<8} prevalence",
     ]
@@ -54,12 +57,12 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         row = f"{name:<20} {about.positives:>9,} {about.positive_patients:>8,}  {area:<22} "
         lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
     macro = f"{'macro' + evaluation.over:<39}  {interval(evaluation.macro_auroc):<22} "
-    lines.append(macro + number(evaluation.macro_auprc.value))
+    lines.append(macro + number(evaluation.macro_auprc.value) + drawn)
     if several := evaluation.multiclass:
         corrected = several.prior_corrected_balanced_accuracy
         second = interval(corrected) if corrected else f"not computed: {several.not_prior_corrected}"
         balanced = interval(several.balanced_accuracy)
-        lines.append(f"balanced accuracy{several.over} {balanced}; prior-corrected {second}")
+        lines.append(f"balanced accuracy{several.over} {balanced}; prior-corrected {second}{drawn}")
     if measured := evaluation.calibration:
         error, brier = number(measured.macro_ece), number(measured.macro_brier)
         undone = f" ({' and '.join(measured.undone)} undone)" if measured.undone else ""
@@ -67,13 +70,15 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         line = f"calibration error{over} {error}, Brier score {brier}{undone}"
         if measured.fitted_on:
             line += f"; calibrated{evaluation.calibrated_over} {number(measured.macro_ece_calibrated)}"
-        lines.append(line)
+        lines.append(line + drawn)
     if metadata := evaluation.baselines.metadata:
         alone, added = interval(metadata.macro_auroc), interval(metadata.macro_added, signed=True)
-        lines.append(f"metadata alone, without a pixel{evaluation.over} {alone}; the model less that {added}")
+        lines.append(
+            f"metadata alone, without a pixel{evaluation.over} {alone}; the model less that {added}{drawn}"
+        )
     if evaluation.within_view.macro_auroc.value is not None:
         within = interval(evaluation.within_view.macro_auroc)
-        lines.append(f"within a view, PA or AP{evaluation.within_view_over} {within}")
+        lines.append(f"within a view, PA or AP{evaluation.within_view_over} {within}{drawn}")
     compare = "" if evaluation.comparison.comparable else "; compare with no published result"
     lines.append(f"split: {evaluation.split_claim.text}{compare}")
     if evaluation.comparison.comparable:
@@ -85,7 +90,10 @@ def table_lines(evaluation: Evaluation) -> list[str]:
 
 def difference_lines(comparison: RunComparison) -> list[str]:
     """Returns the differences between runs, a line each."""
-    lines = ["\ndifference in AUROC, second run less first, on the same images; 95% intervals over patients"]
+    told = f"; {comparison.drawn_words}" * bool(comparison.drawn_words)
+    lines = [
+        f"\ndifference in AUROC, second run less first, on the same images; 95% intervals over patients{told}"
+    ]
     for pair in comparison.differences:
         lines.append(f"{pair.b} less {pair.a}: macro{pair.over} {_difference(pair.macro_auroc)}")
         lines += [f"  {name:<20} {_difference(each)}" for name, each in pair.auroc.items()]
