@@ -175,6 +175,10 @@ def test_what_the_areas_mean_if_labels_err_is_a_table(evaluation, tmp_path, text
         f"Mass {number(evaluation.auroc['Mass'].value)} {' '.join(cells)} (sensitivity 42%, PPV 56%)" in shown
     )
     assert "(Majkowska et al. 2020)" in shown
+    drawn = dataclasses.replace(evaluation.identity, drawn="all")
+    of_drawings = squeezed(written(bare(evaluation, identity=drawn), tmp_path / "d.html"))
+    assert "These images are drawings, and their labels are right" in of_drawings
+    assert "NIH's labels were read from radiology reports" in shown
     several = squeezed(written(bare(read_expected("multiclass")), tmp_path / "r.html"))
     assert "AUROC seen 99% / 99% 90% / 99% 80% / 95% Mass" in several
     assert "experts" not in several
@@ -230,6 +234,10 @@ def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
     assert (
         f"macro {interval(evaluation.macro_auroc)} {over} {interval(evaluation.macro_auroc)} {over}" in shown
     )
+    alone = interval(evaluation.baselines.metadata.macro_auroc)
+    assert f"metadata alone {alone} {alone}" in shown
+    within = f"{interval(evaluation.within_view.macro_auroc)} {over}"
+    assert f"within a view {within} {within}" in shown
     assert f"macro {over} {interval(evaluation.macro_auroc, signed=True)}" in shown
     assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared))
 

@@ -78,7 +78,7 @@ def evaluate(
 
     def measure(weights: np.ndarray) -> np.ndarray:
         """AUROC, average precision, sensitivity at 90% and 95% specificity, by class; what stands beside."""
-        columns = []
+        columns, weights = [], weights.astype(np.float64)  # once for all classes
         for ranking in rankings:
             counts = ranking.counts(weights)
             at = [counts.sensitivity(0.90), counts.sensitivity(0.95)]
