@@ -264,8 +264,8 @@ def test_speed_leaves_out_the_first_batch_of_all_and_counts_what_was_waited(monk
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
     speed, logs = callbacks.Speed(10, meter), {}
 
-    def batches(count: int) -> None:
-        for batch in range(count):
+    def batches(count: int, first: int = 0) -> None:
+        for batch in range(first, first + count):
             now[0] += 2.0
             meter.seconds += 0.5
             speed.on_train_batch_end(batch)
@@ -275,7 +275,7 @@ def test_speed_leaves_out_the_first_batch_of_all_and_counts_what_was_waited(monk
     meter.seconds += 50.0
     batches(1)
     assert math.isnan(speed.figures()[0])
-    batches(3)
+    batches(3, first=1)
     speed.on_epoch_end(0, logs)
     assert logs == {"images_per_second": 5.0, "input_wait_share": 0.25, "seconds": 108.0}
     now[0] += 40.0  # validation

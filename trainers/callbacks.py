@@ -24,6 +24,12 @@ BATCHES_BETWEEN_SUMMARIES = 100
 class _Callback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
     """What every callback of ours is to a type checker."""
 
+    def done(self, batch: int) -> int:
+        """Returns how many steps Keras has done in an epoch; `batch` is the last of an execution, in which
+        the epoch's end may have come before."""
+        steps = (self.params or {}).get("steps")
+        return min(batch + 1, steps) if steps else batch + 1
+
 
 class Validation:
     """Loss and AUROC of a model on the validation split.
@@ -109,7 +115,7 @@ class RunKeeper(_Callback):
         Raises:
             CxrError: the loss is no longer a number.
         """
-        done = self._first_batch + batch + 1
+        done = self._first_batch + self.done(batch)
         if done < self._steps and time.monotonic() - self._saved >= self._seconds_between:
             self._check(logs["loss"])
             self.progress.batch = done
@@ -170,7 +176,8 @@ class Speed(_Callback):
     """Measures images per second and the share of the time in which the trainer waited for input.
 
     Comes first among the callbacks: it adds images_per_second, input_wait_share and seconds to an epoch's
-    logs. The time of the first batch of all is left out: it holds the compilation.
+    logs. The time of the first batch of all is left out, or that of the first execution of several: it holds
+    the compilation.
     """
 
     def __init__(self, batch_size: int, meter: WaitMeter):
@@ -180,17 +187,17 @@ class Speed(_Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts the clock, but for the first epoch."""
-        self._batches, self._began = 0, time.monotonic()
+        self._batches, self._left_out, self._began = 0, 0, time.monotonic()
         if self._running:
             self._start()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts a batch."""
+        """Counts batches up to this one."""
         if not self._running:
-            self._running = True
+            self._running, self._left_out = True, self.done(batch)
             self._start()
             return
-        self._batches += 1
+        self._batches = self.done(batch) - self._left_out
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Adds the figures of the epoch."""
@@ -230,7 +237,7 @@ class Display(_Callback):
         if time.monotonic() - self._noted > 2:
             self._noted = time.monotonic()
             self._note = f"loss {float(logs['loss']):.4f}, input wait {self._speed.figures()[1]:.1%}"
-        self._progress.update((self._first + batch + 1) * self._batch_size, self._note)
+        self._progress.update((self._first + self.done(batch)) * self._batch_size, self._note)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Says what the epoch brought."""
@@ -264,12 +271,12 @@ class Summaries(_Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remembers the first step."""
-        self._step = epoch * self._steps + self._keeper.progress.batch
+        self._first = self._step = epoch * self._steps + self._keeper.progress.batch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """Writes the running loss every so many steps."""
-        self._step += 1
-        if self._step % BATCHES_BETWEEN_SUMMARIES == 0:
+        before, self._step = self._step, self._first + self.done(batch)
+        if self._step // BATCHES_BETWEEN_SUMMARIES > before // BATCHES_BETWEEN_SUMMARIES:
             with self._writer.as_default(step=self._step):
                 tf.summary.scalar("step/loss", float(logs["loss"]))
 
