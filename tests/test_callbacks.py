@@ -244,6 +244,39 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path, monk
         )
 
 
+def test_steps_that_changed_nothing_under_float16_are_counted_and_said_when_there_are_more(
+    tmp_path, monkeypatch, capfd
+):
+    run = Run(tmp_path, monkeypatch)
+    said = []
+    for updates, scale in ((2, 4096.0), (7, 4096.0), (11, 2048.0)):  # of 5, 10 and 15 steps
+        optimizer = SimpleNamespace(learning_rate=0.5, iterations=updates, dynamic_scale=scale)
+        run.model.optimizer = optimizer
+        run.epoch(0.5)
+        said.append(capfd.readouterr().err)
+
+    assert said == [
+        "warning: 3 of 5 steps changed nothing: their gradients overflowed float16; the loss scale is 4096 "
+        "now\n",
+        "",
+        "warning: 4 of 15 steps changed nothing: their gradients overflowed float16; the loss scale is 2048 "
+        "now\n",
+    ]
+
+
+def test_a_run_of_which_no_step_changed_a_weight_ends(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch)
+    run.model.optimizer = SimpleNamespace(learning_rate=0.5, iterations=0, dynamic_scale=1024.0)
+
+    with pytest.raises(CxrError) as error:
+        run.epoch(0.5)
+    assert run.saved == []
+    assert str(error.value) == (
+        f"{tmp_path}: none of the 5 steps changed a weight: gradients overflow float16, at a loss scale of "
+        "1024 still; give `precision=mixed_bfloat16` or float32 in a new run"
+    )
+
+
 def test_history_is_a_table_with_six_digits(tmp_path, monkeypatch):
     run = Run(tmp_path, monkeypatch)
     run.epoch(0.123456789)
@@ -264,8 +297,8 @@ def test_speed_leaves_out_the_first_batch_of_all_and_counts_what_was_waited(monk
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
     speed, logs = callbacks.Speed(10, meter), {}
 
-    def batches(count: int) -> None:
-        for batch in range(count):
+    def batches(count: int, first: int = 0) -> None:
+        for batch in range(first, first + count):
             now[0] += 2.0
             meter.seconds += 0.5
             speed.on_train_batch_end(batch)
@@ -275,13 +308,27 @@ def test_speed_leaves_out_the_first_batch_of_all_and_counts_what_was_waited(monk
     meter.seconds += 50.0
     batches(1)
     assert math.isnan(speed.figures()[0])
-    batches(3)
+    batches(3, first=1)
     speed.on_epoch_end(0, logs)
     assert logs == {"images_per_second": 5.0, "input_wait_share": 0.25, "seconds": 108.0}
     now[0] += 40.0  # validation
     speed.on_epoch_begin(1)
     batches(2)
     assert speed.figures() == (5.0, 0.25)
+
+
+def test_speed_counts_the_steps_of_executions_of_several_and_the_last_one_has_fewer(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    speed = callbacks.Speed(10, SimpleNamespace(seconds=0.0))
+    speed.set_params({"steps": 10})
+
+    speed.on_epoch_begin(0)
+    for last in (3, 7, 11):  # of 4, 4 and 2 steps, as Keras numbers them
+        now[0] += 2.0
+        speed.on_train_batch_end(last)
+
+    assert speed.figures()[0] == 10 * (4 + 2) / 4.0
 
 
 # Scores

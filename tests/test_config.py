@@ -88,7 +88,7 @@ def test_every_setting_is_explained():
         (
             "precision=mixed_float",
             "`precision=mixed_float`: unknown (did you mean mixed_float16?); "
-            "expected one of float32, mixed_bfloat16, mixed_float16",
+            "expected one of auto, float32, mixed_bfloat16, mixed_float16",
         ),
         (
             "loss_options=3",

@@ -52,3 +52,27 @@ def test_several_machines_with_tensorflow_are_refused_with_the_way_that_works(mo
         "found TF_CONFIG: Keras 3 does not train on several machines with TensorFlow; unset it, or use "
         "KERAS_BACKEND=jax with KERAS_DISTRIBUTION_JOB_ADDRESSES"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "capabilities", "precision"),
+    [
+        ("cpu", [], "float32"),
+        ("tpu", [], "mixed_bfloat16"),
+        ("gpu", [(8, 0)], "mixed_bfloat16"),
+        ("gpu", [(9, 0), (8, 6)], "mixed_bfloat16"),
+        ("gpu", [(7, 5)], "float32"),
+        ("gpu", [(9, 0), (7, 0)], "float32"),
+        ("gpu", [None], "float32"),
+    ],
+)
+def test_computing_is_in_bfloat16_where_all_devices_are_made_for_it(
+    monkeypatch, kind, capabilities, precision
+):
+    import tensorflow as tf
+
+    details = [{"compute_capability": each} if each else {} for each in capabilities]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: range(len(details)))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details[gpu])
+
+    assert Devices(kind, max(1, len(details))).precision == precision

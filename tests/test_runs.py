@@ -83,9 +83,11 @@ OTHERS = {
 }  # fmt: skip
 
 
-def test_every_setting_but_the_time_between_checkpoints_must_stay(before):
+def test_every_setting_that_changes_what_comes_out_must_stay(before):
     run = runs.open_run(str(before))
-    assert {field.name for field in fields(TrainConfig)} - set(OTHERS) == {"checkpoint_minutes"}
+    assert {field.name for field in fields(TrainConfig)} - set(OTHERS) == {
+        "checkpoint_minutes", "steps_per_execution"
+    }  # fmt: skip
     for key, value in OTHERS.items():
         with pytest.raises(UsageError) as error:
             runs.check(replace(run, config=replace(run.config, **{key: value})))

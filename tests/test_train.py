@@ -59,7 +59,7 @@ def test_a_run_leaves_config_history_checkpoints_logs_and_a_model(dataset, train
     records = open_dataset(dataset).split("train")
     assert held["dataset"] == str(dataset)
     assert (held["task"], held["with_no_finding"]) == ("multilabel", False)
-    assert held["config"] == {**RUN_CONFIG.to_json(), "loss": "bce"}
+    assert held["config"] == {**RUN_CONFIG.to_json(), "loss": "bce", "precision": "float32"}
     assert held["image_format"] == {"size": 32, "codec": "raw", "resample": "bilinear"}
     assert held["train"] == {"records": len(records), "images": int((records.copies == 0).sum())}
     assert held["classes"]["Hernia"] == {

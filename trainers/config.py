@@ -12,7 +12,7 @@ from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
 from cxr_records.trainers import named, presets
 
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,14 @@ class TrainConfig:
             `Augmenter` of one's own, named as a model is.
         prior_bias: start the last layer at the classes' frequencies (Lin et al. 2017, section 4.1).
         patience: stop after so many epochs without a better validation macro AUROC; 0 for never.
-        precision: "float32", "mixed_bfloat16" (TPUs, newer GPUs) or "mixed_float16" (older GPUs).
-        xla: compile steps with XLA: "auto" (on GPUs and TPUs), "yes" or "no".
-        deterministic: "auto" (on CPUs), "yes" or "no": only kernels that give the same bits each time.
+        precision: of training; the saved model computes in float32. "float32", "mixed_bfloat16",
+            "mixed_float16" (GPUs that are older than Ampere), or "auto": mixed_bfloat16 on TPUs and on GPUs
+            of compute capability 8 or more, else float32; a run that goes on keeps what it began with.
+        xla: compile steps with XLA: "auto" (on GPUs and TPUs; with JAX always), "yes" or "no".
+        deterministic: "auto" (on CPUs, but where xla=yes), "yes" or "no": only kernels that give the same
+            bits each time.
+        steps_per_execution: steps between two looks of the host at the device; more of them help where
+            a step takes a few milliseconds. Nothing that comes out depends on it.
         checkpoint_minutes: time between two checkpoints in the middle of an epoch.
         seed: of the order of records, the first weights, dropout and augmentation.
 
@@ -67,9 +72,10 @@ class TrainConfig:
     augment: str = "none"
     prior_bias: bool = True
     patience: int = 5
-    precision: str = "float32"
+    precision: str = "auto"
     xla: str = "auto"
     deterministic: str = "auto"
+    steps_per_execution: int = 1
     checkpoint_minutes: float = 5.0
     seed: int = 0
 
@@ -86,7 +92,8 @@ class TrainConfig:
                 guess = nearest(value, known)
                 raise UsageError(f"`{key}={value}`: unknown{guess}; expected one of {', '.join(known)}")
         limits = {
-            "epochs": 1, "retrain_epochs": 0, "batch_size": 1, "warmup_epochs": 0, "weight_decay": 0,
+            "epochs": 1, "retrain_epochs": 0, "batch_size": 1, "steps_per_execution": 1, "warmup_epochs": 0,
+            "weight_decay": 0,
             "clip_norm": 0, "patience": 0, "checkpoint_minutes": 0, "dropout": 0, "seed": 0,
         }  # fmt: skip
         for key, lowest in limits.items():

@@ -41,6 +41,13 @@ class Devices:
         devices = f"{self.count} {self.kind.upper()}{'s' * (self.count > 1)}"
         return devices + (f" on {self.num_hosts} machines" if self.num_hosts > 1 else "")
 
+    @property
+    def precision(self) -> str:
+        """In what to compute, as `keras.config.set_dtype_policy` takes it: in bfloat16 where that is faster,
+        on TPUs and on GPUs of compute capability 8 (Ampere) or newer."""
+        fast = self.kind == "tpu" or (self.kind == "gpu" and min(_generations()) >= 8)
+        return "mixed_bfloat16" if fast else "float32"
+
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model is made, so that its weights live on every device."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
@@ -74,6 +81,34 @@ class Devices:
             import jax
 
             jax.distributed.shutdown()
+
+    def obstacle_to_xla(self, model: Any) -> str:
+        """Says why Keras cannot compile the steps of a model with XLA, and what to do; "" where it can.
+
+        Args:
+            model: a keras.Model; asked before it is compiled, with the run's kernels chosen.
+        """
+        import keras
+        from keras.src.trainers.trainer import model_supports_jit  # what Keras itself goes by
+
+        unfit = [layer for layer in model._flatten_layers() if not layer.supports_jit]
+        if unfit:
+            names = " and ".join(f"{layer.name} ({type(layer).__name__})" for layer in unfit[:2])
+            more = f" and {len(unfit) - 2} more" if len(unfit) > 2 else ""
+            return f"XLA cannot compile {names}{more}; replace what cannot, or give `xla=no`"
+        if keras.backend.backend() == "tensorflow":
+            from tensorflow.python.framework import config
+
+            if config.is_op_determinism_enabled():
+                return (
+                    "TensorFlow compiles no steps while its kernels are to be deterministic; give "
+                    "`deterministic=no`, or `xla=no`"
+                )
+            if self.strategy is not None:
+                return (
+                    f"Keras compiles no steps of tf.distribute ({self.text}); use KERAS_BACKEND=jax, or one"
+                )
+        return "" if model_supports_jit(model) else "Keras cannot do so on this machine; give `xla=no`"
 
     def check_batch(self, batch_size: int) -> None:
         """Refuses a batch that cannot be split evenly.
@@ -209,6 +244,22 @@ def _jax_devices(kind: str, wanted: int | None) -> Devices:
             keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
         )
     return Devices(kind, count, jax.process_index(), num_hosts)
+
+
+def _generations() -> list[int]:
+    """The first number of the compute capability of each GPU; 0 where it has none, as AMD's."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        texts = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
+        return [int(text.split(".")[0]) if text[:1].isdigit() else 0 for text in texts]
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return [each.get("compute_capability", (0, 0))[0] for each in details]
 
 
 def _hide(tf: Any, kind: str) -> None:

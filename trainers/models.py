@@ -21,7 +21,7 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.trainers import digests, named
+from cxr_records.trainers import augmentation, digests, named
 
 _APPLICATIONS = {
     "densenet121": "DenseNet121",  # Huang et al. 2017; the field's baseline since CheXNet
@@ -196,7 +196,7 @@ def with_augmentation(model: keras.Model, augment: str, seed: int = 0) -> keras.
     Args:
         model: of `make_model`.
         augment: "none"; "light": small random shifts (4%), turns (5°), zooms (6%), brightness (5%) and
-            contrast (10%); or an `Augmenter` of a user's, as `named.choose` takes it.
+            contrast (10%), each up and down; or an `Augmenter` of a user's, as `named.choose` takes it.
         seed: of the changes.
 
     Raises:
@@ -398,17 +398,8 @@ def _no_augmentation(images: keras.KerasTensor) -> keras.KerasTensor:
     return images
 
 
-def _light_augmentation(x: keras.KerasTensor) -> keras.KerasTensor:
-    layers = keras.layers
-    for layer in (
-        layers.RandomTranslation(0.04, 0.04, fill_mode="constant", name="shift", dtype="float32"),
-        layers.RandomRotation(5 / 360, fill_mode="constant", name="turn", dtype="float32"),
-        layers.RandomZoom((-0.06, 0.06), fill_mode="constant", name="zoom", dtype="float32"),
-        layers.RandomBrightness(0.05, value_range=(0, 255), name="brightness", dtype="float32"),
-        layers.RandomContrast(0.1, value_range=(0, 255), name="contrast", dtype="float32"),
-    ):
-        x = layer(x)
-    return x
+def _light_augmentation(images: keras.KerasTensor) -> keras.KerasTensor:
+    return augmentation.RandomView(augmentation.LIGHT, name="light")(images)
 
 
 def _small_cnn(x: keras.KerasTensor, spec: ModelSpec) -> keras.KerasTensor:

@@ -35,7 +35,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 _FORMAT = "cxr_records run"
 _VERSION = 1
 # What may differ when a run goes on, for it changes nothing of what comes out.
-_FREE = ("checkpoint_minutes",)
+_FREE = ("checkpoint_minutes", "steps_per_execution")
 _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
     "classes", "train", "versions", "code", "drawn",
@@ -67,7 +67,7 @@ class Run:
         dataset_id: its id.
         task: what the model was trained for.
         image_format: of the dataset, and so of what the model takes.
-        config: the settings, with the loss that "auto" stood for.
+        config: the settings, with the loss and the precision that "auto" stood for.
         classes: by name of a score, in the order of the scores.
         train_records: of the training split, copies included.
         train_images: of the training split.

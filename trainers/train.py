@@ -84,9 +84,8 @@ def train(
     """
     dataset, run = open_dataset(dataset), storage.absolute(run)
     dataset = dataset.as_task(task) if task is not None else dataset
-    if config.loss == "auto":
-        config = dataclasses.replace(config, loss=AUTO_LOSS[dataset.task.kind])
     chosen = choose_devices(devices)
+    config = _resolved(config, dataset.task, chosen, run)
     chosen.check_batch(config.batch_size)
     share = config.batch_size // chosen.num_hosts
     steps = dataset.steps_per_epoch(TRAIN, share, num_hosts=chosen.num_hosts)
@@ -95,7 +94,9 @@ def train(
     writes = chosen.host == 0
     if writes:
         runs.check(described)
-    exact = config.deterministic == "yes" or (config.deterministic == "auto" and chosen.kind == "cpu")
+    # TensorFlow compiles nothing with XLA while its kernels are to be deterministic.
+    by_itself = config.deterministic == "auto" and chosen.kind == "cpu" and config.xla != "yes"
+    exact = config.deterministic == "yes" or by_itself
     with contextlib.ExitStack() as stack:
         if exact:
             stack.enter_context(deterministic_kernels())
@@ -116,6 +117,17 @@ def train(
             progress = _train(job, model, loss, writes)
     chosen.part()
     return described, progress
+
+
+def _resolved(config: TrainConfig, task: Task, devices: Devices, run: str) -> TrainConfig:
+    """The settings with what "auto" stands for here, or stood for where the run began."""
+    loss = AUTO_LOSS[task.kind] if config.loss == "auto" else config.loss
+    precision = config.precision
+    if precision == "auto" and storage.exists(storage.join(run, runs.CONFIG_FILE)):
+        precision = runs.open_run(run).config.precision
+    if precision == "auto":
+        precision = devices.precision
+    return dataclasses.replace(config, loss=loss, precision=precision)
 
 
 def _train(
@@ -290,11 +302,32 @@ def _compiled(job: _Job, loss: keras.losses.Loss, features: bool = True) -> kera
         rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm or None
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
-    xla = {"auto": "auto", "yes": True, "no": False}[config.xla]
-    model.compile(optimizer=optimizer, loss=loss, jit_compile=xla)
+    model.compile(
+        optimizer=optimizer,
+        loss=loss,
+        jit_compile=_xla(job, model),
+        steps_per_execution=config.steps_per_execution,
+    )
     # With mixed_float16, compile has wrapped the optimizer to scale the loss.
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _xla(job: _Job, model: keras.Model) -> bool | str:
+    """Whether steps are to be compiled with XLA, as `compile` takes it.
+
+    Raises:
+        UsageError: they are, and cannot be.
+    """
+    asked = job.config.xla
+    if asked == "no":
+        return False
+    obstacle = job.devices.obstacle_to_xla(model)
+    if obstacle and asked == "yes":
+        raise UsageError(f"`xla=yes`: {obstacle}")
+    if obstacle and job.devices.kind != "cpu":
+        say(f"warning: steps are not compiled with XLA: {obstacle}")
+    return "auto" if asked == "auto" else True
 
 
 def _fit(
@@ -327,12 +360,15 @@ def _fit(
         folder = str(storage.local_path(job.run.file(runs.TENSORBOARD_FOLDER)))
         followers.append(callbacks.Summaries(folder, job.steps, keeper))
     # An epoch that was broken off is finished by itself: Keras counts an epoch's steps from its beginning.
+    # So is each epoch where several steps are one execution, which would go on into the next one.
+    several = config.steps_per_execution > 1
     while progress.epoch < phase.end and not (phase.may_stop and progress.stopped):
         epoch, batch = progress.epoch, progress.batch
+        batches = _training_batches(job, meter, epoch, batch)
         model.fit(
-            _training_batches(job, meter, epoch, batch),
+            batches.take(job.steps - batch) if several else batches,
             initial_epoch=epoch,
-            epochs=epoch + 1 if batch else phase.end,
+            epochs=epoch + 1 if batch or several else phase.end,
             steps_per_epoch=job.steps - batch,
             callbacks=followers,
             shuffle=False,  # the reader has

@@ -21,5 +21,4 @@ CONFIG = TrainConfig(
     dropout=0.2,
     augment="light",
     patience=4,
-    precision="mixed_bfloat16",
 )
