@@ -13,11 +13,12 @@ from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.names import is_litter
-from cxr_records.splits import TRAIN
+from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task, parse_task
-from cxr_records.trainers import digests, named
+from cxr_records.trainers import digests, named, seeds, selection
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.named import NamedFile
+from cxr_records.trainers.selection import Selection
 from cxr_records.urls import redacted_text
 
 CONFIG_FILE = digests.CONFIG_FILE
@@ -26,6 +27,7 @@ LAST_FILE = "checkpoints/last.npz"
 BEST_FILE = "checkpoints/best.npz"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FILE = "predictions.parquet"
+SELECTION_AUROC = "val_selection_auroc"  # the column of history.csv by which the best epoch is chosen
 CLASS_AUROC = "val_auroc_"  # begins the columns of history.csv that are of one class
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -35,7 +37,7 @@ _VERSION = 1
 _FREE = ("checkpoint_minutes",)
 _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
-    "classes", "train", "versions", "code",
+    "classes", "train", "versions", "code", "selection",
 }  # fmt: skip
 _RESTORE = "restore it, or train into another folder"
 
@@ -69,6 +71,7 @@ class Run:
         train_images: of the training split.
         versions: of the libraries, and the backend.
         code: files of the user's that the settings name, by setting.
+        selection: how the epoch that is kept is chosen.
     """
 
     path: str
@@ -82,6 +85,7 @@ class Run:
     train_images: int
     versions: dict[str, str]
     code: dict[str, NamedFile] = dataclasses.field(default_factory=dict)
+    selection: Selection = dataclasses.field(default_factory=Selection)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -109,6 +113,7 @@ class Run:
             "config": self.config.to_json(),
             "classes": {name: dataclasses.asdict(count) for name, count in self.classes.items()},
             "train": {"records": self.train_records, "images": self.train_images},
+            "selection": {"classes": list(self.selection.names), "text": self.selection.text},
             "versions": self.versions,
             **({"code": code} if code else {}),
         }  # fmt: skip
@@ -152,7 +157,21 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
         train_images=int(original.sum()),
         versions=versions,
         code=named.files_of(config.to_json()),
+        selection=_selection(dataset, config),
     )
+
+
+def _selection(dataset: Dataset, config: TrainConfig) -> Selection:
+    try:
+        records = dataset.split(VALIDATION)
+    except UsageError:  # the dataset was built without one, or no image of it takes part in the task
+        return selection.without_validation()
+    if not len(records):
+        return selection.without_validation()
+    if config.keep == "last":
+        return selection.last()
+    rows = class_rows(records.task, records.labels)
+    return selection.choose(score_names(records.task), rows, records.patient_ids, config.min_positives)
 
 
 def begin(run: Run) -> None:
@@ -219,6 +238,9 @@ def open_run(path: str) -> Run:
             are checked for their keys alone.
     """
     file = storage.join(path, CONFIG_FILE)
+    if not storage.exists(file) and seeds.is_of_seeds(path):
+        one = storage.join(path, f"seed-{min(seeds.members(path))}")
+        raise UsageError(f"{path} holds runs of several seeds: name one of them, such as {one}")
     if not storage.exists(file):
         raise UsageError(f"{path} is no run: found no {CONFIG_FILE} in it; cxr-records train makes one")
     try:
@@ -247,6 +269,10 @@ def open_run(path: str) -> Run:
             train_records=values["train"]["records"],
             train_images=values["train"]["images"],
             versions=values["versions"],
+            selection=Selection(
+                tuple(values.get("selection", {}).get("classes", ())),
+                values.get("selection", {}).get("text", ""),
+            ),
             code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
         )
     except (KeyError, TypeError, AttributeError, UsageError) as error:

@@ -16,8 +16,8 @@ from cxr_records.progress import say
 from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
-from cxr_records.trainers import digests, runs
-from cxr_records.trainers.evaluation import calibration, claims, metrics, published
+from cxr_records.trainers import digests, runs, seeds
+from cxr_records.trainers.evaluation import calibration, claims, ensembles, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals, rounded
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
@@ -272,9 +272,10 @@ def evaluate_run(
         UsageError: the folder holds no run, the run is not finished, or the split has no scores.
     """
     check_draws(draws)
-    run = runs.open_run(path)
+    run = ensembles.open_run(path)
+    warnings = ensembles.combine(path) if seeds.is_of_seeds(path) else []
     scored, validation = _scores_of(run, split)
-    table, warnings = None, list[str]()
+    table = None
     leaks: tuple[str, ...] = ()
     try:
         dataset = runs.dataset_of(run, dataset)
@@ -307,7 +308,10 @@ def evaluate_run(
         draws=draws,
         seed=seed,
     )
-    return complete(evaluate(scored, validation, run, draws, seed), identity, claim, leaks, warnings)
+    evaluation = complete(evaluate(scored, validation, run, draws, seed), identity, claim, leaks, warnings)
+    if seeds.is_of_seeds(path):
+        return dataclasses.replace(evaluation, seeds=ensembles.over_seeds(path, split))
+    return evaluation
 
 
 def evaluate_table(
@@ -404,7 +408,7 @@ def compare_runs(
         UsageError: runs of different classes, or without a common image.
     """
     check_draws(draws)
-    scored = {path: _scores_of(runs.open_run(path), split)[0] for path in paths}
+    scored = {path: _scores_of(ensembles.open_run(path), split)[0] for path in paths}
     return tuple(_difference(scored, a, b, draws, seed) for a, b in itertools.combinations(paths, 2))
 
 

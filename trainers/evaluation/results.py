@@ -353,6 +353,38 @@ class SplitClaim:
     list_sha256: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """One measure of several runs.
+
+    Attributes:
+        mean: over the runs; None where one has none.
+        spread: standard deviation over the runs (n - 1); None with one run.
+        values: of each run.
+    """
+
+    mean: float | None
+    spread: float | None
+    values: tuple[float | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OverSeeds:
+    """Runs that differ in their seed alone, each measured by itself.
+
+    Attributes:
+        seeds: of the runs.
+        macro_auroc: over them.
+        macro_auprc: over them.
+        auroc: by class.
+    """
+
+    seeds: tuple[int, ...]
+    macro_auroc: Spread
+    macro_auprc: Spread
+    auroc: Mapping[str, Spread]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Measures):
     """An evaluation of a run or of a table of scores.
@@ -362,12 +394,14 @@ class Evaluation(Measures):
         split_claim: which images were scored.
         comparison: published results, and whether they may be set beside this one.
         leaks: scored images or patients that were trained on, a sentence for each kind.
+        seeds: of an ensemble: its members, each by itself.
     """
 
     identity: Identity
     split_claim: SplitClaim
     comparison: Comparison
     leaks: tuple[str, ...]
+    seeds: OverSeeds | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns what metrics.json holds."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cxr_records.trainers.evaluation.results import Difference, Evaluation, Interval
+from cxr_records.trainers.evaluation.results import Difference, Evaluation, Interval, to_plain
 
 
 def brief(evaluation: Evaluation) -> dict[str, Any]:
@@ -23,6 +23,8 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
         "leaks": list(evaluation.leaks),
         "warnings": list(evaluation.warnings),
     }
+    if over := evaluation.seeds:
+        brief["seeds"] = to_plain(over)
     if several := evaluation.multiclass:
         brief["balanced_accuracy"] = thin(several.balanced_accuracy)
         brief["prior_corrected_balanced_accuracy"] = thin(several.prior_corrected_balanced_accuracy)
@@ -44,6 +46,13 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
     macro = f"{'macro' + evaluation.over:<39}  {interval(evaluation.macro_auroc):<22} "
     lines.append(macro + number(evaluation.macro_auprc.value))
+    if over := evaluation.seeds:
+        single, apart = over.macro_auroc, number(over.macro_auroc.spread)
+        each = ", ".join(number(value) for value in single.values)
+        lines.append(
+            f"the ensemble of {len(over.seeds)} seeds (mean of probabilities); single runs: macro AUROC "
+            f"{number(single.mean)}, spread {apart} ({each})"
+        )
     if several := evaluation.multiclass:
         corrected = interval(several.prior_corrected_balanced_accuracy)
         balanced = interval(several.balanced_accuracy)
