@@ -136,6 +136,13 @@ def baseline(
     return {"macro_auroc": max(found.values()), "by_penalty": found}
 
 
+def baselines(dataset: Path) -> dict[str, Any]:
+    """What the case gives without a network."""
+    train, test = arrays(dataset, "train"), arrays(dataset, "test")
+    kinds = (("pixels",), ("hog",), ("metadata",), ("pixels", "hog"), ("pixels", "hog", "metadata"))
+    return {" + ".join(some): baseline(train, test, some) for some in kinds}
+
+
 def measure(dataset: Path, run: Path, preset: str, changes: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Trains once; returns its scores on test, its macro AUROC and what it took."""
     from cxr_records.trainers import config
@@ -204,12 +211,11 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help=f"of: {', '.join(ARMS)}")
     arguments = parser.parse_args()
     load_tensorflow()
-    results: dict[str, Any] = {}
-    dataset = build(arguments, 64)
-    train, test = arrays(dataset, "train"), arrays(dataset, "test")
-    for kinds in (("pixels",), ("hog",), ("metadata",), ("pixels", "hog"), ("pixels", "hog", "metadata")):
-        results[" + ".join(kinds)] = baseline(train, test, kinds)
-        print(" + ".join(kinds), results[" + ".join(kinds)], file=sys.stderr, flush=True)
+    kept = arguments.folder / "baselines.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(baselines(build(arguments, 64))))
+    results = json.loads(kept.read_text())
     for name in arguments.arms:
         results[name] = arm(arguments, name)
         print(name, results[name], file=sys.stderr, flush=True)

@@ -66,7 +66,7 @@ class _Tensor:
 
 def _size_of(tensors: dict[str, _Tensor], key: str) -> int:
     """Bytes of each number in a storage: its tensor says what they are."""
-    return next(tensor.dtype.itemsize for tensor in tensors.values() if tensor.key == key)
+    return next(int(tensor.dtype.itemsize) for tensor in tensors.values() if tensor.key == key)
 
 
 class _Pickle(pickle.Unpickler):

@@ -52,11 +52,11 @@ def combine(path: str) -> list[str]:
     mean = np.mean([table[columns].to_numpy(np.float64) for table in tables], axis=0).astype(np.float32)
     together = first.assign(**dict(zip(columns, mean.T, strict=True)))
     write_predictions(storage.join(path, runs.PREDICTIONS_FILE), together)
-    names = {storage.join(path, f"seed-{seed}"): seed for seed in seeds.members(path)}
-    lacks = [str(seed) for run, seed in names.items() if run not in {each.path for each in finished}]
+    members, done = seeds.members(path), {run.path for run in finished}
+    lacks = [str(seed) for seed, folder in members.items() if folder not in done]
     if not lacks:
         return []
-    return [f"the ensemble is of {len(finished)} of {len(names)} seeds: not finished {', '.join(lacks)}"]
+    return [f"the ensemble is of {len(finished)} of {len(members)} seeds: not finished {', '.join(lacks)}"]
 
 
 def over_seeds(path: str, split: str) -> OverSeeds:
@@ -89,10 +89,12 @@ def _spread(values: np.ndarray) -> Spread:
 
 def _finished(path: str) -> list[runs.Run]:
     """The finished runs of a folder, in the order of their seeds, which alone tells them apart."""
-    finished = []
-    for run in seeds.members(path).values():
-        if all(storage.exists(storage.join(run, f)) for f in (runs.MODEL_FILE, runs.PREDICTIONS_FILE)):
-            finished.append(runs.open_run(run))
+    needed = (runs.MODEL_FILE, runs.PREDICTIONS_FILE)
+    finished = [
+        runs.open_run(folder)
+        for folder in seeds.members(path).values()
+        if all(storage.exists(storage.join(folder, file)) for file in needed)
+    ]
     if not finished:
         raise UsageError(f"{path}: no seed is finished; run its train command again until one is")
 

@@ -46,11 +46,11 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
     macro = f"{'macro' + evaluation.over:<39}  {interval(evaluation.macro_auroc):<22} "
     lines.append(macro + number(evaluation.macro_auprc.value))
-    if over := evaluation.seeds:
-        single, apart = over.macro_auroc, number(over.macro_auroc.spread)
+    if members := evaluation.seeds:
+        single, apart = members.macro_auroc, number(members.macro_auroc.spread)
         each = ", ".join(number(value) for value in single.values)
         lines.append(
-            f"the ensemble of {len(over.seeds)} seeds (mean of probabilities); single runs: macro AUROC "
+            f"the ensemble of {len(members.seeds)} seeds (mean of probabilities); single runs: macro AUROC "
             f"{number(single.mean)}, spread {apart} ({each})"
         )
     if several := evaluation.multiclass:
