@@ -19,6 +19,7 @@ from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.results import mean_over
 from cxr_records.trainers.inputs import WaitMeter
+from cxr_records.trainers.phases import RETRAIN, TRAIN, Phase
 
 BATCHES_BETWEEN_SUMMARIES = 100
 
@@ -83,6 +84,7 @@ class RunKeeper(_Callback):
         config: says which epoch is kept, when training stops, and how often checkpoints are made.
         steps: of an epoch.
         writes: whether this machine writes (one of them does).
+        phase: which epochs these are.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class RunKeeper(_Callback):
         config: TrainConfig,
         steps: int,
         writes: bool,
+        phase: Phase,
     ):
         super().__init__()
+        self._phase = phase
         self._run, self.progress, self._metrics_state = run, progress, metrics_state
         self._validation, self._config, self._steps = validation, config, steps
         self._seconds_between = 60 * config.checkpoint_minutes
@@ -142,20 +146,23 @@ class RunKeeper(_Callback):
 
     def _end(self, epoch: int, logs: dict[str, Any]) -> bool:
         """Validates, notes an epoch in the progress, and tells whether its weights are to be kept."""
-        row: dict[str, float] = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
+        row: dict[str, Any] = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
         row |= self._validation(self.model) if self._validation else {}
+        row[runs.PHASE] = self._phase.name
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row |= {key: logs[key] for key in ("images_per_second", "input_wait_share", "seconds")}
         progress = self.progress
         score, patience = row.get(runs.SELECTION_AUROC, math.nan), self._config.patience
-        better = progress.best is None or score > progress.best or self._config.keep == "last"
+        first = not progress.history or progress.history[-1].get(runs.PHASE, TRAIN) != self._phase.name
+        better = first or progress.best is None or score > progress.best or self._config.keep == "last"
         if better:
             progress.best = None if math.isnan(score) else score
             progress.best_epoch = epoch + 1
         progress.epoch, progress.batch = epoch + 1, 0
+        progress.retrained += self._phase.name == RETRAIN
         progress.history.append(row)
-        enough = (epoch + 1) * self._steps >= self._config.min_steps
-        if patience and enough and epoch + 1 - progress.best_epoch >= patience:
+        may_stop = self._phase.may_stop and (epoch + 1) * self._steps >= self._config.min_steps
+        if patience and may_stop and epoch + 1 - progress.best_epoch >= patience:
             progress.stopped = self.model.stop_training = True
         return better
 
@@ -172,10 +179,11 @@ class RunKeeper(_Callback):
         self._saved = time.monotonic()
 
 
-def history_csv(history: list[dict[str, float]]) -> bytes:
+def history_csv(history: list[dict[str, Any]]) -> bytes:
     """Returns the history as a table, one row per epoch."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(history[0]), lineterminator="\n")
+    # The last row's: the first may be of a version that had no phases.
+    writer = csv.DictWriter(out, list(history[-1]), lineterminator="\n")
     writer.writeheader()
     for row in history:
         writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})

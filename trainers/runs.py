@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from cxr_records import storage
-from cxr_records.dataset import Dataset, open_dataset
+from cxr_records import drawings, storage
+from cxr_records.balancing import CLASS_BALANCED, NATURAL, expected_draws
+from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.names import is_litter
@@ -28,6 +30,7 @@ BEST_FILE = "checkpoints/best.npz"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FILE = "predictions.parquet"
 SELECTION_AUROC = "val_selection_auroc"  # the column of history.csv by which the best epoch is chosen
+PHASE = "phase"  # the column of history.csv that is no number: a name of `phases`
 CLASS_AUROC = "val_auroc_"  # begins the columns of history.csv that are of one class
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -37,7 +40,7 @@ _VERSION = 1
 _FREE = ("checkpoint_minutes",)
 _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
-    "classes", "train", "versions", "code", "selection",
+    "classes", "train", "versions", "code", "drawn", "selection",
 }  # fmt: skip
 _RESTORE = "restore it, or train into another folder"
 
@@ -47,11 +50,12 @@ class ClassCount:
     """How often a class was seen in training.
 
     Attributes:
-        records: that hold it, copies included.
+        records: of an epoch that hold it, copies included, as they are seen: where they are drawn by class,
+            the number that is expected. Of the last layer's epochs, where it was retrained.
         images: that hold it.
     """
 
-    records: int
+    records: float
     images: int
 
 
@@ -72,6 +76,7 @@ class Run:
         versions: of the libraries, and the backend.
         code: files of the user's that the settings name, by setting.
         selection: how the epoch that is kept is chosen.
+        drawn: how many of the dataset's images are drawings, as `drawings.drawn_share` says it.
     """
 
     path: str
@@ -86,6 +91,7 @@ class Run:
     versions: dict[str, str]
     code: dict[str, NamedFile] = dataclasses.field(default_factory=dict)
     selection: Selection = dataclasses.field(default_factory=Selection)
+    drawn: str = drawings.NONE
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -116,6 +122,7 @@ class Run:
             "selection": {"classes": list(self.selection.names), "text": self.selection.text},
             "versions": self.versions,
             **({"code": code} if code else {}),
+            **({"drawn": self.drawn} if self.drawn != drawings.NONE else {}),
         }  # fmt: skip
 
 
@@ -128,6 +135,21 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
     """Returns uint8 [n, number of scores]: 1 where the image holds the class that the score is of."""
     rows = task.class_rows(labels)
     return rows[:, 1:] if task.kind == "binary" else rows
+
+
+def seen(records: SplitRecords, sampling: str) -> list[float]:
+    """Returns how many records of an epoch hold the class of each score; whole where nothing is drawn.
+
+    Args:
+        records: of the training split.
+        sampling: one of `balancing.SAMPLINGS`.
+    """
+    rows = class_rows(records.task, records.labels)
+    if sampling == NATURAL:
+        return [int(count) for count in rows.sum(axis=0)]
+    draws = expected_draws(records.task, records.labels, [kept for _, kept, _ in records.shards])
+    # Far more digits than matter, and not those in which machines differ.
+    return [round(math.fsum(draws[column == 1]), 3) for column in rows.T]
 
 
 def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[str, str]) -> Run:
@@ -144,7 +166,10 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
     """
     records = dataset.split(TRAIN)
     rows, original = class_rows(records.task, records.labels), records.copies == 0
-    counts = zip(score_names(records.task), rows.sum(axis=0), rows[original].sum(axis=0), strict=True)
+    last = CLASS_BALANCED if config.retrain_epochs else config.sampling
+    counts = zip(
+        score_names(records.task), seen(records, last), rows[original].sum(axis=0).tolist(), strict=True
+    )
     return Run(
         path=path,
         dataset=dataset.path,
@@ -152,12 +177,13 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
         task=dataset.task,
         image_format=dataset.image_format,
         config=config,
-        classes={name: ClassCount(int(n), int(images)) for name, n, images in counts},
+        classes={name: ClassCount(n, images) for name, n, images in counts},
         train_records=len(rows),
         train_images=int(original.sum()),
         versions=versions,
         code=named.files_of(config.to_json()),
         selection=_selection(dataset, config),
+        drawn=dataset.manifest.drawn_share,
     )
 
 
@@ -258,6 +284,7 @@ def open_run(path: str) -> Run:
     try:
         if unknown := sorted(set(values) - _KEYS):
             raise KeyError(f"unknown {unknown[0]}")
+        drawings.drawn_words(values.get("drawn", drawings.NONE))  # a KeyError where it is no such word
         return Run(
             path=path,
             dataset=values["dataset"],
@@ -274,6 +301,7 @@ def open_run(path: str) -> Run:
                 values.get("selection", {}).get("text", ""),
             ),
             code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
+            drawn=values.get("drawn", drawings.NONE),
         )
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(

@@ -15,6 +15,7 @@ from cxr_records.parquet import read_parquet
 from cxr_records.trainers import digests, runs, seeds
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.bootstrap import rounded
+from cxr_records.trainers.evaluation.given_labels import read_labels, relabel
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions, write_predictions
 from cxr_records.trainers.evaluation.results import OverSeeds, Spread
 
@@ -59,10 +60,19 @@ def combine(path: str) -> list[str]:
     return [f"the ensemble is of {len(finished)} of {len(members)} seeds: not finished {', '.join(lacks)}"]
 
 
-def over_seeds(path: str, split: str) -> OverSeeds:
-    """Returns mean and spread over the finished seeds, each measured by itself."""
+def over_seeds(path: str, split: str, labels: str | None = None) -> OverSeeds:
+    """Returns mean and spread over the finished seeds, each measured by itself.
+
+    Args:
+        path: folder of several seeds.
+        split: of their dataset.
+        labels: a table whose labels count in place of NIH's, as `evaluate.evaluate_run` takes it.
+    """
     finished = _finished(path)
     scored = [read_run_predictions(run, split) for run in finished]
+    if labels:
+        table = read_labels(labels)
+        scored = [relabel(each, table, finished[0].task)[0] for each in scored]
     areas = np.array([metrics.auroc_per_class(each.labels, each.scores) for each in scored])
     precisions = np.array([_precisions(each) for each in scored])
     precisions[np.isnan(areas)] = np.nan
