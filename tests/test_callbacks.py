@@ -14,6 +14,7 @@ from cxr_records.trainers import callbacks, checkpoints, losses, runs, scoring
 from cxr_records.trainers.checkpoints import TrainingProgress
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.models import make_model
+from cxr_records.trainers.phases import Phase
 
 
 class Counter(keras.Model):
@@ -125,7 +126,7 @@ class Run:
         config = TrainConfig(checkpoint_minutes=minutes, **{"min_steps": 0, **settings})
         self.keeper = callbacks.RunKeeper(
             str(tmp_path), self.progress, None, lambda model: {"val_selection_auroc": self.score}, config, 5,
-            writes,
+            writes, Phase("train", 99, may_stop=True),
         )  # fmt: skip
         self.model = SimpleNamespace(stop_training=False, optimizer=SimpleNamespace(learning_rate=0.5))
         self.keeper.set_model(self.model)
