@@ -42,6 +42,8 @@ _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
     "classes", "train", "versions", "code", "drawn", "selection",
 }  # fmt: skip
+# What settings that a run of before does not name were then.
+_BEFORE = {"ema": 0.0, "min_positives": 1, "min_steps": 0}
 _RESTORE = "restore it, or train into another folder"
 
 
@@ -119,9 +121,9 @@ class Run:
             "config": self.config.to_json(),
             "classes": {name: dataclasses.asdict(count) for name, count in self.classes.items()},
             "train": {"records": self.train_records, "images": self.train_images},
-            "selection": {"classes": list(self.selection.names), "text": self.selection.text},
             "versions": self.versions,
             **({"code": code} if code else {}),
+            **({"selection": dataclasses.asdict(self.selection)} if self.selection.text else {}),
             **({"drawn": self.drawn} if self.drawn != drawings.NONE else {}),
         }  # fmt: skip
 
@@ -291,15 +293,12 @@ def open_run(path: str) -> Run:
             dataset_id=values["dataset_id"],
             task=parse_task(values["task"], values["with_no_finding"]),
             image_format=ImageFormat(**values["image_format"]),
-            config=TrainConfig(**values["config"]),
+            config=TrainConfig(**{**_BEFORE, **values["config"]}),
             classes={name: ClassCount(**counts) for name, counts in values["classes"].items()},
             train_records=values["train"]["records"],
             train_images=values["train"]["images"],
             versions=values["versions"],
-            selection=Selection(
-                tuple(values.get("selection", {}).get("classes", ())),
-                values.get("selection", {}).get("text", ""),
-            ),
+            selection=_selection_of(values.get("selection", {})),
             code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
             drawn=values.get("drawn", drawings.NONE),
         )
@@ -307,6 +306,10 @@ def open_run(path: str) -> Run:
         raise UsageError(
             f"{file}: not as cxr-records train writes it ({type(error).__name__}: {error}); {_RESTORE}"
         ) from error
+
+
+def _selection_of(values: dict[str, Any]) -> Selection:
+    return Selection(tuple(values.get("names", ())), values.get("text", ""))
 
 
 def dataset_of(run: Run, dataset: Dataset | str | os.PathLike[str] | None = None) -> Dataset:
