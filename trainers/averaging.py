@@ -111,6 +111,12 @@ def averages(model: keras.Model) -> list[keras.Variable]:
     return [*model._averages, model._count] if isinstance(model, AveragedModel) else []
 
 
+def own_weights(model: keras.Model) -> list[keras.Variable]:
+    """Returns the weights of a model without those that hold its average."""
+    apart = {id(variable) for variable in averages(model)}
+    return [weight for weight in model.weights if id(weight) not in apart]
+
+
 def restart(model: keras.Model) -> None:
     """Begins the average of a model anew, where it keeps one: its weights are others now."""
     if isinstance(model, AveragedModel):

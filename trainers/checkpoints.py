@@ -125,17 +125,14 @@ def restore(
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     """Weights by their paths, so that another model can take what fits; the rest by place, as Keras numbers
     its paths anew with every model of a process."""
-    averages = averaging.averages(model)
-    apart = {id(variable) for variable in averages}
-    own = [variable for variable in model.weights if id(variable) not in apart]
     weights = {id(variable) for variable in model.weights}
     others = {
-        "average": averages,
+        "average": averaging.averages(model),
         "seeds": [variable for variable in model.variables if id(variable) not in weights],
         "optimizer": model.optimizer.variables if model.compiled else [],
         "metrics": model.metrics_variables,
     }
-    named = {f"model/{variable.path}": variable for variable in own}
+    named = {f"model/{variable.path}": variable for variable in averaging.own_weights(model)}
     for kind, variables in others.items():
         named |= {f"{kind}/{place:04d}": variable for place, variable in enumerate(variables)}
     return named

@@ -21,7 +21,7 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.trainers import digests, efficientnet_lite, named
+from cxr_records.trainers import averaging, digests, efficientnet_lite, named
 
 _APPLICATIONS = {
     "densenet121": "DenseNet121",  # Huang et al. 2017; the field's baseline since CheXNet
@@ -267,7 +267,7 @@ def check_inert(model: keras.Model, trained: keras.Model, name: str, say: Callab
             each time, or learns from what it is asked.
     """
     what = f"`model={name}`"
-    here, there = ({w.path: tuple(w.shape) for w in m.weights} for m in (model, trained))
+    here, there = ({w.path: tuple(w.shape) for w in averaging.own_weights(m)} for m in (model, trained))
     if here != there:
         odd = sorted(set(here.items()) ^ set(there.items()))[0][0]
         raise UsageError(
