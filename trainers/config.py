@@ -41,13 +41,17 @@ class TrainConfig:
             `Augmenter` of one's own, named as a model is.
         prior_bias: start the last layer at the classes' frequencies (Lin et al. 2017, section 4.1).
         ema: share of the running average of all weights that stays at each step; what is validated and what
-            the run leaves are the averaged weights (see `averaging.AveragedModel`). 0 for no average.
+            the run leaves are the averaged weights (see `averaging.AveragedModel`). 0 for no average. At the
+            end of a cosine to zero, on few images, .999 and 0 gave the same (benchmarks/README.md): it is
+            on for what comes before the end, when an epoch is chosen or a run stops early.
         keep: which epoch's weights the run leaves: "best" (of the largest mean AUROC on validation, over
             the classes that have enough positives there) or "last".
         min_positives: positive images, of at least 3 patients, that a class must have in validation to take
             part in the choice of the best epoch and in early stopping.
-        patience: stop after so many epochs without a better mean AUROC of those classes; 0 for never.
-        min_steps: training steps before which no run stops early.
+        patience: stop after so many epochs without a better mean AUROC of those classes; 0 for never, which
+            is the default as the learning rate falls to zero at the last epoch: a run that stops before has
+            not had the steps that gain most.
+        min_steps: training steps before which no run stops early. The default is not measured.
         precision: "float32", "mixed_bfloat16" (TPUs, newer GPUs) or "mixed_float16" (older GPUs).
         xla: compile steps with XLA: "auto" (on GPUs and TPUs), "yes" or "no".
         deterministic: "auto" (on CPUs), "yes" or "no": only kernels that give the same bits each time.
