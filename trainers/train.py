@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -394,8 +395,9 @@ def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgr
     if progress.epoch or progress.batch:
         going_on = f"; going on at epoch {progress.epoch + 1}, step {progress.batch}"
     drawn = drawn_words(job.run.drawn)
+    weights = sum(math.prod(weight.shape) for weight in averaging.own_weights(model))
     return (
-        f"{job.task.name}: {job.config.model} with {model.count_params():,} weights, loss {job.config.loss}, "
+        f"{job.task.name}: {job.config.model} with {weights:,} weights, loss {job.config.loss}, "
         f"{job.run.train_records:,} records{by_class} in {job.steps:,} steps of {job.config.batch_size} an "
         f"epoch, {job.devices.text}, Keras on {keras.backend.backend()}{going_on}{drawn and f'; {drawn}'}"
     )
