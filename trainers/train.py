@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +21,17 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from cxr_records.trainers import callbacks, checkpoints, digests, losses, models, named, phases, runs
+from cxr_records.trainers import (
+    averaging,
+    callbacks,
+    checkpoints,
+    digests,
+    losses,
+    models,
+    named,
+    phases,
+    runs,
+)
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
 from cxr_records.trainers.inputs import WaitMeter
@@ -138,7 +149,7 @@ def _train(
     if phases.is_retraining(job.config, progress):
         job, model, loss = _retraining(job)
     if last:
-        checkpoints.restore(model, last.arrays, ("model", "seeds", "optimizer"))
+        checkpoints.restore(model, last.arrays, ("model", "average", "seeds", "optimizer"))
     model_path = job.run.file(runs.MODEL_FILE)
     if _is_whole(model_path):
         say(f"{job.run.path}: already trained, {len(progress.history)} epochs")
@@ -148,8 +159,10 @@ def _train(
         if (progress.epoch, progress.batch) != (progress.best_epoch, 0):
             raise _no_best(job.run)
         if writes:  # the last weights are the best ones
-            checkpoints.save(best_path, model, progress)
+            with averaging.averaged(model):
+                checkpoints.save(best_path, model, progress)
     say(_greeting(job, model, progress))
+    say(job.run.selection.text)
     arrays = last.arrays if last else None
     while (phase := phases.current(job.run.config, loss, progress)) is not None:
         if phase.name == phases.RETRAIN and not phases.is_retraining(job.run.config, progress):
@@ -179,6 +192,7 @@ def _begin_retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
         raise _no_best(job.run)
     retraining, model, loss = _retraining(job)
     checkpoints.restore(model, best.arrays, ("model",), fresh=phases.HEAD)
+    averaging.restart(model)
     say(f"now the last layer alone, anew: {retraining.config.epochs} epochs of class-balanced sampling")
     return retraining, model, loss
 
@@ -291,6 +305,8 @@ def _compiled(job: _Job, loss: keras.losses.Loss, features: bool = True) -> kera
     if not features:
         phases.freeze_features(network)
     model = models.with_augmentation(network, config.augment, config.seed)
+    if config.ema:
+        model = averaging.AveragedModel(model, config.ema)
     warmup = round(config.warmup_epochs * job.steps)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else config.learning_rate,
@@ -346,8 +362,7 @@ def _fit(
         progress,
         arrays,
         _validation(job, loss),
-        config.patience,
-        config.checkpoint_minutes,
+        config,
         job.steps,
         writes,
         phase,
@@ -400,13 +415,14 @@ def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | No
     except UsageError:  # the dataset was built without one, or no image of it takes part in the task
         records = None
     if records is None or not len(records):
-        say("no validation split: no early stopping, and the last epoch's weights are kept")
         return None
 
     # Once for all epochs: whatever is built there meanwhile, the run ends on what it began with.
     batches = job.dataset.load(VALIDATION, job.config.batch_size, last_batch="pad")
     rows = runs.class_rows(job.task, records.labels)
-    return callbacks.Validation(batches, records.labels, rows, runs.score_names(job.task), loss)
+    names, chosen = runs.score_names(job.task), job.run.selection.names
+    places = [names.index(name) for name in chosen]
+    return callbacks.Validation(batches, records.labels, rows, names, loss, places)
 
 
 def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgress) -> str:
@@ -415,8 +431,9 @@ def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgr
     if progress.epoch or progress.batch:
         going_on = f"; going on at epoch {progress.epoch + 1}, step {progress.batch}"
     drawn = drawn_words(job.run.drawn)
+    weights = sum(math.prod(weight.shape) for weight in averaging.own_weights(model))
     return (
-        f"{job.task.name}: {job.config.model} with {model.count_params():,} weights, loss {job.config.loss}, "
+        f"{job.task.name}: {job.config.model} with {weights:,} weights, loss {job.config.loss}, "
         f"{job.run.train_records:,} records{by_class} in {job.steps:,} steps of {job.config.batch_size} an "
         f"epoch, {job.devices.text}, Keras on {keras.backend.backend()}{going_on}{drawn and f'; {drawn}'}"
     )

@@ -19,5 +19,4 @@ CONFIG = TrainConfig(
     learning_rate=1e-4,
     weight_decay=5e-2,
     augment="light",
-    patience=3,
 )

@@ -20,5 +20,4 @@ CONFIG = TrainConfig(
     weight_decay=1e-4,
     dropout=0.2,
     augment="light",
-    patience=4,
 )

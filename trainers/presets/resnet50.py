@@ -19,5 +19,4 @@ CONFIG = TrainConfig(
     learning_rate=3e-4,
     weight_decay=1e-4,
     augment="light",
-    patience=3,
 )
