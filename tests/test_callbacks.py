@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from cxr_records import open as open_dataset
 from cxr_records.errors import CxrError
-from cxr_records.trainers import callbacks, checkpoints, losses, runs, scoring
+from cxr_records.trainers import callbacks, checkpoints, losses, phases, runs, scoring
 from cxr_records.trainers.checkpoints import TrainingProgress
 from cxr_records.trainers.models import make_model
 
@@ -121,7 +121,7 @@ class Run:
         )
         self.keeper = callbacks.RunKeeper(
             str(tmp_path), self.progress, None, lambda model: {"val_macro_auroc": self.score}, patience,
-            minutes, 5, writes,
+            minutes, 5, writes, phases.Phase("train", 99, may_stop=True),
         )  # fmt: skip
         self.model = SimpleNamespace(stop_training=False, optimizer=SimpleNamespace(learning_rate=0.5))
         self.keeper.set_model(self.model)
