@@ -250,9 +250,9 @@ def test_history_is_a_table_with_six_digits(tmp_path, monkeypatch):
     run.epoch(0.5, loss=0.25)
 
     assert (tmp_path / "history.csv").read_text() == (
-        "epoch,steps,loss,val_macro_auroc,learning_rate,images_per_second,input_wait_share,seconds\n"
-        "1,5,1,0.123457,0.5,1,0,2\n"
-        "2,5,0.25,0.5,0.5,1,0,2\n"
+        "epoch,steps,loss,val_macro_auroc,phase,learning_rate,images_per_second,input_wait_share,seconds\n"
+        "1,5,1,0.123457,train,0.5,1,0,2\n"
+        "2,5,0.25,0.5,train,0.5,1,0,2\n"
     )
 
 
