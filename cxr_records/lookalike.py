@@ -21,22 +21,23 @@ import numpy as np
 from PIL import Image
 
 from cxr_records import storage
+from cxr_records.drawings import DRAWN_BY_US, DRAWN_COLUMN
 from cxr_records.errors import UsageError
 from cxr_records.findings import NO_FINDING
-from cxr_records.lookalike_drawing import draw_image
+from cxr_records.lookalike_drawing import boxes_of, draw_image
 from cxr_records.lookalike_patients import PlannedImage, plan_images
 from cxr_records.names import is_litter
 from cxr_records.seeding import keyed_hash
 
 # Raised when the same call would write other bytes, so that an older set is refused, never mixed in.
-_VERSION = 1
+_VERSION = 2
 _DONE, _STARTED = "lookalike.json", "lookalike-unfinished.json"
 MIN_IMAGES, MIN_IMAGE_SIZE = 50, 32
 # How the table of 2020 prints these spacings.
 _SPACING_2020 = {0.143: "0.14300000000000002", 0.194311: "0.19431099999999998"}
 
 _COLUMNS = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender",
-            "View Position")  # fmt: skip
+            "View Position", DRAWN_COLUMN)  # fmt: skip
 # As in the real files, where the commas within the brackets are not quoted.
 _ORIGINAL_COLUMNS = ("OriginalImage[Width", "Height]", "OriginalImagePixelSpacing[x", "y]")
 _SAMPLE_COLUMNS = ("OriginalImageWidth", "OriginalImageHeight", "OriginalImagePixelSpacing_x",
@@ -54,6 +55,7 @@ class LookalikePaths:
         metadata_sample: the same images in the dialect of Kaggle's sample.
         train_val_list: file names, one per line.
         test_list: file names, one per line; none of its patients is in `train_val_list`.
+        boxes: of the findings of test images that are drawn at one place, as NIH gives boxes.
     """
 
     images: Path
@@ -62,6 +64,7 @@ class LookalikePaths:
     metadata_sample: Path
     train_val_list: Path
     test_list: Path
+    boxes: Path
 
 
 def lookalike_paths(out: Path) -> LookalikePaths:
@@ -74,6 +77,7 @@ def lookalike_paths(out: Path) -> LookalikePaths:
         metadata_sample=out / "sample_labels.csv",
         train_val_list=out / "train_val_list.txt",
         test_list=out / "test_list.txt",
+        boxes=out / "BBox_List_2017.csv",
     )
 
 
@@ -81,6 +85,9 @@ def make_lookalike(
     out: Path, num_images: int = 600, image_size: int = 1024, seed: int = 0, workers: int = 1
 ) -> LookalikePaths:
     """Writes a set of drawn chest X-rays with the tables, lists and layout of NIH ChestX-ray14.
+
+    One column is in no table of NIH's: `Drawn by`. From it every dataset, run and evaluation of these images
+    knows that they are drawings, and says so.
 
     Shares of findings, how they occur together, images per patient and the split by patient are about those
     of the real set. Every finding occurs in at least 3 patients of train_val and 2 of test whatever the size
@@ -157,13 +164,13 @@ def _write_tables(plan: Sequence[PlannedImage], paths: LookalikePaths, seed: int
     appended = _appended_labels(plan, seed)
     v2020 = [
         (image.image_id, appended.get(image.image_id, labels[image.image_id]), image.follow_up, image.patient,
-         image.age, image.sex, image.view, *image.original,
+         image.age, image.sex, image.view, DRAWN_BY_US, *image.original,
          *[_SPACING_2020.get(image.spacing, str(image.spacing))] * 2)
         for image in sorted(plan, key=lambda image: (image.patient, image.follow_up))
     ]  # fmt: skip
     padded = [
         (image.image_id, labels[image.image_id], f"{image.place:03d}", f"{image.patient:08d}", image.age_2017,
-         image.sex, image.view, *image.original, image.spacing, image.spacing)
+         image.sex, image.view, DRAWN_BY_US, *image.original, image.spacing, image.spacing)
         for image in plan
     ]  # fmt: skip
     _write(paths.metadata, _csv((*_COLUMNS, *_ORIGINAL_COLUMNS), v2020, "\n"))
@@ -173,6 +180,19 @@ def _write_tables(plan: Sequence[PlannedImage], paths: LookalikePaths, seed: int
     for path, is_test in ((paths.train_val_list, False), (paths.test_list, True)):
         names = [f"{image.image_id}\n" for image in plan if image.is_test == is_test]
         _write(path, "".join(names).encode())
+    # Sorted by finding, as in the real file, whose brackets hold commas that are not quoted.
+    boxes = [
+        ("Infiltrate" if name == "Infiltration" else name, image.image_id, box)
+        for image in plan
+        if image.is_test
+        for name, box in boxes_of(image, seed)
+    ]
+    rows = [
+        (image_id, name, *(round(1024 * side, 6) for side in box)) for name, image_id, box in sorted(boxes)
+    ]
+    _write(
+        paths.boxes, _csv(("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]", "", "", ""), rows, "\n")
+    )
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]], end: str) -> bytes:

@@ -18,19 +18,18 @@ from cxr_records.seeding import generator
 
 # Shapes are drawn at this resolution and enlarged: finer detail than this the real ones' noise hides.
 _DRAW_SIZE = 256
+_SEEN = 0.25  # of a finding's strength: what is less is its soft edge, which nobody would put into a box
 # Normal quantiles, one per byte: looking up random bytes is eight times faster than drawing normal
 # numbers. This much noise gives a 1024 x 1024 PNG the real ones' 400 KB.
 _NOISE = np.array([1.45 * statistics.NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
+
+Box = tuple[float, float, float, float]  # left, top, width and height, as shares of the image's sides
 
 
 def draw_image(image: PlannedImage, size: int, seed: int) -> np.ndarray:
     """Draws an image as uint8 [size, size]."""
     rng = generator(seed, "lookalike image", image.image_id)
-    chest = _Chest(image, min(size, _DRAW_SIZE), seed, rng)
-    for name in _ORDER_OF_DRAWING:
-        if name in image.findings:
-            # A patient's finding stays about where it was, as long as the name is the same.
-            _PATTERNS[name](chest, generator(seed, "lookalike finding", image.patient, name), rng)
+    chest = _drawn(image, min(size, _DRAW_SIZE), seed, rng)
     pixels = _expose(chest, image, rng)
     if size != chest.size:
         # Bilinear leaves no overshoot at the markers' edges.
@@ -39,6 +38,34 @@ def draw_image(image: PlannedImage, size: int, seed: int) -> np.ndarray:
     noise = grain[np.frombuffer(rng.bytes(size * size), np.uint8)].reshape(size, size)
     result: np.ndarray = np.clip(pixels + noise + 0.5, 0, 255).astype(np.uint8)
     return result
+
+
+def boxes_of(image: PlannedImage, seed: int) -> list[tuple[str, Box]]:
+    """Returns the findings that `draw_image` draws at one place, each with its box, in the order of names.
+
+    A nodule has a box of its own, and may have company. Findings of both lungs (Edema, Emphysema, Fibrosis)
+    have none. Boxes are the same at every size of the image.
+    """
+    chest = _drawn(image, _DRAW_SIZE, seed, generator(seed, "lookalike image", image.image_id))
+    places = ((name, mask) for name in sorted(chest.places) for mask in chest.places[name])
+    return [(name, _box_of(mask)) for name, mask in places if (mask >= _SEEN).any()]
+
+
+def _drawn(image: PlannedImage, size: int, seed: int, rng: np.random.Generator) -> "_Chest":
+    chest = _Chest(image, size, seed, rng)
+    for name in _ORDER_OF_DRAWING:
+        if name in image.findings:
+            # A patient's finding stays about where it was, as long as the name is the same.
+            body = generator(seed, "lookalike finding", image.patient, name)
+            chest.places[name] = _PATTERNS[name](chest, body, rng)
+    return chest
+
+
+def _box_of(mask: np.ndarray) -> Box:
+    """The smallest box that holds what is seen of a finding, of a mask [size, size] of 0 to 1."""
+    rows, columns = (np.flatnonzero((mask >= _SEEN).any(axis)) / len(mask) for axis in (1, 0))
+    pixel = 1 / len(mask)
+    return columns[0], rows[0], columns[-1] - columns[0] + pixel, rows[-1] - rows[0] + pixel
 
 
 def _expose(chest: "_Chest", image: PlannedImage, rng: np.random.Generator) -> np.ndarray:
@@ -68,6 +95,7 @@ class _Chest:
     def __init__(self, image: PlannedImage, size: int, seed: int, rng: np.random.Generator) -> None:
         body = generator(seed, "lookalike patient", image.patient)
         self.size = size
+        self.places: dict[str, list[np.ndarray]] = {}  # of each finding drawn, what its pattern returns
         self.exposure = body.uniform(0.85, 1.05)
         self.x, self.y = self._pose(body, rng)
         self._measure(image, body, rng)
@@ -164,6 +192,7 @@ class _Chest:
         along = (self.y - np.float32(self.heart_y)) / np.float32(0.5 * self.heart + 0.085)
         tilted = across - np.float32(0.25) * along
         heart = np.clip((1 - tilted * tilted - along * along) * (self.heart / 0.03) + 0.5, 0, 1)
+        self.heart_mask = heart
         blend(self.picture, np.float32(0.9) * heart, 0.79)
         blend(self.picture, np.float32(0.8) * circle(self.x - 0.562, self.y - 0.315, 0.042), 0.70)
         for side in (-1, 1):
@@ -207,6 +236,7 @@ def blend(picture: np.ndarray, mask: np.ndarray, value: float) -> None:
 
 
 # ---- findings: each (chest, the patient's numbers, the image's numbers) changes chest.picture ------------
+# and returns where: a mask of 0 to 1, [size, size], for each of its places; none for what is in both lungs.
 
 
 def _side(body: np.random.Generator) -> int:
@@ -222,18 +252,22 @@ def _place(
     return side, x + rng.normal(0, 0.008), y + rng.normal(0, 0.008)
 
 
-def _atelectasis(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _atelectasis(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """Plate-like bands across a lower lung."""
     side, x, y = _place(chest, body, rng, (0.62, 0.78))
     slope = np.float32(body.uniform(-0.25, 0.25))
     gap = body.uniform(0.045, 0.055)
     reach = soft(np.abs(chest.x - x) - rng.uniform(0.12, 0.16), 0.03) * chest.lungs[side]
+    bands = np.zeros_like(chest.picture)
     for number in range(3):
         across = np.abs(chest.y - np.float32(y - number * gap) - slope * (chest.x - np.float32(x)))
-        blend(chest.picture, rng.uniform(0.75, 0.95) * soft(across - 0.009, 0.01) * reach, 0.72)
+        band = soft(across - 0.009, 0.01) * reach
+        blend(chest.picture, rng.uniform(0.75, 0.95) * band, 0.72)
+        np.maximum(bands, band, out=bands)
+    return [bands]
 
 
-def _effusion(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _effusion(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """Fluid at the base of a lung, its surface rising to the wall."""
     side = _side(body)
     lateral = (chest.x - 0.5) * side
@@ -242,33 +276,41 @@ def _effusion(chest: _Chest, body: np.random.Generator, rng: np.random.Generator
     surface = np.float32(chest.bottom - height) - np.float32(0.10) * rise * rise
     wall = np.clip((1.25 - chest.ellipse[side]) * 8, 0, 1)
     mask = soft(surface - chest.y, 0.025) * soft(0.05 - lateral, 0.03) * wall
-    blend(chest.picture, mask * soft(chest.y - chest.bottom - 0.12, 0.1), 0.80)
+    mask = mask * soft(chest.y - chest.bottom - 0.12, 0.1)
+    blend(chest.picture, mask, 0.80)
+    return [mask]
 
 
-def _infiltration(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _infiltration(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """A fuzzy, cloudy patch anywhere in a lung."""
     side, x, y = _place(chest, body, rng, (0.25, 0.75))
     cloud = disc(chest.x - x, chest.y - y, rng.uniform(0.17, 0.21), rng.uniform(0.19, 0.25))
     mottled = 1 + np.float32(0.9) * chest.texture(rng, 26)
     chest.picture += np.float32(rng.uniform(0.36, 0.46)) * cloud * mottled * chest.lungs[side]
+    return [cloud * chest.lungs[side]]
 
 
-def _mass(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _mass(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """A large bright disc."""
     _, x, y = _place(chest, body, rng, (0.25, 0.75))
     radius = body.uniform(0.062, 0.08) * rng.uniform(0.95, 1.1)
-    blend(chest.picture, np.float32(0.92) * circle(chest.x - x, chest.y - y, radius), rng.uniform(0.86, 0.93))
+    mask = np.float32(0.92) * circle(chest.x - x, chest.y - y, radius)
+    blend(chest.picture, mask, rng.uniform(0.86, 0.93))
+    return [mask]
 
 
-def _nodule(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _nodule(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """One to three small, very bright discs."""
+    masks = []
     for _ in range(int(body.integers(1, 4))):
         _, x, y = _place(chest, body, rng, (0.2, 0.8))
         radius = rng.uniform(0.023, 0.030)
-        blend(chest.picture, circle(chest.x - x, chest.y - y, radius, 0.008), rng.uniform(0.92, 1.0))
+        masks.append(circle(chest.x - x, chest.y - y, radius, 0.008))
+        blend(chest.picture, masks[-1], rng.uniform(0.92, 1.0))
+    return masks
 
 
-def _pneumonia(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _pneumonia(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """Patchy blobs that run together in a lower lobe, around dark air-filled branches."""
     side, x, y = _place(chest, body, rng, (0.68, 0.78))
     blobs = np.zeros_like(chest.picture)
@@ -281,10 +323,12 @@ def _pneumonia(chest: _Chest, body: np.random.Generator, rng: np.random.Generato
         branch = soft(np.abs(below - np.float32(slope) * lateral) - 0.008 * (1 + slope), 0.01 * (1 + slope))
         blobs = blobs * (1 - np.float32(0.8) * branch)
     # Brighter than fluid, in which it often lies.
-    blend(chest.picture, np.clip(1.5 * blobs, 0, 0.95) * chest.lungs[side], 0.97)
+    mask = np.clip(1.5 * blobs, 0, 0.95) * chest.lungs[side]
+    blend(chest.picture, mask, 0.97)
+    return [mask]
 
 
-def _pneumothorax(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _pneumothorax(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """Black air around the shrunken lung, and the fine line of its edge."""
     side = _side(body)
     shrink = body.uniform(0.70, 0.80) + rng.normal(0, 0.02)
@@ -293,9 +337,10 @@ def _pneumothorax(chest: _Chest, body: np.random.Generator, rng: np.random.Gener
     blend(chest.picture, np.float32(0.95) * air, 0.03)
     line = soft(np.abs(inner - 1) - 0.05, 0.06) * chest.lungs[side]
     blend(chest.picture, np.float32(0.85) * line, 0.68)
+    return [np.maximum(air, line)]
 
 
-def _consolidation(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _consolidation(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """A lobe gone evenly dense between two straight edges."""
     side = _side(body)
     lateral = (chest.x - 0.5) * side
@@ -305,18 +350,20 @@ def _consolidation(chest: _Chest, body: np.random.Generator, rng: np.random.Gene
     depth = chest.y - np.float32(start) - tilt * (lateral - np.float32(chest.lung_centre))
     mask = soft(-depth, 0.012) * soft(depth - thick, 0.012) * chest.lungs[side]
     blend(chest.picture, np.float32(0.92) * mask, rng.uniform(0.58, 0.66))
+    return [mask]
 
 
-def _edema(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _edema(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """Haze like a bat's wings from both roots of the lungs."""
     away = np.abs(chest.x - 0.5)
     reach, tall = body.uniform(0.17, 0.20), body.uniform(0.22, 0.26)
     wings = disc(away - 0.13, chest.y - 0.45, reach, tall)
     strength = np.float32(rng.uniform(0.42, 0.52))
     chest.picture += strength * wings * (chest.lungs[-1] + chest.lungs[1])
+    return []
 
 
-def _fibrosis(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _fibrosis(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """A fine net of lines at both bases."""
     turns = np.float32(np.pi / body.uniform(0.034, 0.042))
     start = rng.uniform(0, np.pi, 2).astype(np.float32)
@@ -327,9 +374,12 @@ def _fibrosis(chest: _Chest, body: np.random.Generator, rng: np.random.Generator
     net = np.clip(1 - np.float32(2.2) * lines, 0, 1)
     low = np.clip((chest.y - np.float32(chest.bottom - 0.33)) * 8, 0, 1) * (chest.lungs[-1] + chest.lungs[1])
     chest.picture += np.float32(rng.uniform(0.36, 0.44)) * net * low
+    return []
 
 
-def _pleural_thickening(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _pleural_thickening(
+    chest: _Chest, body: np.random.Generator, rng: np.random.Generator
+) -> list[np.ndarray]:
     """A bright rim along the outer wall of one lung."""
     side = _side(body)
     lateral = (chest.x - 0.5) * side
@@ -338,26 +388,35 @@ def _pleural_thickening(chest: _Chest, body: np.random.Generator, rng: np.random
     start, end = body.uniform(0.26, 0.34), body.uniform(0.66, 0.72)
     rim = rim * soft(start - chest.y, 0.03) * soft(chest.y - end, 0.03)
     blend(chest.picture, rim, rng.uniform(0.84, 0.94))
+    return [rim]
 
 
-def _hernia(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
+def _hernia(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
     """A round bag of stomach behind the heart, with a bright wall and air above its fluid."""
     x = chest.x - np.float32(0.5 + body.uniform(0.02, 0.05) + rng.normal(0, 0.005))
     y = chest.y - np.float32(chest.heart_y + body.uniform(0.0, 0.03) + rng.normal(0, 0.005))
     radius = body.uniform(0.09, 0.11)
-    blend(chest.picture, circle(x, y, radius), 1.06)
+    bag = circle(x, y, radius)
+    blend(chest.picture, bag, 1.06)
     inside = circle(x, y, radius - 0.02)
     blend(chest.picture, inside, 0.80)
     blend(chest.picture, inside * soft(y - rng.uniform(-0.01, 0.015), 0.01), 0.10)
+    return [bag]
 
 
-def _nothing_more(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> None:
-    """For the findings that `_Chest` draws as other sizes."""
+def _large_heart(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
+    """Nothing more than what `_Chest` drew."""
+    return [chest.heart_mask]
 
 
-_PATTERNS: dict[str, Callable[[_Chest, np.random.Generator, np.random.Generator], None]] = {
+def _large_lungs(chest: _Chest, body: np.random.Generator, rng: np.random.Generator) -> list[np.ndarray]:
+    """Nothing more than what `_Chest` drew."""
+    return []
+
+
+_PATTERNS: dict[str, Callable[[_Chest, np.random.Generator, np.random.Generator], list[np.ndarray]]] = {
     "Atelectasis": _atelectasis,
-    "Cardiomegaly": _nothing_more,
+    "Cardiomegaly": _large_heart,
     "Effusion": _effusion,
     "Infiltration": _infiltration,
     "Mass": _mass,
@@ -366,7 +425,7 @@ _PATTERNS: dict[str, Callable[[_Chest, np.random.Generator, np.random.Generator]
     "Pneumothorax": _pneumothorax,
     "Consolidation": _consolidation,
     "Edema": _edema,
-    "Emphysema": _nothing_more,
+    "Emphysema": _large_lungs,
     "Fibrosis": _fibrosis,
     "Pleural_Thickening": _pleural_thickening,
     "Hernia": _hernia,

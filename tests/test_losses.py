@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from cxr_records.errors import UsageError
 from cxr_records.sampling import class_weights
 from cxr_records.trainers.losses import LOSSES, make_loss
+from cxr_records.trainers.weighting import shift_of_loss
 
 RECORDS = 1000
 COUNTS = {"binary": np.array([120]), "multiclass": np.array([600, 300, 90, 10]), "multilabel": np.array([
@@ -478,3 +479,44 @@ def test_jax_gives_the_same_losses_and_finite_gradients():
         kind, name = key.split()
         expected = value(loss_of(name, kind), np.array(labels, np.int32), np.array(logits, np.float32))
         assert found[key] == [pytest.approx(expected, rel=1e-5), True], key
+
+
+@pytest.mark.parametrize("name", ["bce", "weighted_bce"])
+def test_the_least_loss_is_where_odds_are_moved_by_what_the_loss_weighs(name):
+    """The loss itself, about the odds that an evaluation undoes; images are alike, and 30% are positive."""
+    records, total, truth = np.array([40.0, 700.0, 0.0]), 1000, 0.3
+    loss = make_loss(name, "multilabel", records, total)
+    logits = np.log(truth / (1 - truth)) + shift_of_loss(name, {}, records, total)
+
+    def expected(logits: np.ndarray) -> float:
+        rows = logits[np.newaxis].astype(np.float32)
+        both = [np.asarray(loss.call(np.full((1, 3), y), rows))[0] for y in (1, 0)]
+        return truth * both[0] + (1 - truth) * both[1]
+
+    for place in range(3):
+        step = 0.3 * np.eye(3)[place]
+        assert expected(logits) < min(expected(logits - step), expected(logits + step))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ce", {}), ("weighted_ce", {}), ("logit_adjusted", {}), ("logit_adjusted", {"tau": 0.5})],
+)
+def test_the_least_loss_of_a_softmax_is_where_probabilities_are_moved_by_what_the_loss_weighs(name, options):
+    records, total, truth = np.array([100.0, 700.0, 200.0]), 1000, np.array([0.2, 0.5, 0.3])
+    loss = make_loss(name, "multiclass", records, total, **options)
+    logits = np.log(truth) + shift_of_loss(name, options, records, total)
+
+    def expected(logits: np.ndarray) -> float:
+        rows = logits[np.newaxis].astype(np.float32)
+        each = [np.asarray(loss.call(np.array([c]), rows))[0] for c in range(3)]
+        return float(truth @ each)
+
+    for place in range(3):
+        step = 0.3 * np.eye(3)[place]
+        assert expected(logits) < min(expected(logits - step), expected(logits + step))
+
+
+def test_a_loss_that_multiplies_no_odds_has_no_shift():
+    assert shift_of_loss("focal", {}, np.ones(2), 9) is None
+    assert shift_of_loss("mine.py:loss", {}, np.ones(2), 9) is None

@@ -15,8 +15,7 @@ from keras import ops
 
 from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
-from cxr_records.sampling import class_weights
-from cxr_records.trainers import named
+from cxr_records.trainers import named, weighting
 
 
 class LossMaker(Protocol):
@@ -315,11 +314,7 @@ def _bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
 
 
 def _weighted_bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
-    """Wang et al. ("ChestX-ray8", CVPR 2017, section 4.1) weight positives by (|P| + |N|) / |P| and negatives
-    by (|P| + |N|) / |N|. There |P| and |N| are counted over all classes of a batch; here per class over the
-    training records, as many have done since, and halved, so that weights are 1 where a class holds half."""
-    positives = np.clip(class_records, 1, max(1, num_records - 1))  # weights of empty classes stay finite
-    return BinaryCrossEntropy(num_records / (2 * positives), num_records / (2 * (num_records - positives)))
+    return BinaryCrossEntropy(*weighting.bce_weights(class_records, num_records))
 
 
 def _focal(
@@ -343,17 +338,15 @@ def _ce(class_records: np.ndarray, num_records: int) -> CrossEntropy:
 
 
 def _weighted_ce(class_records: np.ndarray, num_records: int) -> CrossEntropy:
-    """Inverse frequency: the mean weight over the training records is 1."""
-    return CrossEntropy(weights=np.array(class_weights(class_records.tolist(), num_records)))
+    return CrossEntropy(weights=weighting.ce_weights(class_records, num_records))
 
 
 def _logit_adjusted(class_records: np.ndarray, num_records: int, tau: float = 1.0) -> CrossEntropy:
     """Menon et al. ("Long-tail learning via logit adjustment", ICLR 2021, equation 10): adds tau times the
     log of a class' share to its logit in training, so that the logits without it rank classes as if all were
-    equally frequent. A class without records is counted as half a record."""
+    equally frequent."""
     _check(tau=tau)
-    share = np.maximum(class_records, 0.5) / num_records
-    return CrossEntropy(adjustment=tau * np.log(share))
+    return CrossEntropy(adjustment=weighting.logit_adjustment(class_records, num_records, tau))
 
 
 def _focal_ce(class_records: np.ndarray, num_records: int, gamma: float = 2.0) -> FocalCrossEntropy:

@@ -10,7 +10,7 @@ import pandas as pd
 from cxr_records import reader, storage
 from cxr_records.dataset import Dataset, SplitRecords
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.images import ImageDecodeError, decode_image
+from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.progress import say
 from cxr_records.splits import TEST, VALIDATION
 from cxr_records.trainers import digests, models, named, runs, scoring, train
@@ -135,17 +135,9 @@ def predict_files(run: str, paths: Sequence[str]) -> list[FileScore]:
         CxrError: the model is damaged, or a score is NaN or infinite.
     """
     trained = runs.open_run(run)
-    model, names, image_format = load_model(trained), trained.score_names, trained.image_format
-    scored, images = {}, {}
-    for path in paths:
-        try:
-            pixels = decode_image(storage.read_bytes(path), image_format).pixels
-            # A JPEG dataset's images have been through its encoder; so must these.
-            images[path] = image_format.decode(image_format.encode(pixels))
-        except ImageDecodeError as error:
-            scored[path] = FileScore(path, {}, str(error))
-        except OSError as error:
-            scored[path] = FileScore(path, {}, error.strerror or str(error))
+    model, names = load_model(trained), trained.score_names
+    images, problems = read_files(paths, trained.image_format)
+    scored = {path: FileScore(path, {}, problem) for path, problem in problems.items()}
     if images:
         stacked = np.stack(list(images.values()))[..., np.newaxis]
         scores = model.predict(stacked, batch_size=BATCH_SIZE, verbose=0)
@@ -153,3 +145,24 @@ def predict_files(run: str, paths: Sequence[str]) -> list[FileScore]:
         for path, row in zip(images, np.asarray(scores, np.float64), strict=True):
             scored[path] = FileScore(path, dict(zip(names, row.tolist(), strict=True)), "")
     return [scored[path] for path in paths]
+
+
+def read_files(
+    paths: Sequence[str], image_format: ImageFormat
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads PNG, JPEG or DICOM files as the build decodes them.
+
+    Returns:
+        uint8 [size, size] of each file that can be read, and what is wrong with each of the others.
+    """
+    images, problems = {}, {}
+    for path in paths:
+        try:
+            pixels = decode_image(storage.read_bytes(path), image_format).pixels
+            # A JPEG dataset's images have been through its encoder; so must these.
+            images[path] = image_format.decode(image_format.encode(pixels))
+        except ImageDecodeError as error:
+            problems[path] = str(error)
+        except OSError as error:
+            problems[path] = error.strerror or str(error)
+    return images, problems

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_records import storage
+from cxr_records import drawings, storage
 from cxr_records.balancing import CLASS_BALANCED, NATURAL, expected_draws
 from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
@@ -38,7 +38,7 @@ _VERSION = 1
 _FREE = ("checkpoint_minutes",)
 _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
-    "classes", "train", "versions", "code",
+    "classes", "train", "versions", "code", "drawn",
 }  # fmt: skip
 _RESTORE = "restore it, or train into another folder"
 
@@ -73,6 +73,7 @@ class Run:
         train_images: of the training split.
         versions: of the libraries, and the backend.
         code: files of the user's that the settings name, by setting.
+        drawn: how many of the dataset's images are drawings, as `drawings.drawn_share` says it.
     """
 
     path: str
@@ -86,6 +87,7 @@ class Run:
     train_images: int
     versions: dict[str, str]
     code: dict[str, NamedFile] = dataclasses.field(default_factory=dict)
+    drawn: str = drawings.NONE
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ class Run:
             "train": {"records": self.train_records, "images": self.train_images},
             "versions": self.versions,
             **({"code": code} if code else {}),
+            **({"drawn": self.drawn} if self.drawn != drawings.NONE else {}),
         }  # fmt: skip
 
 
@@ -174,6 +177,7 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
         train_images=int(original.sum()),
         versions=versions,
         code=named.files_of(config.to_json()),
+        drawn=dataset.manifest.drawn_share,
     )
 
 
@@ -258,6 +262,7 @@ def open_run(path: str) -> Run:
     try:
         if unknown := sorted(set(values) - _KEYS):
             raise KeyError(f"unknown {unknown[0]}")
+        drawings.drawn_words(values.get("drawn", drawings.NONE))  # a KeyError where it is no such word
         return Run(
             path=path,
             dataset=values["dataset"],
@@ -270,6 +275,7 @@ def open_run(path: str) -> Run:
             train_images=values["train"]["images"],
             versions=values["versions"],
             code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
+            drawn=values.get("drawn", drawings.NONE),
         )
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(

@@ -15,6 +15,7 @@ import tensorflow as tf
 from cxr_records import locks, reader, storage
 from cxr_records.balancing import CLASS_BALANCED
 from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.drawings import drawn_words
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
@@ -374,14 +375,15 @@ def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | No
 
 
 def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgress) -> str:
-    drawn = " drawn by class" if job.config.sampling == CLASS_BALANCED else ""
+    by_class = " sampled by class" if job.config.sampling == CLASS_BALANCED else ""
     going_on = ""
     if progress.epoch or progress.batch:
         going_on = f"; going on at epoch {progress.epoch + 1}, step {progress.batch}"
+    drawn = drawn_words(job.run.drawn)
     return (
         f"{job.task.name}: {job.config.model} with {model.count_params():,} weights, loss {job.config.loss}, "
-        f"{job.run.train_records:,} records{drawn} in {job.steps:,} steps of {job.config.batch_size} an "
-        f"epoch, {job.devices.text}, Keras on {keras.backend.backend()}{going_on}"
+        f"{job.run.train_records:,} records{by_class} in {job.steps:,} steps of {job.config.batch_size} an "
+        f"epoch, {job.devices.text}, Keras on {keras.backend.backend()}{going_on}{drawn and f'; {drawn}'}"
     )
 
 
