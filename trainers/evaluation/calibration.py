@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_records.balancing import CLASS_BALANCED
 from cxr_records.trainers import named, weighting
 from cxr_records.trainers.evaluation.bootstrap import DIGITS
 from cxr_records.trainers.evaluation.predictions import Predictions
@@ -19,6 +20,7 @@ from cxr_records.trainers.runs import Run
 
 BINS = 15
 FEW_IMAGES = 10  # positives or negatives, below which a slope is more noise than news
+_SAMPLING = "class-balanced sampling"
 _TINY = 1e-12
 
 
@@ -66,6 +68,8 @@ def undo_shift(scores: np.ndarray, kind: str, shift: np.ndarray) -> np.ndarray:
 def undone_by(run: Run) -> tuple[str, ...]:
     """Returns what of a run's training `shift_of_training` undoes."""
     done = [] if run.train_records == run.train_images else ["copies"]
+    if run.sampling == CLASS_BALANCED:
+        done.append(_SAMPLING)
     if run.config.loss in ("weighted_bce", "weighted_ce"):
         done.append(f"the weights of {run.config.loss}")
     if run.config.loss == "logit_adjusted":
@@ -79,7 +83,9 @@ def balanced_by(run: Run) -> str | None:
     To divide the scores by their means as well would correct for the classes' frequencies twice.
     """
     loss = run.config.loss
-    return f"the loss {loss}" if loss in ("logit_adjusted", "weighted_ce") else None
+    if loss in ("logit_adjusted", "weighted_ce"):
+        return f"the loss {loss}"
+    return _SAMPLING if run.sampling == CLASS_BALANCED else None
 
 
 def warning_of_loss(run: Run) -> str | None:
