@@ -270,7 +270,8 @@ def test_the_counts_of_a_run_are_those_that_its_last_layer_saw(dataset, retraine
         np.testing.assert_allclose([c["records"] for c in held["classes"].values()], sampled, atol=1e-3)
         assert held["train"]["records"] == len(records)
     assert run == runs.open_run(str(tmp_path / "run"))
-    assert sampled.max() / sampled.min() < natural.max() / natural.min()
+    # Copies have made the findings about even already; what is left is No Finding, one class of fifteen.
+    assert draws[~records.labels.any(axis=1)].sum() < (~records.labels.any(axis=1)).sum() / 2
     assert runs.seen(records, "natural") == natural.tolist()
 
 
