@@ -10,9 +10,11 @@ import tensorflow as tf
 
 from cxr_records import open as open_dataset
 from cxr_records.errors import CxrError
-from cxr_records.trainers import callbacks, checkpoints, losses, phases, runs, scoring
+from cxr_records.trainers import callbacks, checkpoints, losses, runs, scoring
 from cxr_records.trainers.checkpoints import TrainingProgress
+from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.models import make_model
+from cxr_records.trainers.phases import Phase
 
 
 class Counter(keras.Model):
@@ -42,7 +44,7 @@ def test_padding_changes_no_loss_and_no_score_of_a_derived_task(dataset, task):
 
     def measured(batch_size: int, **options) -> dict[str, float]:
         batches = derived.load("test", batch_size, **options)
-        return callbacks.Validation(batches, records.labels, rows, names, loss)(model)
+        return callbacks.Validation(batches, records.labels, rows, names, loss, range(len(names)))(model)
 
     whole, padded = measured(count), measured(count - 1, last_batch="pad")
     assert padded == pytest.approx(whole, rel=1e-5, nan_ok=True)
@@ -62,7 +64,7 @@ def test_validation_has_the_loss_and_the_auroc_of_each_class_and_their_mean():
     labels = np.array([[0, 1], [1, 1], [0, 0], [1, 0]])
     logits = np.array([[0.0, 2.0], [1.0, -1.0], [2.0, 0.0], [3.0, 1.0]], np.float32)
     loss = losses.make_loss("bce", "multilabel", np.array([2, 2]), 4)
-    validation = callbacks.Validation(None, labels, labels.astype(np.uint8), ("A", "B"), loss)
+    validation = callbacks.Validation(None, labels, labels.astype(np.uint8), ("A", "B"), loss, (1,))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", lambda model, batches, count: logits[:count])
@@ -71,6 +73,7 @@ def test_validation_has_the_loss_and_the_auroc_of_each_class_and_their_mean():
     assert measured["val_auroc_A"] == pytest.approx(0.75)
     assert measured["val_auroc_B"] == pytest.approx(0.5)
     assert measured["val_macro_auroc"] == pytest.approx(0.625)
+    assert measured["val_selection_auroc"] == pytest.approx(0.5)  # of B alone
     p = 1 / (1 + np.exp(-logits.astype(float)))
     assert measured["val_loss"] == pytest.approx(
         -np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p)), rel=1e-5
@@ -84,12 +87,13 @@ def test_a_class_that_validation_lacks_is_nan_and_left_out_of_the_mean():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", lambda *arguments: logits)
-        both = callbacks.Validation(None, labels, labels, ("A", "B"), loss)(None)
-        none = callbacks.Validation(None, labels * 0, labels * 0, ("A", "B"), loss)(None)
+        both = callbacks.Validation(None, labels, labels, ("A", "B"), loss, (0, 1))(None)
+        none = callbacks.Validation(None, labels * 0, labels * 0, ("A", "B"), loss, ())(None)
 
     assert math.isnan(both["val_auroc_B"])
     assert both["val_macro_auroc"] == 1.0
     assert math.isnan(none["val_macro_auroc"])
+    assert math.isnan(none["val_selection_auroc"])
 
 
 def test_multiclass_is_ranked_by_probabilities_not_by_logits():
@@ -99,7 +103,7 @@ def test_multiclass_is_ranked_by_probabilities_not_by_logits():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", lambda *arguments: logits)
-        measured = callbacks.Validation(None, labels, np.eye(2)[labels], ("A", "B"), loss)(None)
+        measured = callbacks.Validation(None, labels, np.eye(2)[labels], ("A", "B"), loss, (0, 1))(None)
 
     assert measured["val_auroc_A"] == 1.0
 
@@ -110,7 +114,7 @@ def test_multiclass_is_ranked_by_probabilities_not_by_logits():
 class Run:
     """A keeper over a run whose validation says what it is told, and the checkpoints that it makes."""
 
-    def __init__(self, tmp_path, monkeypatch, patience=0, minutes=60.0, writes=True, progress=None):
+    def __init__(self, tmp_path, monkeypatch, writes=True, progress=None, minutes=60.0, **settings):
         self.saved: list[tuple[str, int, int]] = []
         self.score = math.nan
         self.progress = progress or TrainingProgress()
@@ -119,9 +123,10 @@ class Run:
             "save",
             lambda path, model, p: self.saved.append((path.rsplit("/", 1)[1], p.epoch, p.batch)),
         )
+        config = TrainConfig(checkpoint_minutes=minutes, **{"min_steps": 0, **settings})
         self.keeper = callbacks.RunKeeper(
-            str(tmp_path), self.progress, None, lambda model: {"val_macro_auroc": self.score}, patience,
-            minutes, 5, writes, phases.Phase("train", 99, may_stop=True),
+            str(tmp_path), self.progress, None, lambda model: {"val_selection_auroc": self.score}, config, 5,
+            writes, Phase("train", 99, may_stop=True),
         )  # fmt: skip
         self.model = SimpleNamespace(stop_training=False, optimizer=SimpleNamespace(learning_rate=0.5))
         self.keeper.set_model(self.model)
@@ -177,7 +182,7 @@ def test_without_a_score_the_last_weights_are_the_best_and_a_number_beats_none(t
 def test_a_run_stops_after_as_many_epochs_without_better_as_its_patience(
     tmp_path, monkeypatch, patience, stops_after
 ):
-    run = Run(tmp_path, monkeypatch, patience)
+    run = Run(tmp_path, monkeypatch, patience=patience)
 
     stopped = []
     for score in (0.6, 0.8, 0.7, 0.75):
@@ -186,6 +191,29 @@ def test_a_run_stops_after_as_many_epochs_without_better_as_its_patience(
 
     expected = [stops_after is not None and epoch >= stops_after for epoch in (1, 2, 3, 4)]
     assert stopped == [(stop, stop) for stop in expected]
+
+
+@pytest.mark.parametrize(("min_steps", "stops_after"), [(14, 3), (15, 3), (16, 4), (20, 4), (21, None)])
+def test_no_run_stops_before_its_fewest_steps(tmp_path, monkeypatch, min_steps, stops_after):
+    run = Run(tmp_path, monkeypatch, patience=1, min_steps=min_steps)  # 5 steps an epoch
+
+    stopped = []
+    for score in (0.6, 0.8, 0.7, 0.75):
+        run.epoch(score)
+        stopped.append(run.progress.stopped)
+
+    assert stopped == [stops_after is not None and epoch >= stops_after for epoch in (1, 2, 3, 4)]
+    assert run.progress.best_epoch == 2
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked_for(tmp_path, monkeypatch):
+    run = Run(tmp_path, monkeypatch, keep="last")
+
+    for score in (0.6, 0.8, 0.7):
+        run.epoch(score)
+
+    assert run.progress.best_epoch == 3
+    assert [epoch for file, epoch, _ in run.saved if file == "best.npz"] == [1, 2, 3]
 
 
 def test_checkpoints_inside_an_epoch_come_by_the_clock_and_never_for_its_last_batch(tmp_path, monkeypatch):
@@ -250,7 +278,7 @@ def test_history_is_a_table_with_six_digits(tmp_path, monkeypatch):
     run.epoch(0.5, loss=0.25)
 
     assert (tmp_path / "history.csv").read_text() == (
-        "epoch,steps,loss,val_macro_auroc,phase,learning_rate,images_per_second,input_wait_share,seconds\n"
+        "epoch,steps,loss,val_selection_auroc,phase,learning_rate,images_per_second,input_wait_share,seconds\n"
         "1,5,1,0.123457,train,0.5,1,0,2\n"
         "2,5,0.25,0.5,train,0.5,1,0,2\n"
     )

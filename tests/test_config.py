@@ -12,7 +12,9 @@ from cxr_records.trainers.config import TrainConfig, change, preset_names, read_
 
 
 def test_presets_are_those_of_the_folder():
-    assert preset_names() == ["convnext_tiny", "densenet121", "efficientnetv2b0", "resnet50", "small_cnn"]
+    assert preset_names() == [
+        "convnext_tiny", "densenet121", "efficientnet_lite0", "efficientnetv2b0", "resnet50", "small_cnn"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -29,7 +31,7 @@ def test_a_preset_that_is_not_there_is_answered_with_the_nearest():
         read_preset("densenet")
     assert str(error.value) == (
         "`preset=densenet`: no such preset (did you mean densenet121?); expected one of "
-        "convnext_tiny, densenet121, efficientnetv2b0, resnet50, small_cnn, "
+        "convnext_tiny, densenet121, efficientnet_lite0, efficientnetv2b0, resnet50, small_cnn, "
         "or a file that defines CONFIG, such as mine.py"
     )
 

@@ -172,9 +172,9 @@ def test_the_best_epoch_is_one_of_retraining_whatever_training_had(dataset, tmp_
     monkeypatch.setattr(
         callbacks.Validation,
         "__call__",
-        lambda self, model: {"val_loss": 1.0, "val_macro_auroc": next(scores)},
+        lambda self, model: {"val_loss": 1.0, "val_selection_auroc": next(scores)},
     )
-    config = replace(TINY, epochs=9, retrain_epochs=3, batch_size=32, patience=1)
+    config = replace(TINY, epochs=9, retrain_epochs=3, batch_size=32, patience=1, min_steps=0)
 
     _, trained = train(str(dataset), str(tmp_path / "run"), config)
 

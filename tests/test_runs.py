@@ -79,7 +79,8 @@ OTHERS = {
     "model": "resnet50", "weights": "imagenet", "loss": "ce", "loss_options": {"tau": 2.0}, "epochs": 4,
     "batch_size": 8, "learning_rate": 0.5, "warmup_epochs": 2.0, "weight_decay": 0.5, "clip_norm": 2.0,
     "dropout": 0.5, "augment": "light", "prior_bias": False, "patience": 1, "precision": "mixed_float16",
-    "xla": "no", "deterministic": "no", "seed": 1,
+    "xla": "no", "deterministic": "no", "seed": 1, "ema": 0.5, "keep": "last", "min_positives": 5,
+    "min_steps": 7, "sampling": "class_balanced", "retrain_epochs": 1,
 }  # fmt: skip
 
 
@@ -92,6 +93,19 @@ def test_every_setting_but_the_time_between_checkpoints_must_stay(before):
         assert f"holds a run with {key} {getattr(run.config, key)}, this command says {value};" in str(
             error.value
         )
+
+
+def test_a_run_of_before_keeps_what_settings_were_that_had_no_name_then(tmp_path):
+    named = {
+        key: value
+        for key, value in BEFORE["config"].items()
+        if key not in ("ema", "keep", "min_positives", "min_steps")
+    }
+    (tmp_path / "config.json").write_text(json.dumps(BEFORE | {"config": named}))
+
+    config = runs.open_run(str(tmp_path)).config
+
+    assert (config.ema, config.keep, config.min_positives, config.min_steps) == (0, "best", 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_history_has_a_row_for_each_epoch(dataset, trained_run):
 
     steps = open_dataset(dataset).steps_per_epoch("train", 16)
     assert [(row["epoch"], row["steps"]) for row in rows] == [("1", str(steps)), ("2", str(steps))]
-    assert list(rows[0])[:5] == ["epoch", "steps", "loss", "val_loss", "val_macro_auroc"]
+    assert list(rows[0])[:6] == [
+        "epoch", "steps", "loss", "val_loss", "val_macro_auroc", "val_selection_auroc"
+    ]  # fmt: skip
     assert list(rows[0])[-4:] == ["learning_rate", "images_per_second", "input_wait_share", "seconds"]
     assert [f"val_auroc_{name}" in rows[0] for name in FINDINGS] == [True] * 14
     for row in rows:
@@ -318,9 +320,16 @@ def test_without_validation_the_last_epoch_is_kept_and_that_is_said(build, tmp_p
 
     _, trained = train(str(tmp_path / "data"), str(tmp_path / "run"), replace(TINY, epochs=2))
 
-    assert "no validation split: no early stopping" in capfd.readouterr().err
+    said = "no validation split: no early stopping, and the last epoch's weights are kept"
+    assert said in capfd.readouterr().err
+    assert open_run(str(tmp_path / "run")).selection.text == said
     assert "val_loss" not in trained.history[0]
-    assert_same_bits(arrays_of(tmp_path / "run", "best.npz"), arrays_of(tmp_path / "run"))
+    best, last = arrays_of(tmp_path / "run", "best.npz"), arrays_of(tmp_path / "run")
+    weights = [name for name in last if name.startswith("model/")]
+    for place, name in enumerate(weights):  # the average of the last epoch
+        np.testing.assert_array_equal(best[name], last[f"average/{place:04d}"], err_msg=name)
+    others = [name for name in last if name not in weights]
+    assert_same_bits({name: best[name] for name in others}, {name: last[name] for name in others})
 
 
 def test_training_stops_when_validation_no_longer_gets_better(dataset, tmp_path, monkeypatch):
@@ -328,13 +337,13 @@ def test_training_stops_when_validation_no_longer_gets_better(dataset, tmp_path,
     monkeypatch.setattr(
         callbacks.Validation,
         "__call__",
-        lambda self, model: {"val_loss": 1.0, "val_macro_auroc": next(scores)},
+        lambda self, model: {"val_loss": 1.0, "val_selection_auroc": next(scores)},
     )
-    config = replace(TINY, epochs=9, batch_size=32, patience=2)
+    config = replace(TINY, epochs=9, batch_size=32, patience=2, min_steps=0)
 
     _, trained = train(str(dataset), str(tmp_path / "run"), config)
 
-    assert [row["val_macro_auroc"] for row in trained.history] == [0.6, 0.8, 0.7, 0.75]
+    assert [row["val_selection_auroc"] for row in trained.history] == [0.6, 0.8, 0.7, 0.75]
     assert trained.best_epoch == 2
     # The model is that of the best epoch, not of the last.
     best, last = arrays_of(tmp_path / "run", "best.npz"), arrays_of(tmp_path / "run")
@@ -450,13 +459,18 @@ def test_best_weights_that_are_gone_are_taken_from_the_last_epoch_where_that_was
     train(str(dataset), str(run), RUN_CONFIG)
 
     last, best = arrays_of(run), arrays_of(run, "best.npz")
+    paths = [name for name in best if name.startswith("model/")]
+    averages = {name: last[f"average/{place:04d}"] for place, name in enumerate(paths)}
     assert_same_bits(
         best,
         {name: last[name] for name in best if not name.startswith("metrics")}
-        | {name: best[name] for name in best if name.startswith("metrics")},
+        | {name: best[name] for name in best if name.startswith("metrics")}
+        | averages,
     )
     model = keras.saving.load_model(run / "model.keras", compile=False)
-    np.testing.assert_array_equal(model.get_layer("head").get_weights()[0], last["model/head/kernel"])
+    head = model.get_layer("head").get_weights()[0]
+    np.testing.assert_array_equal(head, averages["model/head/kernel"])
+    assert (head != last["model/head/kernel"]).any()
 
 
 # Bad use

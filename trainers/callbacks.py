@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -13,7 +14,8 @@ import tensorflow as tf
 from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.progress import Progress, say
-from cxr_records.trainers import checkpoints, digests, runs, scoring
+from cxr_records.trainers import averaging, checkpoints, digests, runs, scoring
+from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.results import mean_over
 from cxr_records.trainers.inputs import WaitMeter
@@ -35,6 +37,7 @@ class Validation:
         rows: uint8 [n, k], 1 where the image holds the class that score k is of.
         names: of the k scores.
         loss: takes labels and logits.
+        chosen: places of the scores whose mean AUROC tells epochs apart; see `selection.choose`.
     """
 
     def __init__(
@@ -44,12 +47,17 @@ class Validation:
         rows: np.ndarray,
         names: tuple[str, ...],
         loss: keras.losses.Loss,
+        chosen: Sequence[int],
     ):
         self._batches, self._labels, self._rows = batches, labels, rows
-        self._names, self._loss = names, loss
+        self._names, self._loss, self._chosen = names, loss, list(chosen)
 
     def __call__(self, model: keras.Model) -> dict[str, float]:
-        """Returns val_loss, val_macro_auroc and val_auroc_NAME for each; NaN where a class is missing."""
+        """Returns val_loss, val_macro_auroc, val_selection_auroc and val_auroc_NAME for each.
+
+        Macro is over all classes that have an AUROC, selection over those that tell epochs apart; NaN where
+        there is none.
+        """
         logits = scoring.score(model, self._batches, len(self._rows))
         # Sigmoids keep the order of the scores, on which alone AUROC depends; a softmax does not.
         softmax = self._labels.ndim == 1 and len(self._names) > 1
@@ -57,7 +65,8 @@ class Validation:
         each = metrics.auroc_per_class(self._rows, scores)
         measured = {
             "val_loss": float(self._loss(self._labels.astype(np.int32), logits)),
-            "val_macro_auroc": float(np.nanmean(each)) if np.isfinite(each).any() else math.nan,
+            "val_macro_auroc": metrics.macro(each),
+            runs.SELECTION_AUROC: metrics.macro(each[self._chosen]),
         }
         return measured | {
             f"{runs.CLASS_AUROC}{name}": float(v) for name, v in zip(self._names, each, strict=True)
@@ -72,8 +81,7 @@ class RunKeeper(_Callback):
         progress: where it begins; changed in place.
         metrics_state: arrays of the last checkpoint, when it was made in the middle of an epoch.
         validation: None without a validation split; the last weights then count as the best.
-        patience: epochs without a better macro AUROC after which training stops; 0 for never.
-        checkpoint_minutes: time between checkpoints inside an epoch.
+        config: says which epoch is kept, when training stops, and how often checkpoints are made.
         steps: of an epoch.
         writes: whether this machine writes (one of them does).
         phase: which epochs these are.
@@ -85,8 +93,7 @@ class RunKeeper(_Callback):
         progress: checkpoints.TrainingProgress,
         metrics_state: dict[str, np.ndarray] | None,
         validation: Validation | None,
-        patience: int,
-        checkpoint_minutes: float,
+        config: TrainConfig,
         steps: int,
         writes: bool,
         phase: Phase,
@@ -94,8 +101,8 @@ class RunKeeper(_Callback):
         super().__init__()
         self._phase = phase
         self._run, self.progress, self._metrics_state = run, progress, metrics_state
-        self._validation, self._patience, self._steps = validation, patience, steps
-        self._seconds_between = 60 * checkpoint_minutes
+        self._validation, self._config, self._steps = validation, config, steps
+        self._seconds_between = 60 * config.checkpoint_minutes
         self._writes = writes
         self._first_batch = 0
         self._saved = time.monotonic()
@@ -122,33 +129,42 @@ class RunKeeper(_Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Validates, writes history and checkpoints, stops when it no longer gets better.
 
+        Validation and the best weights are of the average, where the model keeps one.
+
         Raises:
             CxrError: the loss is no longer a number.
         """
         self._check(logs["loss"])
+        with averaging.averaged(self.model):
+            better = self._end(epoch, logs)
+            if better:
+                self._save(runs.BEST_FILE)
+        self._save(runs.LAST_FILE)
+        if self._writes:
+            digests.write(storage.join(self._run, runs.HISTORY_FILE), history_csv(self.progress.history))
+        logs |= self.progress.history[-1]
+
+    def _end(self, epoch: int, logs: dict[str, Any]) -> bool:
+        """Validates, notes an epoch in the progress, and tells whether its weights are to be kept."""
         row: dict[str, Any] = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
         row |= self._validation(self.model) if self._validation else {}
         row[runs.PHASE] = self._phase.name
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row |= {key: logs[key] for key in ("images_per_second", "input_wait_share", "seconds")}
         progress = self.progress
-        score = row.get("val_macro_auroc", math.nan)
+        score, patience = row.get(runs.SELECTION_AUROC, math.nan), self._config.patience
         first = not progress.history or progress.history[-1].get(runs.PHASE, TRAIN) != self._phase.name
-        better = first or progress.best is None or score > progress.best
+        better = first or progress.best is None or score > progress.best or self._config.keep == "last"
         if better:
             progress.best = None if math.isnan(score) else score
             progress.best_epoch = epoch + 1
         progress.epoch, progress.batch = epoch + 1, 0
         progress.retrained += self._phase.name == RETRAIN
         progress.history.append(row)
-        if self._phase.may_stop and self._patience and epoch + 1 - progress.best_epoch >= self._patience:
+        may_stop = self._phase.may_stop and (epoch + 1) * self._steps >= self._config.min_steps
+        if patience and may_stop and epoch + 1 - progress.best_epoch >= patience:
             progress.stopped = self.model.stop_training = True
-        if better:
-            self._save(runs.BEST_FILE)
-        self._save(runs.LAST_FILE)
-        if self._writes:
-            digests.write(storage.join(self._run, runs.HISTORY_FILE), history_csv(progress.history))
-        logs |= row
+        return better
 
     def _check(self, loss: Any) -> None:
         if not math.isfinite(float(loss)):

@@ -12,7 +12,7 @@ import numpy as np
 from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.progress import say
-from cxr_records.trainers import digests
+from cxr_records.trainers import averaging, digests
 
 _PROGRESS = "progress"
 
@@ -58,7 +58,7 @@ def save(path: str, model: keras.Model, progress: TrainingProgress) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Args:
-        path: an .npz: arrays named after the variables, `model/...`, `seeds/...`,
+        path: an .npz: arrays named after the variables, `model/...`, `average/...`, `seeds/...`,
             `optimizer/...`, `metrics/...`.
         model: compiled; its random seeds are among its variables.
         progress: how far the run has come.
@@ -104,7 +104,7 @@ def restore(model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str,
     Args:
         model: as when the checkpoint was made; for "model" alone, any with the same weights will do.
         arrays: of its `Checkpoint`.
-        kinds: which of "model", "seeds", "optimizer", "metrics".
+        kinds: which of "model", "average", "seeds", "optimizer", "metrics".
 
     Raises:
         CxrError: the checkpoint is of another model.
@@ -123,11 +123,12 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     its paths anew with every model of a process."""
     weights = {id(variable) for variable in model.weights}
     others = {
+        "average": averaging.averages(model),
         "seeds": [variable for variable in model.variables if id(variable) not in weights],
         "optimizer": model.optimizer.variables if model.compiled else [],
         "metrics": model.metrics_variables,
     }
-    named = {f"model/{variable.path}": variable for variable in model.weights}
+    named = {f"model/{variable.path}": variable for variable in averaging.own_weights(model)}
     for kind, variables in others.items():
         named |= {f"{kind}/{place:04d}": variable for place, variable in enumerate(variables)}
     return named

@@ -13,7 +13,8 @@ import click
 
 from cxr_records import progress, storage
 from cxr_records.cli import PATH
-from cxr_records.errors import CxrError, FoundProblems
+from cxr_records.errors import CxrError, FoundProblems, UsageError
+from cxr_records.progress import say
 from cxr_records.quiet import load_tensorflow
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -60,6 +61,12 @@ class _Settings(click.Option):
 )
 @click.option("--weights", help="Short for --set weights=...: none, imagenet, or a file.")
 @click.option("--devices", default="auto", show_default=True, help="auto, cpu, gpu, tpu, or such as gpu:2.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Train N runs that differ in their seed, in DIR/seed-0 and so on, and evaluate their ensemble.",
+)
 @click.option("--show", is_flag=True, help="Print the settings and train nothing.")
 @_JSON
 @_DEBUG
@@ -72,6 +79,7 @@ def train(
     changes: Sequence[str],
     weights: str | None,
     devices: str,
+    seeds: int | None,
     show: bool,
     as_json: bool,
     debug: bool,
@@ -88,6 +96,7 @@ def train(
       cxr-records train cxr14 --run runs/ptx --task binary:Pneumothorax
       cxr-records train cxr14 --run runs/mine --preset mine.py --set model=nets.py:make
       KERAS_BACKEND=jax cxr-records train cxr14 --run runs/jax --devices gpu:4
+      cxr-records train cxr14 --run runs/five --seeds 5
     """
     from cxr_records.dataset import open_dataset
     from cxr_records.tasks import parse_task
@@ -98,6 +107,14 @@ def train(
     )
     if show:
         click.echo(json.dumps(settings.to_json(), indent=1))
+        return
+    if seeds:
+        words = ["train", dataset, "--preset", preset, "--devices", devices, "--json"]
+        words += ["--task", task] if task else []
+        words += ["--with-no-finding"] if with_no_finding else []
+        words += ["--weights", weights] if weights else []
+        words += [word for change in changes for word in ("--set", change)]
+        _train_seeds(words, run, range(settings.seed, settings.seed + seeds), devices, as_json)
         return
     opened = open_dataset(dataset)
     if task or with_no_finding:
@@ -114,6 +131,29 @@ def train(
 
     measured = evaluation.evaluate_into(run, dataset=opened, date=evaluation.today())
     evaluation.show(measured, run, as_json, {"run": run, "epochs": len(progress.history)})
+
+
+def _train_seeds(words: Sequence[str], folder: str, wanted: range, devices: str, as_json: bool) -> None:
+    """Trains and evaluates runs of several seeds, then what they say together."""
+    from cxr_records.trainers import seeds
+    from cxr_records.trainers.evaluation import cli as evaluation
+
+    if os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES"):
+        raise UsageError("--seeds trains on one machine; give each machine runs of its own, with --set seed=")
+    runs = seeds.begin(folder, list(wanted))
+    together = seeds.at_once(devices, len(runs))
+    say(f"{len(runs)} seeds, {together} at once: {', '.join(map(str, runs))}")
+    failed = seeds.train_all(
+        lambda seed, run: [*words, "--run", run, "--set", f"seed={seed}"], runs, together
+    )
+    if len(failed) == len(runs):
+        seed, reason = next(iter(failed.items()))
+        raise CxrError(f"all {len(runs)} seeds failed, seed {seed}: {reason}")
+    measured = evaluation.evaluate_into(folder)
+    evaluation.show(measured, folder, as_json, {"run": folder})
+    if failed:
+        listed = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
+        raise CxrError(f"{len(failed)} of {len(runs)} seeds failed ({listed}); the same command tries again")
 
 
 @click.command()

@@ -40,7 +40,14 @@ class TrainConfig:
         augment: "none", or "light": small random shifts, turns, zooms and contrasts on the device; or an
             `Augmenter` of one's own, named as a model is.
         prior_bias: start the last layer at the classes' frequencies (Lin et al. 2017, section 4.1).
-        patience: stop after so many epochs without a better validation macro AUROC; 0 for never.
+        ema: share of the running average of all weights that stays at each step; what is validated and what
+            the run leaves are the averaged weights (see `averaging.AveragedModel`). 0 for no average.
+        keep: which epoch's weights the run leaves: "best" (of the largest mean AUROC on validation, over
+            the classes that have enough positives there) or "last".
+        min_positives: positive images, of at least 3 patients, that a class must have in validation to take
+            part in the choice of the best epoch and in early stopping.
+        patience: stop after so many epochs without a better mean AUROC of those classes; 0 for never.
+        min_steps: training steps before which no run stops early.
         precision: "float32", "mixed_bfloat16" (TPUs, newer GPUs) or "mixed_float16" (older GPUs).
         xla: compile steps with XLA: "auto" (on GPUs and TPUs), "yes" or "no".
         deterministic: "auto" (on CPUs), "yes" or "no": only kernels that give the same bits each time.
@@ -66,7 +73,11 @@ class TrainConfig:
     dropout: float = 0.0
     augment: str = "none"
     prior_bias: bool = True
-    patience: int = 5
+    ema: float = 0.999
+    keep: str = "best"
+    min_positives: int = 10
+    patience: int = 0
+    min_steps: int = 1000
     precision: str = "float32"
     xla: str = "auto"
     deterministic: str = "auto"
@@ -75,6 +86,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         choices = {
+            "keep": ("best", "last"),
             "sampling": SAMPLINGS,
             "precision": PRECISIONS,
             "xla": ("auto", "yes", "no"),
@@ -87,15 +99,22 @@ class TrainConfig:
                 raise UsageError(f"`{key}={value}`: unknown{guess}; expected one of {', '.join(known)}")
         limits = {
             "epochs": 1, "retrain_epochs": 0, "batch_size": 1, "warmup_epochs": 0, "weight_decay": 0,
-            "clip_norm": 0, "patience": 0, "checkpoint_minutes": 0, "dropout": 0, "seed": 0,
+            "clip_norm": 0, "patience": 0, "checkpoint_minutes": 0, "dropout": 0, "seed": 0, "ema": 0,
+            "min_positives": 1, "min_steps": 0,
         }  # fmt: skip
         for key, lowest in limits.items():
             if not getattr(self, key) >= lowest:  # also refuses NaN
                 raise UsageError(f"`{key}={getattr(self, key)}`: expected at least {lowest}")
+        if self.keep == "last" and self.patience:
+            raise UsageError(
+                f"`patience={self.patience}`: stops after the best epoch, and `keep=last` keeps "
+                "another; expected `keep=best` or `patience=0`"
+            )
         if not self.learning_rate > 0:
             raise UsageError(f"`learning_rate={self.learning_rate}`: expected a number above 0")
-        if self.dropout >= 1:
-            raise UsageError(f"`dropout={self.dropout}`: expected a share below 1")
+        for key in ("dropout", "ema"):
+            if getattr(self, key) >= 1:
+                raise UsageError(f"`{key}={getattr(self, key)}`: expected a share below 1")
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values; `TrainConfig(**config.to_json())` is the same config again."""

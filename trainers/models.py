@@ -21,7 +21,7 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.trainers import digests, named
+from cxr_records.trainers import averaging, digests, efficientnet_lite, named
 
 _APPLICATIONS = {
     "densenet121": "DenseNet121",  # Huang et al. 2017; the field's baseline since CheXNet
@@ -30,8 +30,8 @@ _APPLICATIONS = {
     "convnext_tiny": "ConvNeXtTiny",  # Liu et al. 2022
 }
 # The deviation of the pixels that the weights of ImageNet expect, where it is not 1: those of ResNet-50 come
-# from Caffe, where grey levels were centred and not scaled.
-_SPREAD = {"resnet50": 58.0}
+# from Caffe, where grey levels were centred and not scaled; EfficientNet-Lite divided them by 128.
+_SPREAD = {"resnet50": 58.0, "efficientnet_lite0": 58.0 / 128}
 _GREY_LEVELS = "to_float"  # the layer behind which images are augmented
 _WAYS: tuple[dict[str, bool], ...] = ({}, {}, {"training": False})  # in which a server may call a model
 _SECONDS_TO_ANSWER = 20  # of the server that has ImageNet's weights
@@ -267,7 +267,7 @@ def check_inert(model: keras.Model, trained: keras.Model, name: str, say: Callab
             each time, or learns from what it is asked.
     """
     what = f"`model={name}`"
-    here, there = ({w.path: tuple(w.shape) for w in m.weights} for m in (model, trained))
+    here, there = ({w.path: tuple(w.shape) for w in averaging.own_weights(m)} for m in (model, trained))
     if here != there:
         odd = sorted(set(here.items()) ^ set(there.items()))[0][0]
         raise UsageError(
@@ -351,6 +351,8 @@ def _check_weights(name: str, weights: str) -> None:
     if weights == "none":
         return
     applications_only = weights == "imagenet" or weights.endswith(".h5")
+    if (name, weights) == ("efficientnet_lite0", "imagenet"):
+        return
     # Of a .weights.h5, Keras passes over what does not fit without an error.
     unknown = not applications_only and not weights.endswith((".keras", ".npz"))
     if applications_only and name not in _APPLICATIONS:
@@ -471,8 +473,16 @@ def _application(name: str, x: keras.KerasTensor, spec: ModelSpec) -> keras.Kera
     return spec.head(network(keras.layers.Concatenate(name="grey_to_rgb")([x, x, x])))
 
 
+def _efficientnet_lite0(x: keras.KerasTensor, spec: ModelSpec) -> keras.KerasTensor:
+    features = efficientnet_lite.features(keras.layers.Concatenate(name="grey_to_rgb")([x, x, x]))
+    if spec.pretrained:
+        efficientnet_lite.load_imagenet(keras.Model(x, features))
+    return spec.head(features)
+
+
 MODELS: Mapping[str, ModelMaker] = {
     "small_cnn": _small_cnn,
+    "efficientnet_lite0": _efficientnet_lite0,
     **{name: functools.partial(_application, name) for name in _APPLICATIONS},
 }
 AUGMENTATIONS: Mapping[str, Augmenter] = {"none": _no_augmentation, "light": _light_augmentation}

@@ -15,11 +15,12 @@ from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.names import is_litter
-from cxr_records.splits import TRAIN
+from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task, parse_task
-from cxr_records.trainers import digests, named
+from cxr_records.trainers import digests, named, seeds, selection
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.named import NamedFile
+from cxr_records.trainers.selection import Selection
 from cxr_records.urls import redacted_text
 
 CONFIG_FILE = digests.CONFIG_FILE
@@ -28,6 +29,7 @@ LAST_FILE = "checkpoints/last.npz"
 BEST_FILE = "checkpoints/best.npz"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FILE = "predictions.parquet"
+SELECTION_AUROC = "val_selection_auroc"  # the column of history.csv by which the best epoch is chosen
 PHASE = "phase"  # the column of history.csv that is no number: a name of `phases`
 CLASS_AUROC = "val_auroc_"  # begins the columns of history.csv that are of one class
 TENSORBOARD_FOLDER = "tensorboard"
@@ -38,8 +40,10 @@ _VERSION = 1
 _FREE = ("checkpoint_minutes",)
 _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
-    "classes", "train", "versions", "code", "drawn",
+    "classes", "train", "versions", "code", "drawn", "selection",
 }  # fmt: skip
+# What settings that a run of before does not name were then.
+_BEFORE = {"ema": 0.0, "min_positives": 1, "min_steps": 0}
 _RESTORE = "restore it, or train into another folder"
 
 
@@ -73,6 +77,7 @@ class Run:
         train_images: of the training split.
         versions: of the libraries, and the backend.
         code: files of the user's that the settings name, by setting.
+        selection: how the epoch that is kept is chosen.
         drawn: how many of the dataset's images are drawings, as `drawings.drawn_share` says it.
     """
 
@@ -87,6 +92,7 @@ class Run:
     train_images: int
     versions: dict[str, str]
     code: dict[str, NamedFile] = dataclasses.field(default_factory=dict)
+    selection: Selection = dataclasses.field(default_factory=Selection)
     drawn: str = drawings.NONE
 
     @property
@@ -122,6 +128,7 @@ class Run:
             "train": {"records": self.train_records, "images": self.train_images},
             "versions": self.versions,
             **({"code": code} if code else {}),
+            **({"selection": dataclasses.asdict(self.selection)} if self.selection.text else {}),
             **({"drawn": self.drawn} if self.drawn != drawings.NONE else {}),
         }  # fmt: skip
 
@@ -188,8 +195,22 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
         train_images=int(original.sum()),
         versions=versions,
         code=named.files_of(config.to_json()),
+        selection=_selection(dataset, config),
         drawn=dataset.manifest.drawn_share,
     )
+
+
+def _selection(dataset: Dataset, config: TrainConfig) -> Selection:
+    try:
+        records = dataset.split(VALIDATION)
+    except UsageError:  # the dataset was built without one, or no image of it takes part in the task
+        return selection.without_validation()
+    if not len(records):
+        return selection.without_validation()
+    if config.keep == "last":
+        return selection.last()
+    rows = class_rows(records.task, records.labels)
+    return selection.choose(score_names(records.task), rows, records.patient_ids, config.min_positives)
 
 
 def begin(run: Run) -> None:
@@ -256,6 +277,9 @@ def open_run(path: str) -> Run:
             are checked for their keys alone.
     """
     file = storage.join(path, CONFIG_FILE)
+    if not storage.exists(file) and seeds.is_of_seeds(path):
+        one = storage.join(path, f"seed-{min(seeds.members(path))}")
+        raise UsageError(f"{path} holds runs of several seeds: name one of them, such as {one}")
     if not storage.exists(file):
         raise UsageError(f"{path} is no run: found no {CONFIG_FILE} in it; cxr-records train makes one")
     try:
@@ -280,11 +304,12 @@ def open_run(path: str) -> Run:
             dataset_id=values["dataset_id"],
             task=parse_task(values["task"], values["with_no_finding"]),
             image_format=ImageFormat(**values["image_format"]),
-            config=TrainConfig(**values["config"]),
+            config=TrainConfig(**{**_BEFORE, **values["config"]}),
             classes={name: ClassCount(**counts) for name, counts in values["classes"].items()},
             train_records=values["train"]["records"],
             train_images=values["train"]["images"],
             versions=values["versions"],
+            selection=_selection_of(values.get("selection", {})),
             code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
             drawn=values.get("drawn", drawings.NONE),
         )
@@ -292,6 +317,10 @@ def open_run(path: str) -> Run:
         raise UsageError(
             f"{file}: not as cxr-records train writes it ({type(error).__name__}: {error}); {_RESTORE}"
         ) from error
+
+
+def _selection_of(values: dict[str, Any]) -> Selection:
+    return Selection(tuple(values.get("names", ())), values.get("text", ""))
 
 
 def dataset_of(run: Run, dataset: Dataset | str | os.PathLike[str] | None = None) -> Dataset:

@@ -20,7 +20,17 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from cxr_records.trainers import callbacks, checkpoints, digests, losses, models, named, phases, runs
+from cxr_records.trainers import (
+    averaging,
+    callbacks,
+    checkpoints,
+    digests,
+    losses,
+    models,
+    named,
+    phases,
+    runs,
+)
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
 from cxr_records.trainers.inputs import WaitMeter
@@ -126,7 +136,7 @@ def _train(
     if last and phases.is_retraining(job.config, progress):
         job, model, loss = _retraining(job, last.arrays)
     if last:
-        checkpoints.restore(model, last.arrays, ("model", "seeds", "optimizer"))
+        checkpoints.restore(model, last.arrays, ("model", "average", "seeds", "optimizer"))
     model_path = job.run.file(runs.MODEL_FILE)
     if _is_whole(model_path):
         say(f"{job.run.path}: already trained, {len(progress.history)} epochs")
@@ -136,8 +146,10 @@ def _train(
         if (progress.epoch, progress.batch) != (progress.best_epoch, 0):
             raise _no_best(job.run)
         if writes:  # the last weights are the best ones
-            checkpoints.save(best_path, model, progress)
+            with averaging.averaged(model):
+                checkpoints.save(best_path, model, progress)
     say(_greeting(job, model, progress))
+    say(job.run.selection.text)
     arrays = last.arrays if last else None
     while (phase := phases.current(job.run.config, loss, progress)) is not None:
         if phase.name == phases.RETRAIN and not phases.is_retraining(job.run.config, progress):
@@ -280,6 +292,8 @@ def _compiled(
     if features is not None:
         phases.freeze_features(network, features)
     model = models.with_augmentation(network, config.augment, config.seed)
+    if config.ema:
+        model = averaging.AveragedModel(model, config.ema)
     warmup = round(config.warmup_epochs * job.steps)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else config.learning_rate,
@@ -314,8 +328,7 @@ def _fit(
         progress,
         arrays,
         _validation(job, loss),
-        config.patience,
-        config.checkpoint_minutes,
+        config,
         job.steps,
         writes,
         phase,
@@ -365,13 +378,14 @@ def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | No
     except UsageError:  # the dataset was built without one, or no image of it takes part in the task
         records = None
     if records is None or not len(records):
-        say("no validation split: no early stopping, and the last epoch's weights are kept")
         return None
 
     # Once for all epochs: whatever is built there meanwhile, the run ends on what it began with.
     batches = job.dataset.load(VALIDATION, job.config.batch_size, last_batch="pad")
     rows = runs.class_rows(job.task, records.labels)
-    return callbacks.Validation(batches, records.labels, rows, runs.score_names(job.task), loss)
+    names, chosen = runs.score_names(job.task), job.run.selection.names
+    places = [names.index(name) for name in chosen]
+    return callbacks.Validation(batches, records.labels, rows, names, loss, places)
 
 
 def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgress) -> str:

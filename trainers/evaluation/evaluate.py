@@ -17,8 +17,8 @@ from cxr_records.progress import say
 from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
-from cxr_records.trainers import digests, runs
-from cxr_records.trainers.evaluation import baselines, calibration, claims, metrics, published
+from cxr_records.trainers import digests, runs, seeds
+from cxr_records.trainers.evaluation import baselines, calibration, claims, ensembles, metrics, published
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals
 from cxr_records.trainers.evaluation.comparisons import compare
 from cxr_records.trainers.evaluation.curves import curves_of
@@ -243,12 +243,13 @@ def evaluate_run(
             have nothing to do with them.
     """
     check_draws(draws)
-    run = runs.open_run(path)
+    run = ensembles.open_run(path)
+    warnings = ensembles.combine(path) if seeds.is_of_seeds(path) else []
     scored, validation, given = *_scores_of(run, split), None
     if labels:
         scored, given = relabel(scored, read_labels(labels), run.task)
         run, validation = _of_classes(run, scored.names), validation and validation.of_classes(scored.names)
-    table, training, warnings = None, None, list[str]()
+    table, training = None, None
     leaks: tuple[str, ...] = ()
     try:
         dataset = runs.dataset_of(run, dataset)
@@ -291,7 +292,11 @@ def evaluate_run(
     if given:
         claim = claims.claim_of_labels(given.file, len(scored.labels))
     measures = evaluate(scored, validation, run, draws, seed, training)
-    return complete(measures, identity, claim, leaks, warnings, card(identity, claim, scored, run, dataset))
+    described = card(identity, claim, scored, run, dataset)
+    evaluation = complete(measures, identity, claim, leaks, warnings, described)
+    if seeds.is_of_seeds(path):
+        return dataclasses.replace(evaluation, seeds=ensembles.over_seeds(path, split, labels))
+    return evaluation
 
 
 def _of_classes(run: runs.Run, names: Sequence[str]) -> runs.Run:
@@ -424,7 +429,7 @@ def compare_runs(
         UsageError: runs of different classes, or without a common image.
     """
     check_draws(draws)
-    opened = {path: runs.open_run(path) for path in paths}
+    opened = {path: ensembles.open_run(path) for path in paths}
     scored = {path: _scores_of(run, split)[0] for path, run in opened.items()}
     if labels:
         table = read_labels(labels)

@@ -144,7 +144,7 @@ def _of_run(run: runs.Run, manifest: Manifest | None) -> dict[str, str]:
         "Software": ", ".join(f"{name} {version}" for name, version in run.versions.items()) + ".",
         "First weights": _first_weights(run.config),
         "Training": _training(run.config),
-        "Selection of the final model": _selection(run.config),
+        "Selection of the final model": _selection(run),
         "Class imbalance": _imbalance(run, manifest),
     }
 
@@ -269,9 +269,13 @@ def _training(config: TrainConfig) -> str:
     return f"AdamW; {settings}{options}."
 
 
-def _selection(config: TrainConfig) -> str:
+def _selection(run: runs.Run) -> str:
+    how, config = run.selection.text, run.config
+    if not how:  # as runs of before
+        how = "the epoch of the largest macro AUROC on the validation split (without one the last)"
     stop = f"; training ends {config.patience} epochs after it" if config.patience else ""
-    return f"The epoch of the largest macro AUROC on the validation split (without one the last){stop}."
+    average = f"; its weights are a running average ({config.ema:g})" if config.ema else ""
+    return f"{how[0].upper()}{how[1:]}{stop}{average}."
 
 
 def _imbalance(run: runs.Run, manifest: Manifest | None) -> str:

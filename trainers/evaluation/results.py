@@ -632,6 +632,38 @@ class SplitClaim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spread:
+    """One measure of several runs.
+
+    Attributes:
+        mean: over the runs; None where one has none.
+        spread: standard deviation over the runs (n - 1); None with one run.
+        values: of each run.
+    """
+
+    mean: float | None
+    spread: float | None
+    values: tuple[float | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OverSeeds:
+    """Runs that differ in their seed alone, each measured by itself.
+
+    Attributes:
+        seeds: of the runs.
+        macro_auroc: over them.
+        macro_auprc: over them.
+        auroc: by class.
+    """
+
+    seeds: tuple[int, ...]
+    macro_auroc: Spread
+    macro_auprc: Spread
+    auroc: Mapping[str, Spread]
+
+
+@dataclasses.dataclass(frozen=True)
 class CardItem:
     """An item of a model card.
 
@@ -657,6 +689,7 @@ class Evaluation(Measures):
         split_claim: which images were scored.
         comparison: published results, and whether they may be set beside this one.
         leaks: scored images or patients that were trained on, a sentence for each kind.
+        seeds: of an ensemble: its members, each by itself.
         model_card: what reporting guidelines ask for.
     """
 
@@ -664,6 +697,7 @@ class Evaluation(Measures):
     split_claim: SplitClaim
     comparison: Comparison
     leaks: tuple[str, ...]
+    seeds: OverSeeds | None = None
     model_card: tuple[CardItem, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from cxr_records.trainers.evaluation.results import Evaluation, Interval, PairedInterval, RunComparison
+from cxr_records.trainers.evaluation.results import (
+    Evaluation,
+    Interval,
+    PairedInterval,
+    RunComparison,
+    to_plain,
+)
 
 
 def brief(evaluation: Evaluation) -> dict[str, Any]:
@@ -35,6 +41,8 @@ def brief(evaluation: Evaluation) -> dict[str, Any]:
         "leaks": list(evaluation.leaks),
         "warnings": list(evaluation.warnings),
     }
+    if over := evaluation.seeds:
+        brief["seeds"] = to_plain(over)
     if several := evaluation.multiclass:
         brief["balanced_accuracy"] = thin(several.balanced_accuracy)
         corrected = several.prior_corrected_balanced_accuracy
@@ -58,6 +66,13 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         lines.append(row + f"{precision:<8} {about.prevalence:.3f}")
     macro = f"{'macro' + evaluation.over:<39}  {interval(evaluation.macro_auroc):<22} "
     lines.append(macro + number(evaluation.macro_auprc.value) + drawn)
+    if members := evaluation.seeds:
+        single, apart = members.macro_auroc, number(members.macro_auroc.spread)
+        each = ", ".join(number(value) for value in single.values)
+        lines.append(
+            f"the ensemble of {len(members.seeds)} seeds (mean of probabilities); single runs: macro AUROC "
+            f"{number(single.mean)}, spread {apart} ({each})"
+        )
     if several := evaluation.multiclass:
         corrected = several.prior_corrected_balanced_accuracy
         second = interval(corrected) if corrected else f"not computed: {several.not_prior_corrected}"

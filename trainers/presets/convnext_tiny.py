@@ -18,6 +18,5 @@ CONFIG = TrainConfig(
     learning_rate=1e-4,
     weight_decay=5e-2,
     augment="light",
-    patience=3,
     precision="mixed_bfloat16",
 )

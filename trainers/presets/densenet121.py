@@ -19,6 +19,5 @@ CONFIG = TrainConfig(
     learning_rate=2e-4,
     weight_decay=1e-5,
     augment="light",
-    patience=3,
     precision="mixed_float16",
 )

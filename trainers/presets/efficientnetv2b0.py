@@ -20,6 +20,5 @@ CONFIG = TrainConfig(
     weight_decay=1e-4,
     dropout=0.2,
     augment="light",
-    patience=4,
     precision="mixed_bfloat16",
 )

@@ -18,6 +18,5 @@ CONFIG = TrainConfig(
     learning_rate=3e-4,
     weight_decay=1e-4,
     augment="light",
-    patience=3,
     precision="mixed_float16",
 )
