@@ -7,8 +7,8 @@ each method with several seeds, for the same number of steps, and measures on th
 - multiclass with No Finding: balanced accuracy, as NIH-CXR-LT measures (Holste et al. 2022), that is the mean
   over the classes of the share of their images whose largest score is theirs; of all classes and of the rare.
 
-Each run adds a line to the log, and a run that is in the log is not made again: what was stopped goes on. The
-tables, in Markdown, are of the seeds that all methods have.
+Each run adds a line to the log, and a run that is in the log, with the same settings on the same dataset, is
+not made again: what was stopped goes on. The tables, in Markdown, are of the seeds that all methods have.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from cxr_records.trainers.train import train
 RARE_BELOW = 0.03  # of the training images; `--copies linear` copies for these
 RETRAINED = 0.2  # share of the epochs that retraining of the last layer takes
 COPIES = ("none", "linear", "fixed")
+IDENTITY = ("set", "task", "method", "seed", "dataset_id", "config")  # of a run in the log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +97,20 @@ def rare_findings(dataset: Dataset) -> dict[str, int]:
     return {name: int(n) for name, n, s in zip(FINDINGS, images, share, strict=True) if s < RARE_BELOW}
 
 
-def measure(
-    dataset: Dataset, rare: list[str], run: Path, task: str, method: Method, seed: int, seen: int, batch: int
-) -> dict[str, float]:
-    """Trains once; returns the measures on test."""
+def config_of(dataset: Dataset, task: str, method: Method, seed: int, seen: int, batch: int) -> TrainConfig:
+    """The settings of a run that sees so many records, those of retraining included."""
     epochs = max(2, round(seen / len(dataset.as_task(task).split(TRAIN))))
     retrained = max(1, round(RETRAINED * epochs)) if method.retrained else 0
-    config = dataclasses.replace(
+    return dataclasses.replace(
         TrainConfig(
             epochs=epochs - retrained, retrain_epochs=retrained, batch_size=batch, patience=0, seed=seed
         ),
         **method.settings,
     )
+
+
+def measure(dataset: Dataset, rare: list[str], run: Path, task: str, config: TrainConfig) -> dict[str, float]:
+    """Trains once; returns the measures on test."""
     train(dataset, str(run), config, task=task)
     predict_run(str(run))
     scored = read_run_predictions(runs.open_run(str(run)), "test")
@@ -175,7 +178,7 @@ def main() -> None:
     parser.add_argument("--test-list", type=Path, help="NIH's list")
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.minutes
-    done = {(r["set"], r["task"], r["method"], r["seed"]) for r in read_log(arguments.log)}
+    done = [{key: row.get(key) for key in IDENTITY} for row in read_log(arguments.log)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sets = {}
@@ -207,25 +210,22 @@ def main() -> None:
             for task, known in METHODS.items()
             for label in known
         ]
+        wanted = []
         for name, task, label, seed in plan:
-            if (name, task, label, seed) in done or time.monotonic() > until:
-                continue
             method, began = METHODS[task][label], time.monotonic()
             dataset = built[name][method.copies]
-            measured = measure(
-                dataset,
-                list(rare[name]),
-                folder / "run",
-                task,
-                method,
-                seed,
-                arguments.seen,
-                arguments.batch_size,
-            )
-            row = {"set": name, "task": task, "method": label, "seed": seed, "measures": measured}
+            config = config_of(dataset, task, method, seed, arguments.seen, arguments.batch_size)
+            values = (name, task, label, seed, dataset.id, config.to_json())
+            row = dict(zip(IDENTITY, values, strict=True))
+            wanted.append(dict(row))
+            if row in done or began > until:
+                continue
+            row["measures"] = measure(dataset, list(rare[name]), folder / "run", task, config)
+            row["seconds"] = round(time.monotonic() - began, 1)
             with open(arguments.log, "a") as log:
-                log.write(json.dumps({**row, "seconds": round(time.monotonic() - began, 1)}) + "\n")
-    print(tables(read_log(arguments.log)))
+                log.write(json.dumps(row) + "\n")
+    rows = read_log(arguments.log)
+    print(tables([row for row in rows if {key: row.get(key) for key in IDENTITY} in wanted]))
 
 
 if __name__ == "__main__":

@@ -38,13 +38,8 @@ class AveragedModel(keras.Model):  # type: ignore[misc]  # Keras has no types
         self._count = self.add_weight(
             shape=(), dtype="float32", initializer="zeros", trainable=False, autocast=False, name="averaged"
         )
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins the average anew, with the weights as they are."""
         for weight, average in zip(self._of, self._averages, strict=True):
             average.assign(_array(weight))
-        self._count.assign(0.0)
 
     def train_step(self, *arguments: Any) -> Any:
         """One step of Keras, and one of the average."""
@@ -115,12 +110,6 @@ def own_weights(model: keras.Model) -> list[keras.Variable]:
     """Returns the weights of a model without those that hold its average."""
     apart = {id(variable) for variable in averages(model)}
     return [weight for weight in model.weights if id(weight) not in apart]
-
-
-def restart(model: keras.Model) -> None:
-    """Begins the average of a model anew, where it keeps one: its weights are others now."""
-    if isinstance(model, AveragedModel):
-        model.restart()
 
 
 @contextlib.contextmanager

@@ -98,16 +98,13 @@ def load(path: str) -> Checkpoint | None:
     return Checkpoint(arrays, progress)
 
 
-def restore(
-    model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str, ...], fresh: str | None = None
-) -> None:
+def restore(model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str, ...]) -> None:
     """Puts the arrays of a checkpoint back.
 
     Args:
         model: as when the checkpoint was made; for "model" alone, any with the same weights will do.
         arrays: of its `Checkpoint`.
         kinds: which of "model", "average", "seeds", "optimizer", "metrics".
-        fresh: name of a layer whose weights stay as they are in the model.
 
     Raises:
         CxrError: the checkpoint is of another model.
@@ -118,8 +115,7 @@ def restore(
         odd = sorted(set(variables) ^ set(saved)) or ["a shape"]
         raise CxrError(f"the checkpoint is of another model: {odd[0]} differs")
     for name, variable in variables.items():
-        if fresh is None or not name.startswith(f"model/{fresh}/"):
-            variable.assign(saved[name])
+        variable.assign(saved[name])
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:

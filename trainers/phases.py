@@ -6,8 +6,10 @@ asks for deferred weights or for retraining wants the model that came of it.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import keras
+import numpy as np
 
 from cxr_records.balancing import CLASS_BALANCED
 from cxr_records.errors import UsageError
@@ -86,12 +88,20 @@ def set_weights_of(phase: Phase, loss: keras.losses.Loss, model: keras.Model) ->
         model.make_train_function(force=True)
 
 
-def freeze_features(model: keras.Model) -> None:
-    """Leaves the last layer alone to training: all others as at inference, BatchNorm's statistics too.
+def freeze_features(network: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Takes the weights of a checkpoint but for the last layer's, which stay fresh and alone will be trained.
 
-    Dropout and augmentation, which have no weights, go on.
+    All others are as at inference, BatchNorm's statistics too. Dropout and augmentation, which have no
+    weights, go on.
+
+    Args:
+        network: as the run's was made.
+        arrays: of a `Checkpoint` of the run.
     """
-    for layer in model.layers:
+    for weight in network.weights:
+        if not weight.path.startswith(f"{HEAD}/"):
+            weight.assign(arrays[f"model/{weight.path}"])
+    for layer in network.layers:
         layer.trainable = layer.name == HEAD
 
 

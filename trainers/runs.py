@@ -96,6 +96,11 @@ class Run:
     drawn: str = drawings.NONE
 
     @property
+    def sampling(self) -> str:
+        """How the records came that the last layer was trained on last."""
+        return _last_sampling(self.config)
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         """What the model gives scores for."""
         return score_names(self.task)
@@ -139,6 +144,10 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
     return rows[:, 1:] if task.kind == "binary" else rows
 
 
+def _last_sampling(config: TrainConfig) -> str:
+    return CLASS_BALANCED if config.retrain_epochs else config.sampling
+
+
 def seen(records: SplitRecords, sampling: str) -> list[float]:
     """Returns how many records of an epoch hold the class of each score; whole where nothing is drawn.
 
@@ -168,9 +177,11 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
     """
     records = dataset.split(TRAIN)
     rows, original = class_rows(records.task, records.labels), records.copies == 0
-    last = CLASS_BALANCED if config.retrain_epochs else config.sampling
     counts = zip(
-        score_names(records.task), seen(records, last), rows[original].sum(axis=0).tolist(), strict=True
+        score_names(records.task),
+        seen(records, _last_sampling(config)),
+        rows[original].sum(axis=0).tolist(),
+        strict=True,
     )
     return Run(
         path=path,

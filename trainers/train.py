@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -146,8 +146,8 @@ def _train(
 ) -> checkpoints.TrainingProgress:
     last = checkpoints.load(job.run.file(runs.LAST_FILE))
     progress = last.progress if last else checkpoints.TrainingProgress()
-    if phases.is_retraining(job.config, progress):
-        job, model, loss = _retraining(job)
+    if last and phases.is_retraining(job.config, progress):
+        job, model, loss = _retraining(job, last.arrays)
     if last:
         checkpoints.restore(model, last.arrays, ("model", "average", "seeds", "optimizer"))
     model_path = job.run.file(runs.MODEL_FILE)
@@ -176,12 +176,12 @@ def _train(
     return progress
 
 
-def _retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
-    """Returns what trains the last layer alone, fresh as the run began with it; the rest is yet to come."""
+def _retraining(job: _Job, arrays: Mapping[str, np.ndarray]) -> tuple[_Job, keras.Model, keras.losses.Loss]:
+    """Returns what trains the last layer alone, as fresh as at first, on the features of a checkpoint."""
     retraining = job.retraining()
     loss = _loss(retraining)
     with job.devices.scope():
-        return retraining, _compiled(retraining, loss, features=False), loss
+        return retraining, _compiled(retraining, loss, features=arrays), loss
 
 
 def _begin_retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
@@ -190,11 +190,9 @@ def _begin_retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
     best = checkpoints.load(job.run.file(runs.BEST_FILE))
     if best is None:
         raise _no_best(job.run)
-    retraining, model, loss = _retraining(job)
-    checkpoints.restore(model, best.arrays, ("model",), fresh=phases.HEAD)
-    averaging.restart(model)
-    say(f"now the last layer alone, anew: {retraining.config.epochs} epochs of class-balanced sampling")
-    return retraining, model, loss
+    epochs = job.config.retrain_epochs
+    say(f"now the last layer alone, anew: {epochs} epoch{'s' * (epochs > 1)} of class-balanced sampling")
+    return _retraining(job, best.arrays)
 
 
 def _save_best(job: _Job) -> keras.Model:
@@ -297,13 +295,15 @@ def _prior(job: _Job) -> np.ndarray | None:
     return np.asarray(np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share)))
 
 
-def _compiled(job: _Job, loss: keras.losses.Loss, features: bool = True) -> keras.Model:
-    """Returns a model that is ready to be trained: all of it, or without its features its last layer."""
+def _compiled(
+    job: _Job, loss: keras.losses.Loss, features: Mapping[str, np.ndarray] | None = None
+) -> keras.Model:
+    """Returns a model to be trained: all of it, or its last layer alone, on the features of a checkpoint."""
     config = job.config
     network = _network(job, bias=_prior(job), synchronized=job.devices.strategy is not None)
     phases.check_head(network, config, loss)
-    if not features:
-        phases.freeze_features(network)
+    if features is not None:
+        phases.freeze_features(network, features)
     model = models.with_augmentation(network, config.augment, config.seed)
     if config.ema:
         model = averaging.AveragedModel(model, config.ema)

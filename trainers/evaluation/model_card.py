@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cxr_records import drawings, storage
+from cxr_records.balancing import CLASS_BALANCED
 from cxr_records.dataset import Dataset
 from cxr_records.errors import CxrError
 from cxr_records.images import ImageFormat
@@ -280,6 +281,9 @@ def _selection(run: runs.Run) -> str:
 def _imbalance(run: runs.Run, manifest: Manifest | None) -> str:
     copies = run.train_records - run.train_images
     rule = f" by the rule {manifest.config.copies.rule}" if manifest and copies else ""
+    drawn = "; records drawn so that all classes come as often" * (run.config.sampling == CLASS_BALANCED)
+    anew = "; last layer trained anew by class-balanced sampling" * (run.config.retrain_epochs > 0)
     return (
-        f"Loss {run.config.loss}; {copies:,} augmented copies of images with rare findings in training{rule}."
+        f"Loss {run.config.loss}; {copies:,} augmented copies of images with rare findings in training{rule}"
+        f"{drawn}{anew}."
     )
