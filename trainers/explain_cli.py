@@ -420,22 +420,25 @@ class _Work:
             threshold, chosen_on = self._thresholds[finding]
             side = "at or above" if score >= threshold else "below"
             title += f", {side} its operating point {threshold:.3f} (chosen on {chosen_on})"
-        told = "nothing adds to this score: no place to show"
-        if float(heat.max()) > 0:
-            told = "warm: what adds to the score; line: half of the most; cross: the most"
+        told = []
         if found is not None:
             where = "inside" if found.hit else "outside"
-            told += (
-                f"; {where} the box, which holds {found.mass_in_box:.0%} of the map on {found.box_share:.0%} "
-                "of the area"
+            these = "the box" if found.boxes == 1 else f"the {found.boxes} boxes"
+            told.append(
+                f"The largest value is {where} {these}. Inside: {found.mass_in_box:.1%} of the map on "
+                f"{found.box_share:.1%} of the area."
             )
+        if float(heat.max()) > 0:
+            told.append("Warm: what adds to the score; line: half of the largest value; cross: the largest.")
+        else:
+            told.append("Nothing in the image adds to this score: no place to show.")
         drawn = overlays.overlay(pixels, heat, boxes)
-        last = f"{name}; {self.method}. It shows where a score comes from and outlines no disease."
-        storage.write_bytes(path, overlays.sheet(pixels, drawn, boxes, [title, told, last]))
+        told.append(f"{name}; {self.method}. It shows where a score comes from and outlines no disease.")
+        storage.write_bytes(path, overlays.sheet(pixels, drawn, boxes, [title, *told]))
         small = io.BytesIO()
         drawn.resize((_PAGE_SIDE, _PAGE_SIDE)).save(small, "JPEG", quality=85)
         source = f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"
-        return {"source": source, "title": title, "image": name, "told": told.split("; ")[-1]}
+        return {"source": source, "title": title, "image": name, "told": told[0]}
 
 
 def _write_measures(
@@ -463,8 +466,8 @@ def _tell(found: Mapping[str, Any], measures: Mapping[str, Any], out: str) -> No
         click.echo("\n".join(localisation.table_lines(measures)))
         click.echo(
             "points into a box: the map's largest value is in a box of the finding"
-            f" (tolerance {found['tolerance']:g} pixels of 1024); by chance: boxes' area; fixed place: what the"
-            " place gives that most boxes of other patients share"
+            f" (tolerance {found['tolerance']:g} pixels of 1024); by chance: boxes' area; fixed place: what"
+            " the place gives that most boxes of other patients share"
         )
         click.echo(f"report: {storage.join(out, localisation.PAGE_FILE)}")
         click.echo(f"all numbers: {storage.join(out, localisation.JSON_FILE)}")

@@ -225,7 +225,8 @@ def table_lines(measures: Mapping[str, Measures]) -> list[str]:
     for name, each in measures.items():
         lines.append(
             f"{name:<20} {each.images:>6,} {each.patients:>8,} {each.boxes:>6,}  "
-            f"{interval(each.pointing):<22} {number(each.fixed_place.value):<11} {interval(each.mass_in_box):<22} "
+            f"{interval(each.pointing):<22} {number(each.fixed_place.value):<11} "
+            f"{interval(each.mass_in_box):<22} "
             f"{number(each.box_share.value)}"
         )
     return lines
