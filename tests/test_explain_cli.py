@@ -103,8 +103,10 @@ def test_files_with_boxes_are_measured_without_the_runs_dataset(
     code, out, err = explain(*boxed, "--boxes", lookalike.boxes, "--draws", "0", run=run)
 
     assert code == 0
-    assert "2 files; 95% intervals over patients" in out
-    assert re.search(r"warning: .*: \d+ of \d+ boxes are of \d+ images that are not in 2 files", err)
+    assert "the 2 files given; 95% intervals over patients" in out
+    assert re.search(
+        r"warning: .*: \d+ of \d+ boxes are of \d+ images that are not in the 2 files given", err
+    )
     content = json.loads((tmp_path / "maps" / "localisation.json").read_text())
     assert {each["image_id"] for each in content["maps"]} == {path.name for path in boxed}
     assert len(list((tmp_path / "maps").glob("*.png"))) == len(content["maps"])

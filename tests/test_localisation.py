@@ -137,7 +137,15 @@ def test_the_table_and_the_json_say_the_same():
         "image_id": "2.png", "patient": "2", "finding": "Mass", "score": 0.5, "boxes": 1, "hit": False,
         "mass_in_box": 0.25, "box_share": 0.1, "fixed_place": False,
     }  # fmt: skip
-    assert [line.split() for line in table_lines(measures)[1:]] == [
-        ["Mass", "2", "2", "2", "0.500", "0.000", "0.375", "0.100"],
-        ["all", "2", "2", "2", "0.500", "0.000", "0.375", "0.100"],
+    assert [line.split() for line in table_lines(measures)[1:-1]] == [
+        ["Mass", "*", "2", "2", "2", "0.500", "0.000", "0.375", "0.100"],
+        ["all", "*", "2", "2", "2", "0.500", "0.000", "0.375", "0.100"],
     ]
+    assert table_lines(measures)[-1] == "* fewer than 30 patients: do not rank by it"
+
+
+def test_where_all_images_are_alike_there_is_no_interval():
+    found = measure([pointed(str(n), False, n / 10) for n in range(5)], draws=100)["all"]
+
+    assert (found.pointing.value, found.pointing.low, found.pointing.high) == (0.0, None, None)
+    assert found.mass_in_box.low < 0.2 < found.mass_in_box.high

@@ -139,7 +139,7 @@ def explain(
             "seed": seed, "warnings": warnings,
         }  # fmt: skip
         content = localisation.to_json(measures, pointed, about)
-        _write_measures(out, content, measures, figures)
+        _write_measures(out, content, measures, figures, by_chance=not images)
         found |= {key: value for key, value in content.items() if key not in ("maps", "format", "version")}
     if as_json:
         click.echo(json.dumps(found))
@@ -195,7 +195,7 @@ def _of_files(paths: Sequence[str], trained: "runs.Run") -> tuple[_Images, dict[
         patients[base_name(path)] = base_name(path) if patient is None else str(patient)
     said = (f"the patients of {unknown:,} of {len(read):,} images are unknown: each counts as one",)
     pixels, shown = ({base_name(path): held for path, held in some.items()} for some in (read, larger))
-    where = f"{len(read):,} file{'s' * (len(read) > 1)}"
+    where = f"the {len(read):,} files given" if len(read) > 1 else f"the file {next(iter(read))}"
     return _Images(pixels, shown, patients, where, said * (unknown > 0 and len(read) > 1)), problems
 
 
@@ -442,10 +442,15 @@ class _Work:
 
 
 def _write_measures(
-    out: str, content: Mapping[str, Any], measures: Mapping[str, Any], figures: Sequence[Mapping[str, str]]
+    out: str,
+    content: Mapping[str, Any],
+    measures: Mapping[str, Any],
+    figures: Sequence[Mapping[str, str]],
+    by_chance: bool,
 ) -> None:
     from cxr_records.trainers import localisation
     from cxr_records.trainers.evaluation import pages, results
+    from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
 
     storage.write_bytes(storage.join(out, localisation.JSON_FILE), results.json_bytes(content))
     page = pages.render(
@@ -454,6 +459,8 @@ def _write_measures(
         about=content,
         measures=measures,
         figures=figures,
+        by_chance=by_chance,
+        few_patients=FEW_PATIENTS,
     )
     storage.write_bytes(storage.join(out, localisation.PAGE_FILE), page)
 

@@ -16,6 +16,7 @@ import numpy as np
 from cxr_records.boxes import BOX_SIZE, Box
 from cxr_records.trainers.evaluation import bootstrap
 from cxr_records.trainers.evaluation.results import Interval
+from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
 from cxr_records.trainers.evaluation.summary import interval, number
 
 FORMAT = "cxr_records localisation"
@@ -140,7 +141,8 @@ def measure(pointed: Sequence[Pointed], draws: int = bootstrap.DRAWS, seed: int 
     """Returns measures by finding, in the order of names, and of all together under "all".
 
     Args:
-        pointed: at least one.
+        pointed: at least one. Where all are alike there is no interval: every draw is alike too, which says
+            nothing of how far off the value may be.
         draws: of patients, for the intervals; 0 for none.
         seed: of the draws.
 
@@ -173,7 +175,7 @@ def measure(pointed: Sequence[Pointed], draws: int = bootstrap.DRAWS, seed: int 
                 means.append(np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0))
         return np.array(means).T
 
-    found = bootstrap.intervals(statistic, patients, draws, seed)
+    found = [_unless_alike(each) for each in bootstrap.intervals(statistic, patients, draws, seed)]
     return {
         name: Measures(
             int(chosen.sum()),
@@ -183,6 +185,10 @@ def measure(pointed: Sequence[Pointed], draws: int = bootstrap.DRAWS, seed: int 
         )
         for place, (name, chosen) in enumerate(zip(names, rows, strict=True))
     }
+
+
+def _unless_alike(found: Interval) -> Interval:
+    return Interval(found.value) if found.low == found.high else found
 
 
 def to_json(
@@ -223,10 +229,13 @@ def table_lines(measures: Mapping[str, Measures]) -> list[str]:
         f"{'fixed place':<11} {'map inside':<22} boxes' area"
     ]
     for name, each in measures.items():
+        few = " *" * (each.patients < FEW_PATIENTS)
         lines.append(
-            f"{name:<20} {each.images:>6,} {each.patients:>8,} {each.boxes:>6,}  "
+            f"{name + few:<20} {each.images:>6,} {each.patients:>8,} {each.boxes:>6,}  "
             f"{interval(each.pointing):<22} {number(each.fixed_place.value):<11} "
             f"{interval(each.mass_in_box):<22} "
             f"{number(each.box_share.value)}"
         )
+    if any(each.patients < FEW_PATIENTS for each in measures.values()):
+        lines.append(f"* fewer than {FEW_PATIENTS} patients: do not rank by it")
     return lines
