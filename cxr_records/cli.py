@@ -28,12 +28,14 @@ COMMANDS = {
         "Score runs or a table of predictions; write a report.",
     ),
     "predict": ("trainers.cli:predict", "Score single PNG, JPEG or DICOM files with a trained run."),
+    "export": ("trainers.cli:export", "Write a trained run's model for a server: SavedModel, ONNX, TFLite."),
     "explain": ("trainers.explain_cli:explain", "Draw where scores come from; measure it against boxes."),
     "demo": ("demo:demo", "Make a small look-alike set and run the main job on it."),
 }
 # Packages that only some commands need: the extra that brings each.
 _EXTRAS = {
-    **dict.fromkeys(("tensorflow", "keras", "jinja2", "matplotlib", "sklearn"), "train"),
+    **dict.fromkeys(("tensorflow", "keras", "jinja2", "matplotlib", "scipy", "sklearn"), "train"),
+    **dict.fromkeys(("onnx", "tf2onnx", "onnxruntime", "ai_edge_litert"), "export"),
     "jax": "jax",
 }
 _MAPPED = ("cxr_records.pipelines", "cxr_records.trainers")  # which setup.cfg puts below this package

@@ -83,8 +83,8 @@ def demo(
         f"  {dataset}/                  the dataset: shards, manifest.json, records.parquet, rejected.csv\n"
         f"  {binary}/           the same images for the task binary\n"
         f"  {sheet}      rare images with their ten augmented copies: judge them yourself"
-        + f"\n  {run}/report.html   what the small model has learned, and its mistakes"
-        * trains
+        + f"\n  {run}/report.html   what the small model has learned, and its mistakes" * trains
+        + ", on drawings" * (trains and not own_images)
     )
 
 

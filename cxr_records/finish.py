@@ -220,6 +220,7 @@ def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, b
             FileEntry(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()
         ),
         duplicates=find_duplicates(_pictures(plan)),
+        drawn=plan.metadata.drawn,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from cxr_records import storage
+from cxr_records.drawings import DRAWN_BY_US, DRAWN_COLUMN
 from cxr_records.errors import UsageError
 from cxr_records.findings import NO_FINDING
 from cxr_records.lookalike_drawing import boxes_of, draw_image
@@ -36,7 +37,7 @@ MIN_IMAGES, MIN_IMAGE_SIZE = 50, 32
 _SPACING_2020 = {0.143: "0.14300000000000002", 0.194311: "0.19431099999999998"}
 
 _COLUMNS = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender",
-            "View Position")  # fmt: skip
+            "View Position", DRAWN_COLUMN)  # fmt: skip
 # As in the real files, where the commas within the brackets are not quoted.
 _ORIGINAL_COLUMNS = ("OriginalImage[Width", "Height]", "OriginalImagePixelSpacing[x", "y]")
 _SAMPLE_COLUMNS = ("OriginalImageWidth", "OriginalImageHeight", "OriginalImagePixelSpacing_x",
@@ -84,6 +85,9 @@ def make_lookalike(
     out: Path, num_images: int = 600, image_size: int = 1024, seed: int = 0, workers: int = 1
 ) -> LookalikePaths:
     """Writes a set of drawn chest X-rays with the tables, lists and layout of NIH ChestX-ray14.
+
+    One column is in no table of NIH's: `Drawn by`. From it every dataset, run and evaluation of these images
+    knows that they are drawings, and says so.
 
     Shares of findings, how they occur together, images per patient and the split by patient are about those
     of the real set. Every finding occurs in at least 3 patients of train_val and 2 of test whatever the size
@@ -160,13 +164,13 @@ def _write_tables(plan: Sequence[PlannedImage], paths: LookalikePaths, seed: int
     appended = _appended_labels(plan, seed)
     v2020 = [
         (image.image_id, appended.get(image.image_id, labels[image.image_id]), image.follow_up, image.patient,
-         image.age, image.sex, image.view, *image.original,
+         image.age, image.sex, image.view, DRAWN_BY_US, *image.original,
          *[_SPACING_2020.get(image.spacing, str(image.spacing))] * 2)
         for image in sorted(plan, key=lambda image: (image.patient, image.follow_up))
     ]  # fmt: skip
     padded = [
         (image.image_id, labels[image.image_id], f"{image.place:03d}", f"{image.patient:08d}", image.age_2017,
-         image.sex, image.view, *image.original, image.spacing, image.spacing)
+         image.sex, image.view, DRAWN_BY_US, *image.original, image.spacing, image.spacing)
         for image in plan
     ]  # fmt: skip
     _write(paths.metadata, _csv((*_COLUMNS, *_ORIGINAL_COLUMNS), v2020, "\n"))

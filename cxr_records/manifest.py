@@ -14,6 +14,7 @@ from typing import Any
 
 from cxr_records import storage
 from cxr_records.config import DatasetConfig
+from cxr_records.drawings import drawn_share
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS
 from cxr_records.layout import BUILD_FOLDER, MANIFEST_FILE
@@ -163,6 +164,7 @@ class Manifest:
         findings: names of the findings, in the order of a record's `findings`.
         files: those beside the shards.
         duplicates: pictures that are in the dataset more than once where they should not be.
+        drawn: images of the table that are drawings of ours (`cxr_records.lookalike`).
     """
 
     config: DatasetConfig
@@ -178,15 +180,21 @@ class Manifest:
     findings: tuple[str, ...] = FINDINGS
     files: tuple[FileEntry, ...] = ()
     duplicates: tuple[DuplicateImages, ...] = ()
+    drawn: int = 0
 
     @functools.cached_property
     def id(self) -> str:
         """Names what the dataset holds: 32 hexadecimal digits.
 
         The files beside the shards only describe it, and a Parquet file also tells which library wrote it:
-        they are under the checksum alone, as are the duplicates.
+        they are under the checksum alone, as are the duplicates and what is drawn.
         """
         return checksum(self._content())[:32]
+
+    @property
+    def drawn_share(self) -> str:
+        """How many of the table's images are drawings: as `drawings.drawn_share` says it."""
+        return drawn_share(self.drawn, self.table.images)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what manifest.json holds."""
@@ -198,6 +206,8 @@ class Manifest:
         }
         if self.duplicates:
             content["duplicates"] = [asdict(group) for group in self.duplicates]
+        if self.drawn:
+            content["drawn"] = self.drawn
         return {**content, "checksum": checksum(content)}
 
     def _content(self) -> dict[str, Any]:
@@ -252,6 +262,7 @@ class Manifest:
                 )
                 for group in content.get("duplicates", ())
             ),
+            drawn=content.get("drawn", 0),
         )
 
 

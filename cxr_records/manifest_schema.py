@@ -53,6 +53,10 @@ def check_manifest(content: Any) -> None:
     if content["table"]["images"] != counted + left_out:
         images = content["table"]["images"]
         raise SchemaError("table.images", images, f"the {counted:,} in splits and {left_out:,} left out")
+    if content.get("drawn", 0) > content["table"]["images"]:
+        raise SchemaError(
+            "drawn", content["drawn"], f"at most {content['table']['images']:,}, as in the table"
+        )
 
 
 def _check_task(content: Mapping[str, Any]) -> None:
@@ -328,6 +332,7 @@ _MANIFEST = _object(
     },
     {
         "findings": _list(_text, least=1),
+        "drawn": _whole(1),
         "duplicates": _list(
             _object(
                 {

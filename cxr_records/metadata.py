@@ -15,10 +15,20 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from cxr_records.drawings import DRAWN_BY_US, DRAWN_COLUMN
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
 from cxr_records.names import base_name, patient_in_name, patients_told, stem
-from cxr_records.tablefiles import IMAGE_COLUMNS, Rows, alike, filled, plain, read_rows, short
+from cxr_records.tablefiles import (
+    IMAGE_COLUMNS,
+    PATIENT_COLUMNS,
+    Rows,
+    alike,
+    filled,
+    plain,
+    read_rows,
+    short,
+)
 
 NEEDED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 # What each must hold to be read, for what is said of the others.
@@ -33,7 +43,7 @@ _FOR_INFORMATION = "Follow-up #"  # the tables number it differently, and nothin
 _ALIASES = {
     "Image Index": IMAGE_COLUMNS,
     "Finding Labels": ("finding", "findings", "label", "labels", "diagnosis"),
-    "Patient ID": ("patient", "patientnumber", "subject", "subjectid", "pid"),
+    "Patient ID": PATIENT_COLUMNS,
     "Patient Age": ("age", "ageyears", "patientageyears"),
     "Patient Gender": ("gender", "sex", "patientsex"),
     "View Position": ("view", "position", "projection"),
@@ -64,6 +74,7 @@ class Metadata:
         dialect: "2017", "v2020", "kaggle sample" or "other".
         digest: sha256 (hex) of the table and the findings, whatever file they came in.
         warnings: what was read otherwise than it stands, or could not be read, with counts.
+        drawn: rows that are of drawings of ours (`DRAWN_COLUMN`), which say nothing about patients.
     """
 
     table: pd.DataFrame
@@ -71,6 +82,7 @@ class Metadata:
     dialect: str
     digest: str
     warnings: tuple[str, ...] = ()
+    drawn: int = 0
 
     def __len__(self) -> int:
         return len(self.table)
@@ -128,16 +140,18 @@ def read_metadata(path: str) -> Metadata:
         {
             "image_id": text(image_ids),
             "patient_id": whole(patient_ids),
-            "view": text(optional("View Position", _view, "")),
-            "sex": text(optional("Patient Gender", _sex, "")),
-            "age_years": whole(optional("Patient Age", _age_years, UNKNOWN)),
+            "view": text(optional("View Position", as_view, "")),
+            "sex": text(optional("Patient Gender", as_sex, "")),
+            "age_years": whole(optional("Patient Age", as_age_years, UNKNOWN)),
             "follow_up": whole(optional("Follow-up #", _follow_up, UNKNOWN)),
         }
     )
-    vectors = np.array(_convert(columns, "Finding Labels", _findings), dtype=np.uint8)[order]
+    vectors = np.array(_convert(columns, "Finding Labels", as_findings), dtype=np.uint8)[order]
     vectors.setflags(write=False)
     digest = _digest(table, vectors)
-    return Metadata(table, vectors, _dialect(columns), digest, tuple(f"{path}: {text}" for text in warnings))
+    told = tuple(f"{path}: {text}" for text in warnings)
+    drawn = [text.strip() for text in columns.cells.get(DRAWN_COLUMN, ())].count(DRAWN_BY_US)
+    return Metadata(table, vectors, _dialect(columns), digest, told, drawn)
 
 
 def _alike(header: Sequence[str], column: str) -> str | None:
@@ -163,7 +177,7 @@ def _columns(rows: Rows) -> _Columns:
             f"{', '.join(map(repr, missing))} must be added or renamed in the first line"
             f"{' (' * bool(hints)}{', '.join(hints)}{')' * bool(hints)}"
         )
-    used = [name for name in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS) if name in header]
+    used = [name for name in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS, DRAWN_COLUMN) if name in header]
     twice = [name for name in used if header.count(name) > 1]
     if twice:
         raise CxrError(f"{path}: found the column {twice[0]!r} twice; keep one of them")
@@ -317,8 +331,12 @@ def _unreadable(columns: _Columns, name: str, values: list[T], unknown: T) -> li
     ]
 
 
-def _findings(text: str) -> np.ndarray:
-    """`parse_findings`, which knows of one separator; people save tables with others."""
+def as_findings(text: str) -> np.ndarray:
+    """Returns uint8 [14] for a cell of "Finding Labels".
+
+    Raises:
+        ValueError: as `parse_findings`, which knows of one separator; people save tables with others.
+    """
     try:
         return parse_findings(text)
     except ValueError as error:
@@ -340,17 +358,20 @@ def _follow_up(text: str) -> int:
     return int(match[1]) if match else UNKNOWN
 
 
-def _age_years(text: str) -> int:
+def as_age_years(text: str) -> int:
+    """Returns the whole years of a cell such as "58", "058Y" or "011M"; -1 for what is no age up to 120."""
     match = _AGE.fullmatch(text.upper())
     age = int(match[1]) // _AGE_UNITS_PER_YEAR[match[2]] if match else UNKNOWN
     return age if age <= _MAX_AGE_YEARS else UNKNOWN
 
 
-def _view(text: str) -> str:
+def as_view(text: str) -> str:
+    """Returns PA or AP; "" for all else."""
     return text.upper() if text.upper() in ("PA", "AP") else ""
 
 
-def _sex(text: str) -> str:
+def as_sex(text: str) -> str:
+    """Returns M or F; "" for all else."""
     return _SEXES.get(text.upper(), "")
 
 

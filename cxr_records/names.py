@@ -29,7 +29,7 @@ _LITTER = {
 
 # What such a name begins with, whatever people append (_resized, -0). NIH's patients go up to 30,805: eight
 # digits that do not begin with 000 are another hospital's, such as a date.
-_NIH_NAME = re.compile(r"(000[0-9]{5})_[0-9]{3}(?![0-9])")
+_NIH_NAME = re.compile(r"(000[0-9]{5})_([0-9]{3})(?![0-9])")
 
 
 def base_name(path: str) -> str:
@@ -71,6 +71,15 @@ def patient_in_name(path: str) -> int | None:
     """Returns the patient whom a name of NIH's form tells, 13 for 00000013_005.png; None for other names."""
     match = _NIH_NAME.match(base_name(path))
     return int(match[1]) if match else None
+
+
+def follow_up_in_name(path: str) -> int | None:
+    """Returns the number of the follow-up that a name of NIH's form tells, 5 for 00000013_005.png.
+
+    It is that of the table of 2017; the table of 2020 numbers 24,106 images otherwise.
+    """
+    match = _NIH_NAME.match(base_name(path))
+    return int(match[2]) if match else None
 
 
 def patients_told(image_ids: Sequence[str], patient_ids: Sequence[int]) -> dict[int, int]:

@@ -6,6 +6,10 @@ this depends on (seed, epoch, host) alone: not on the number of cores, on tf.dat
 seed. So epoch e is the same whether or not the epochs before it were read, and a run that was stopped goes on
 where it was.
 
+Class-balanced sampling. A shard gives as many records as it holds, but each as often as `balancing` says, and
+all of them in an order of the epoch's own: so copies of a record lie apart, and side by side no more often
+than independent draws would. The shards that are read in turn are held in memory for it.
+
 Speed. Records stay serialized through shuffling and batching, and a batch is parsed at once.
 
 One dataset. What is read belongs to the dataset that was opened: its shards on disk are held open, so that a
@@ -27,7 +31,7 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from cxr_records import storage
+from cxr_records import balancing, storage
 from cxr_records.cache import DEFAULT_BYTES, HeldFile, ShardCache, listed_sizes
 from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
@@ -75,6 +79,7 @@ def load_split(
     task: Task | str | None = None,
     shuffle: bool | None = None,
     seed: int = 0,
+    sampling: str = balancing.NATURAL,
     epochs: int | None = None,
     start_epoch: int = 0,
     start_batch: int = 0,
@@ -107,6 +112,8 @@ def load_split(
         task: another than the dataset's; see `Dataset.as_task`.
         shuffle: None shuffles train alone. What is not shuffled comes in manifest order.
         seed: of the shuffling.
+        sampling: "natural", each record once in an epoch; or "class_balanced", where shuffled: as many
+            records, drawn so that all classes come as often, as far as each shard holds them.
         epochs: of the whole run, those before start_epoch included. None: endless where shuffled, otherwise
             one from start_epoch on.
         start_epoch: the first epoch, counted from 0.
@@ -134,6 +141,10 @@ def load_split(
     records = dataset.split(split)
     shuffle = split == TRAIN if shuffle is None else shuffle
     last_batch = last_batch or ("drop" if shuffle else "pad")
+    if sampling not in balancing.SAMPLINGS:
+        raise UsageError(f"found sampling {sampling!r}; expected one of {', '.join(balancing.SAMPLINGS)}")
+    if sampling != balancing.NATURAL and not shuffle:
+        raise UsageError(f"found sampling {sampling!r} of records in manifest order; expected `shuffle=True`")
     steps = _steps(records, split, batch_size, num_hosts, shuffle, last_batch)
     if not 0 <= host < num_hosts:
         raise UsageError(f"found host {host} of {num_hosts} hosts; expected 0 to {num_hosts - 1}")
@@ -160,6 +171,7 @@ def load_split(
         seed,
         host,
         num_hosts,
+        sampling,
     )
 
     def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -409,6 +421,7 @@ class _Stream:
         seed: int,
         host: int,
         num_hosts: int,
+        sampling: str,
     ):
         self._files, self._shuffle, self._host, self._num_hosts = files, shuffle, host, num_hosts
         self._counts = np.array([count for _, _, count in records.shards], np.int64)
@@ -419,6 +432,7 @@ class _Stream:
         # Stateless generators take two numbers: ours, and the epoch.
         self._shards_key = keyed_hash(seed, "order of shards") >> 1
         self._buffer_key = keyed_hash(seed, "shuffle buffer", host, num_hosts) >> 1
+        self._draws = _Draws(records, self._counts, seed) if sampling == balancing.CLASS_BALANCED else None
 
     def epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
         """Returns the records of one epoch, as the host reads them."""
@@ -431,31 +445,93 @@ class _Stream:
         files = self._files.located(shards).flat_map(_opened)
         if not self._shuffle:
             return files.flat_map(self._shard)
-        blocks = files.interleave(self._blocks, INTERLEAVED_SHARDS, block_length=1)
+
+        def blocks_of(shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
+            """Reads a shard ahead in a thread of its own, which hands over blocks and not single records."""
+            if self._draws is None:
+                blocks = self._shard(shard, path, trouble).batch(BLOCK_RECORDS)
+            else:
+                blocks = self._draws.blocks(self._whole_shard(shard, path, trouble), shard, epoch)
+            return blocks.prefetch(2)
+
+        blocks = files.interleave(blocks_of, INTERLEAVED_SHARDS, block_length=1)
         key = [tf.constant(self._buffer_key, tf.int64), epoch]
         seed = tf.random.stateless_uniform([], key, maxval=tf.int64.max, dtype=tf.int64, alg="philox")
         _forget_global_seed()
         return blocks.unbatch().shuffle(self._buffer, seed, reshuffle_each_iteration=False)
 
-    def _blocks(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
-        """Reads a shard ahead in a thread of its own, which hands over blocks and not single records."""
-        return self._shard(shard, path, trouble).batch(BLOCK_RECORDS).prefetch(2)
-
     def _shard(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
-        """The records of a shard that take part.
+        """The records of a shard that take part."""
+        records = self._whole_shard(shard, path, trouble)
+        if self._takes_part is None:
+            return records
+        count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
+        takes_part = tf.data.Dataset.from_tensor_slices(tf.constant(self._takes_part)[end - count : end])
+        return _chosen(records, takes_part)
+
+    def _whole_shard(self, shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:
+        """The records of a shard.
 
         TensorFlow's error of a damaged file does not name it. So its errors end the file, and where that
         gives fewer records than the manifest says, our own error follows.
         """
-        count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
         broken = tf.data.Dataset.from_tensors(trouble).repeat().map(_stop)
         whole = tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).ignore_errors()
-        records = whole.concatenate(broken).take(count)
-        if self._takes_part is None:
-            return records
-        takes_part = tf.data.Dataset.from_tensor_slices(tf.constant(self._takes_part)[end - count : end])
-        pairs = tf.data.Dataset.zip((records, takes_part)).filter(lambda record, takes_part: takes_part)
-        return pairs.map(lambda record, takes_part: record)
+        return whole.concatenate(broken).take(tf.gather(self._counts, shard))
+
+
+class _Draws:
+    """Class-balanced sampling of a shard's records.
+
+    Args:
+        records: of the split that take part.
+        counts: int64, records in each file.
+        seed: of the order of training.
+    """
+
+    def __init__(self, records: SplitRecords, counts: np.ndarray, seed: int):
+        expected = np.zeros(len(records.takes_part))
+        shard_records = [kept for _, kept, _ in records.shards]
+        expected[records.takes_part] = balancing.expected_draws(records.task, records.labels, shard_records)
+        self._upto, self._counts = balancing.reached(expected, counts.tolist()), counts
+        self._ends = np.cumsum(counts)
+        numbers = range(len(counts))
+        self._first = np.array([balancing.first_offset(seed, number) for number in numbers])
+        self._order_keys = np.array([keyed_hash(seed, "order in shard", n) >> 1 for n in numbers])
+
+    def blocks(self, records: tf.data.Dataset, shard: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
+        """Gives what an epoch draws of a shard's records, as `balancing.times_drawn`, in blocks.
+
+        Args:
+            records: all in the file.
+            shard: its number.
+            epoch: from 0.
+        """
+        count, end = tf.gather(self._counts, shard), tf.gather(self._ends, shard)
+        upto = tf.constant(self._upto)[end - count : end]
+        ring = tf.gather(self._first, shard) + epoch * balancing.OFFSET_STEP
+        offset = tf.cast(tf.math.floormod(ring, balancing.OFFSETS), tf.float64) / balancing.OFFSETS
+        drawn = tf.cast(tf.floor(upto + offset), tf.int64)
+        times = drawn - tf.concat([[0], drawn[:-1]], axis=0)
+        some = times[times > 0]
+        order = tf.random.experimental.stateless_shuffle(
+            tf.repeat(tf.range(tf.size(some)), some),
+            [tf.gather(self._order_keys, shard), epoch],
+            alg="philox",
+        )
+        held = _chosen(records, tf.data.Dataset.from_tensor_slices(times > 0)).batch(count)
+
+        def in_order(held: tf.Tensor) -> tf.data.Dataset:
+            places = tf.data.Dataset.from_tensor_slices(order).batch(BLOCK_RECORDS)
+            return places.map(lambda block: tf.gather(held, block))
+
+        return held.flat_map(in_order)
+
+
+def _chosen(records: tf.data.Dataset, chosen: tf.data.Dataset) -> tf.data.Dataset:
+    """Those records beside which stands True."""
+    pairs = tf.data.Dataset.zip((records, chosen)).filter(lambda record, chosen: chosen)
+    return pairs.map(lambda record, chosen: record)
 
 
 def _opened(shard: tf.Tensor, path: tf.Tensor, trouble: tf.Tensor) -> tf.data.Dataset:

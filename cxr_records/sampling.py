@@ -262,7 +262,7 @@ def imbalance(
     )
 
 
-def class_weights(records: Sequence[int], total: int) -> list[float]:
+def class_weights(records: Sequence[float], total: int) -> list[float]:
     """Returns a loss weight per class: inverse frequency, total / (classes with records × records).
 
     Over single-label records the mean weight is 1. Give the counts AFTER copies: the copies have corrected
@@ -270,7 +270,7 @@ def class_weights(records: Sequence[int], total: int) -> list[float]:
     records gets weight 0.
 
     Args:
-        records: records per class, copies included.
+        records: records per class as seen in training, copies included.
         total: records of the split, copies included.
     """
     filled = sum(count > 0 for count in records)

@@ -456,13 +456,57 @@ def atomic_file(path: str) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(final)  # a full disk says so without a name
         raise
-    _sync_folder(final.parent)
+    _sync(final.parent)
 
 
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a file whole or not at all."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str, last: str) -> Iterator[Path]:
+    """Gives an empty local folder whose files appear under a path whole, or not at all.
+
+    What was there is replaced: to be checked before.
+
+    Local: a temporary name beside it, fsync, rename. Elsewhere: uploads, that of `last` at the end, so that
+    the folder is whole once it has that one.
+
+    Args:
+        path: of the folder; those above it are made.
+        last: name of a file in it.
+    """
+    if is_url(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            remove(join(path, last))
+            remove(path)
+            files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
+            for file in sorted(files, key=lambda file: file == Path(folder, last)):
+                name = join(path, *file.relative_to(folder).parts)
+                make_folder(name.rpartition("/")[0])
+                write_bytes(name, file.read_bytes())
+        return
+    final = Path(os.path.realpath(local_path(path)))
+    temporary, before = (final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex}") for _ in range(2))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _sync(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            final.rename(before)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not final.exists() and before.exists():
+            before.rename(final)
+        raise
+    _sync(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
@@ -654,9 +698,9 @@ def _ns(time: object) -> int:
     return int(time * 1e9) if isinstance(time, int | float) else 0
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Makes a file's bytes, or what was renamed in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

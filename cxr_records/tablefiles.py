@@ -35,6 +35,8 @@ IMAGE_COLUMNS = (
     "imagepath",
     "path",
 )
+# And what heads the column of patients.
+PATIENT_COLUMNS = ("patientid", "patient", "patientnumber", "subject", "subjectid", "pid")
 _LIKENESS = 0.85  # of two names as `plain` writes them: "patientage" and "patientsex" have 0.8
 _MAX_WRAPPINGS = 3  # gzip in zip, and such
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}

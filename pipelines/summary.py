@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cxr_records import sampling
+from cxr_records.drawings import drawn_share, drawn_words
 from cxr_records.pipelines.build import BuildResult
 from cxr_records.pipelines.decode import DecodedImages, ImagesAtHand
 from cxr_records.pipelines.plan import PlanResult
@@ -114,6 +115,9 @@ def tell_plan(plan: Plan, at_hand: ImagesAtHand | None) -> None:
     click.echo(f"task {task.name}{' with No Finding' * task.with_no_finding}; splits: {plan.splits.origin}")
     if not plan.splits.official:
         click.echo("not the official split: do not compare results with published official-split results")
+    if plan.metadata.drawn:
+        share = drawn_share(plan.metadata.drawn, len(plan.metadata))
+        click.echo(f"{drawn_words(share)}: {plan.metadata.drawn:,} of {len(plan.metadata):,}")
     if at_hand:
         _tell_not_in_table(at_hand)
     _tell_left_out(plan)

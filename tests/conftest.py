@@ -74,7 +74,7 @@ def manifest_json(dataset: Path | str) -> dict[str, Any]:
 
 def write_manifest(dataset: Path, content: dict[str, Any]) -> None:
     """Writes a changed manifest with the id and the checksum that its content has."""
-    beside = ("id", "findings", "files", "duplicates", "checksum")
+    beside = ("id", "findings", "files", "duplicates", "drawn", "checksum")
     identity = {key: value for key, value in content.items() if key not in beside}
     content = {**content, "id": checksum(identity)[:32]}
     content.pop("checksum", None)

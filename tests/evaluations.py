@@ -1,12 +1,16 @@
 """Scores made by chance, and their evaluation, for several test modules."""
 
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 
+from cxr_records.metadata import read_metadata
+from cxr_records.tasks import as_task
 from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.evaluation.results import Evaluation
+from cxr_records.trainers.evaluation.tables import match, read_score_table
 
 EXPECTED = Path(__file__).with_name("expected")
 NAMES = ("Mass", "Nodule", "Hernia")
@@ -38,6 +42,14 @@ def make_predictions(
         scores=scores,
         mean_scores=scores.mean(axis=0),
     )
+
+
+@functools.cache
+def read_real(nih: Path) -> Predictions:
+    """The real table of a DenseNet-121's scores, with NIH's labels; not to be changed."""
+    images = read_metadata(str(nih / "Data_Entry_2017_v2020.csv.gz"))
+    table = read_score_table(str(nih / "densenet121_predictions.csv.gz"), images)
+    return match(table, images, as_task("multilabel"), "all scored images")
 
 
 def read_expected(kind: str) -> Evaluation:

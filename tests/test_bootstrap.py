@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from cxr_records.errors import UsageError
 from cxr_records.trainers.evaluation import metrics
-from cxr_records.trainers.evaluation.bootstrap import draws_of, intervals, rounded
+from cxr_records.trainers.evaluation.bootstrap import by_patient, draws_of, intervals, rounded, sample
 from cxr_records.trainers.evaluation.results import Interval
 
 
@@ -140,3 +140,138 @@ def test_a_thousand_draws_of_seed_0_are_what_is_drawn_unless_told_otherwise():
 
     assert intervals(total, np.arange(9)) == intervals(total, np.arange(9), 1000, 0)
     assert intervals(total, np.arange(9)) != intervals(total, np.arange(9), 1001, 0)
+
+
+# Means
+
+
+@st.composite
+def small_tables(draw):
+    """Patients, labels of three classes and scores with ties, of few images: classes are often missing."""
+    n = draw(st.integers(2, 14))
+    rows = [[draw(st.integers(0, 1)) for _ in range(3)] for _ in range(n)]
+    scores = [[draw(st.integers(0, 3)) for _ in range(3)] for _ in range(n)]
+    return np.array([draw(st.integers(0, 5)) for _ in range(n)]), np.array(rows), np.array(scores)
+
+
+def slow_auroc(rows: list[tuple[int, int]]) -> float | None:
+    """By all pairs."""
+    pairs = [(p, q) for y, p in rows if y for z, q in rows if not z]
+    return sum(1.0 if p > q else 0.5 if p == q else 0.0 for p, q in pairs) / len(pairs) if pairs else None
+
+
+def slow_mean(patients, labels, scores, images: list[int], classes: list[int]) -> float | None:
+    """The mean area of classes over images, which may repeat; None if one has none."""
+    areas = [slow_auroc([(labels[i][c], scores[i][c]) for i in images]) for c in classes]
+    return None if None in areas or not areas else sum(areas) / len(areas)
+
+
+@settings(deadline=None, max_examples=40)
+@given(small_tables(), st.integers(1, 60))
+def test_the_interval_of_a_mean_is_over_draws_that_hold_every_class_and_there_are_enough(table, draws):
+    patients, labels, scores = table
+    rankings = [metrics.Ranking(y, s) for y, s in zip(labels.T, scores.T, strict=True)]
+
+    def areas(weights: np.ndarray) -> np.ndarray:
+        return np.stack([ranking.counts(weights).auroc() for ranking in rankings], axis=1)
+
+    found = intervals(areas, patients, draws, 1, means=[range(3)])[-1]
+
+    n = len(patients)
+    every = list(range(n))
+    classes = [c for c in range(3) if slow_mean(patients, labels, scores, every, [c]) is not None]
+    value = slow_mean(patients, labels, scores, every, classes)
+    if value is None:
+        assert found == Interval(None)
+        return
+    assert found.value == pytest.approx(value, abs=1e-6)
+    for groups, name, low, high in (
+        (patients, "patients", found.low, found.high),
+        (np.arange(n), "image_", found.image_low, found.image_high),
+    ):
+        means = [
+            slow_mean(patients, labels, scores, np.repeat(every, weights).tolist(), classes)
+            for weights in drawn(groups, draws, 1, name).T
+        ]
+        whole = [mean for mean in means if mean is not None]
+        if len(whole) < 0.8 * draws:
+            assert (low, high) == (None, None)
+            if name == "patients":
+                share = 100 * len(whole) // draws
+                begins = f"only {share}% of" if share else "no draw holds"
+                assert found.no_interval.startswith(begins)
+        else:
+            assert (low, high) == pytest.approx(
+                (percentile(whole, 0.025), percentile(whole, 0.975)), abs=1e-6
+            )
+            assert name == "image_" or found.no_interval is None
+
+
+@pytest.mark.parametrize(("held", "share"), [(80, None), (79, 79), (1, 1), (0, 0)])
+def test_a_mean_has_an_interval_from_80_percent_of_the_draws_on_and_a_reason_below(held, share):
+    calls = []
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        count = weights.shape[1]
+        first = sum(calls)
+        calls.append(count if first or count > 1 else 0)  # the first call is for the rows as they are
+        numbers = np.arange(first, first + count, dtype=float)
+        missing = np.where(calls[-1] and (numbers >= held), np.nan, numbers)
+        return np.stack([numbers, missing], axis=1)
+
+    first, second, mean = intervals(statistic, np.arange(5), 100, 0, means=[[0, 1]], images=False)
+
+    assert (first.no_interval, second.no_interval) == (None, None)
+    assert first.low is not None
+    reason = f"only {share}% of the draws hold every class" if share else "no draw holds every class"
+    assert mean.no_interval == (None if share is None else reason)
+    assert (mean.low is None) == (share is not None)
+
+
+def test_a_mean_is_over_the_classes_that_the_rows_have():
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.tile([1.0, np.nan, 3.0], (weights.shape[1], 1))
+
+    *_, mean, none = intervals(statistic, np.arange(5), 10, 0, means=[range(3), [1]])
+
+    assert mean == Interval(2.0, 2.0, 2.0, 2.0, 2.0)
+    assert none == Interval(None)
+
+
+@pytest.mark.parametrize(
+    ("draws", "p"),
+    [
+        ([1.0] * 99, 2 * 1 / 100),
+        ([-1.0] * 99, 2 * 1 / 100),
+        ([1.0] * 96 + [-1.0] * 3, 2 * 4 / 100),
+        ([1.0] * 96 + [0.0] * 3, 2 * 4 / 100),
+        ([0.0] * 99, 1.0),
+        ([1.0] * 50 + [-1.0] * 49, 1.0),
+        ([1.0] * 50 + [float("nan")] * 49, 2 / 51),
+    ],
+)
+def test_a_p_value_is_twice_the_share_of_draws_on_the_other_side_of_0_and_never_0(draws, p):
+    numbers = iter([0.5, *draws])
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.array([[next(numbers)] for _ in range(weights.shape[1])])
+
+    found = sample(statistic, np.arange(4), 99, 0, images=False)
+
+    assert found.p_value(0) == pytest.approx(p)
+
+
+def test_without_draws_there_is_no_p_value():
+    assert sample(lambda weights: np.ones((weights.shape[1], 1)), np.arange(4), 0).p_value(0) is None
+
+
+def test_rows_are_summed_by_patient_and_a_draw_weighs_the_sums_as_it_does_the_rows():
+    patients = np.array([7, 3, 7, 9, 3])
+    rows = np.arange(10.0).reshape(5, 2)
+
+    sums = by_patient(patients, rows)
+
+    np.testing.assert_array_equal(sums, [rows[[1, 4]].sum(axis=0), rows[[0, 2]].sum(axis=0), rows[3]])
+    np.testing.assert_allclose(
+        drawn(np.unique(patients), 70).T @ sums, drawn(patients, 70).T.astype(float) @ rows
+    )

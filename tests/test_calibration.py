@@ -1,8 +1,10 @@
-"""Calibration: the shift of copies undone, errors, the temperature."""
+"""Calibration: what training did to the odds undone, errors, slopes and offsets."""
+
+import dataclasses
 
 import numpy as np
 import pytest
-from evaluations import NAMES, make_predictions
+from evaluations import NAMES, make_predictions, read_real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,17 +12,19 @@ from cxr_records.images import ImageFormat
 from cxr_records.tasks import parse_task
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import calibration
+from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.runs import ClassCount, Run
 
 RNG = np.random.default_rng(0)
 
 
 def run_of(records: dict, images: dict, totals: tuple[int, int], loss: str = "bce") -> Run:
+    several = loss in ("ce", "weighted_ce", "logit_adjusted")
     return Run(
         path="run",
         dataset="dataset",
         dataset_id="id",
-        task=parse_task("multilabel"),
+        task=parse_task("multiclass" if several else "multilabel"),
         image_format=ImageFormat(),
         config=TrainConfig(loss=loss),
         classes={name: ClassCount(records[name], images[name]) for name in records},
@@ -30,56 +34,155 @@ def run_of(records: dict, images: dict, totals: tuple[int, int], loss: str = "bc
     )
 
 
+def undone(scores: np.ndarray, kind: str, run: Run) -> np.ndarray:
+    return calibration.undo_shift(scores, kind, calibration.shift_of_training(run))
+
+
 def test_a_model_that_knows_only_the_frequency_after_copies_is_brought_to_that_before():
     run = run_of({"Hernia": 300}, {"Hernia": 30}, (1300, 1000))
 
-    undone = calibration.undo_shift(np.full((5, 1), 300 / 1300), "multilabel", run)
+    found = undone(np.full((5, 1), 300 / 1300), "multilabel", run)
 
-    np.testing.assert_allclose(undone, 30 / 1000)
+    np.testing.assert_allclose(found, 30 / 1000)
+    assert calibration.undone_by(run) == ("copies",)
 
 
 def test_without_copies_nothing_is_shifted():
     run = run_of({"A": 30, "B": 500}, {"A": 30, "B": 500}, (1000, 1000))
     scores = RNG.random((20, 2))
 
-    np.testing.assert_allclose(calibration.undo_shift(scores, "multilabel", run), scores)
+    np.testing.assert_allclose(undone(scores, "multilabel", run), scores)
+    assert calibration.undone_by(run) == ()
 
 
 @pytest.mark.parametrize(("loss", "seen"), [("ce", [0.25, 0.75]), ("logit_adjusted", [0.5, 0.5])])
 def test_multiclass_shares_are_brought_to_those_of_the_images(loss, seen):
     run = run_of({"A": 100, "B": 300}, {"A": 10, "B": 300}, (400, 310), loss)
 
-    undone = calibration.undo_shift(np.array([seen]), "multiclass", run)
-
-    np.testing.assert_allclose(undone, [[10 / 310, 300 / 310]])
+    np.testing.assert_allclose(undone(np.array([seen]), "multiclass", run), [[10 / 310, 300 / 310]])
 
 
-@pytest.mark.parametrize("truth", [0.5, 1.0, 3.0])
-def test_the_temperature_that_made_the_scores_is_found(truth):
-    logits = RNG.normal(scale=2, size=(40_000, 1))
-    labels = (RNG.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(int)
-    scores = 1 / (1 + np.exp(-logits * truth))
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 999), st.integers(1, 99), st.floats(0.001, 0.999))
+def test_what_weights_and_copies_do_to_the_odds_is_undone_exactly(records, images, truth):
+    """Of images that look alike a share `truth` is positive; the model was trained to the least loss."""
+    run = run_of({"Mass": records}, {"Mass": images}, (1000, 100), "weighted_bce")
+    odds_of_records, odds_of_images = records / (1000 - records), images / (100 - images)
+    odds = truth / (1 - truth) * odds_of_records / odds_of_images  # of the records, which hold copies
+    odds *= (1000 - records) / records  # (N / 2P) / (N / 2(N - P))
 
-    found = calibration.fit_temperature(labels, scores, "binary")
+    found = undone(np.array([[odds / (1 + odds)]]), "multilabel", run)
 
-    assert found == pytest.approx(truth, rel=0.05)
+    assert found[0, 0] == pytest.approx(truth, rel=1e-6)
+    assert calibration.undone_by(run) == ("copies", "the weights of weighted_bce")
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("loss", ["weighted_ce", "logit_adjusted"])
+def test_what_a_softmax_learned_under_weights_or_an_adjustment_is_undone_exactly(loss, tau):
+    records, images, truth = np.array([300, 200, 500]), np.array([30, 50, 20]), np.array([0.2, 0.7, 0.1])
+    run = run_of(
+        dict(zip("ABC", records, strict=True)), dict(zip("ABC", images, strict=True)), (1000, 100), loss
+    )
+    if loss == "logit_adjusted":
+        run = dataclasses.replace(run, config=TrainConfig(loss=loss, loss_options={"tau": tau}))
+    learned = truth * (records / 1000) / (images / 100)
+    learned = learned / records if loss == "weighted_ce" else learned / (records / 1000) ** tau
+    learned /= learned.sum()
+
+    np.testing.assert_allclose(undone(learned[np.newaxis], "multiclass", run), [truth])
+
+
+def test_shares_that_training_saw_take_the_place_of_those_of_its_records():
+    binary = run_of({"Mass": 300}, {"Mass": 30}, (1000, 100))
+    several = run_of({"A": 100, "B": 300}, {"A": 10, "B": 30}, (400, 40), "ce")
+
     np.testing.assert_allclose(
-        calibration.with_temperature(scores, truth, "binary"), 1 / (1 + np.exp(-logits)), atol=1e-6
+        calibration.shift_of_training(binary, np.array([0.5])), [np.log(1 / (30 / 70))]
+    )
+    shift = calibration.shift_of_training(several, np.array([0.5, 0.5]))
+    np.testing.assert_allclose(
+        calibration.undo_shift(np.array([[0.5, 0.5]]), "multiclass", shift), [[0.25, 0.75]]
     )
 
 
-def test_a_softmax_stays_one_under_a_temperature():
-    scores = RNG.dirichlet(np.ones(5), size=50)
-
-    cooled = calibration.with_temperature(scores, 2.0, "multiclass")
-
-    np.testing.assert_allclose(cooled.sum(axis=1), 1)
-    np.testing.assert_array_equal(cooled.argmax(axis=1), scores.argmax(axis=1))
-    np.testing.assert_allclose(calibration.with_temperature(scores, 1.0, "multiclass"), scores, atol=1e-6)
+# Slope and offset
 
 
-def test_labels_of_one_kind_have_no_temperature():
-    assert calibration.fit_temperature(np.zeros((5, 1), int), RNG.random((5, 1)), "binary") is None
+def slow_loss(labels: np.ndarray, scores: np.ndarray, slope: float, offset: float) -> float:
+    z = offset + slope * np.log(scores / (1 - scores))
+    return float((np.logaddexp(0, z) - labels * z).sum())
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(1.0, 0.0), (0.5, -2.0), (3.0, 1.5)])
+def test_the_line_that_made_the_labels_is_found(slope, offset):
+    scores = 1 / (1 + np.exp(-RNG.normal(scale=1.5, size=40_000)))
+    truth = 1 / (1 + np.exp(-(offset + slope * np.log(scores / (1 - scores)))))
+    labels = (RNG.random(len(scores)) < truth).astype(int)
+
+    found = calibration.fit_line(labels, scores)
+
+    assert (found.slope, found.offset) == pytest.approx((slope, offset), abs=0.08)
+    assert found.note is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 9999), st.integers(30, 80))
+def test_no_line_near_the_one_that_is_found_is_more_likely(seed, n):
+    random = np.random.default_rng(seed)
+    labels = np.arange(n) % 3 == 0
+    scores = 1 / (1 + np.exp(-random.normal(size=n) * 3 - random.normal(size=n) * labels))
+
+    found = calibration.fit_line(labels, scores)
+
+    x = np.log(scores / (1 - scores))
+    p = 1 / (1 + np.exp(-(found.offset + found.slope * x)))
+    # The likelihood is level there: its slope is 0 in both directions.
+    assert (p - labels).sum() == pytest.approx(0, abs=1e-6 * n)
+    assert ((p - labels) * x).sum() == pytest.approx(0, abs=1e-6 * n * np.abs(x).max())
+    assert (found.note is None) == (found.slope > 0)
+    assert found == calibration.fit_line(labels, scores)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "note"),
+    [
+        ([0] * 20, np.linspace(0.1, 0.9, 20), "not fitted: no positive image"),
+        ([1] * 20, np.linspace(0.1, 0.9, 20), "not fitted: no negative image"),
+        ([1] + [0] * 30, None, "offset alone: 1 positive image, fewer than 10"),
+        ([1] * 9 + [0] * 30, None, "offset alone: 9 positive images, fewer than 10"),
+        ([1] * 30 + [0] * 9, None, "offset alone: 9 negative images, fewer than 10"),
+        ([0] * 20 + [1] * 20, np.linspace(0.1, 0.9, 40), "offset alone: the scores separate the labels"),
+        ([1] * 20 + [0] * 20, np.linspace(0.1, 0.9, 40), "offset alone: the scores separate the labels"),
+        ([1, 0] * 20, np.full(40, 0.3), "offset alone: the scores separate the labels"),
+        ([1, 0] * 20, np.tile([1.0, 0.0], 20), "offset alone: the scores separate the labels"),
+    ],
+)
+def test_where_no_slope_can_be_fitted_the_offset_alone_is_and_that_is_said(labels, scores, note):
+    labels = np.array(labels)
+    scores = RNG.random(len(labels)) if scores is None else scores
+
+    found = calibration.fit_line(labels, scores)
+
+    assert found.note == note
+    if note.startswith("not fitted"):
+        assert (found.slope, found.offset) == (None, None)
+    else:
+        assert found.slope == 1.0
+        assert found.apply(scores).mean() == pytest.approx(labels.mean(), abs=1e-6)
+
+
+def test_scores_that_rank_the_wrong_way_are_said_to():
+    labels = RNG.integers(0, 2, 2000)
+    scores = np.clip(0.5 - 0.2 * labels + RNG.normal(scale=0.15, size=2000), 0.01, 0.99)
+
+    found = calibration.fit_line(labels, scores)
+
+    assert found.slope < 0
+    assert found.note == "the slope is not above 0: the scores rank the wrong way"
+
+
+# Bins
 
 
 def test_bins_hold_as_many_images_each_and_errors_are_what_they_say():
@@ -100,7 +203,7 @@ def test_fewer_images_than_bins_are_a_bin_each():
 # What calibrate does with them
 
 
-def shifted_run(loss: str = "bce") -> Run:
+def weighted_run(loss: str = "weighted_bce") -> Run:
     return run_of(
         {"Mass": 300, "Nodule": 200, "Hernia": 150},
         {"Mass": 300, "Nodule": 100, "Hernia": 15},
@@ -109,42 +212,38 @@ def shifted_run(loss: str = "bce") -> Run:
     )
 
 
-@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
-def test_a_temperature_is_fitted_on_validation_after_the_shift_of_copies_was_undone(kind):
-    run = shifted_run()
+@pytest.mark.parametrize(("kind", "loss"), [("multilabel", "weighted_bce"), ("multiclass", "weighted_ce")])
+def test_lines_are_fitted_on_validation_after_training_was_undone_and_each_step_is_measured(kind, loss):
+    run = weighted_run(loss)
+    run = dataclasses.replace(run, task=parse_task(kind))
     scored = make_predictions(kind, n=400)
     validation = make_predictions(kind, n=400, seed=1, split="validation")
-    undone = calibration.undo_shift(validation.scores, kind, run)
 
-    found = calibration.calibrate(scored, validation, run)
+    found, best = calibration.calibrate(scored, validation, run)
 
-    expected = best_temperature(validation.labels, undone, kind)
-    assert found.temperature == pytest.approx(expected, rel=0.005)
-    for labels, scores in (
-        (validation.labels, validation.scores),
-        (scored.labels, calibration.undo_shift(scored.scores, kind, run)),
-    ):
-        assert abs(best_temperature(labels, scores, kind) - expected) > 0.02 * expected
-    assert (found.prior_shift_undone, found.temperature_fitted_on) == (True, "validation")
-    cooled = calibration.with_temperature(
-        calibration.undo_shift(scored.scores, kind, run), found.temperature, kind
-    )
+    assert (found.undone, found.fitted_on) == (("copies", f"the weights of {loss}"), "validation")
+    before, fitted_from = undone(scored.scores, kind, run), undone(validation.scores, kind, run)
+    shift = calibration.shift_of_training(run)
     for place, name in enumerate(NAMES):
-        error = brute_error(scored.labels[:, place], cooled[:, place])
-        assert found.classes[name].ece_with_temperature == pytest.approx(error, abs=1e-5)
-
-
-def best_temperature(labels: np.ndarray, scores: np.ndarray, kind: str) -> float:
-    """By trying them all, from logits written plainly."""
-    tried = np.exp(np.linspace(-2, 2, 2001))
-    if kind == "multiclass":
-        logits = np.log(np.maximum(scores, 1e-12))
-        right = (logits * labels).sum(axis=1)
-        losses = [(np.log(np.exp(logits / t).sum(axis=1)) - right / t).sum() for t in tried]
-    else:
-        logits = np.log(scores / (1 - scores))
-        losses = [np.log1p(np.exp(np.where(labels == 1, -logits, logits) / t)).sum() for t in tried]
-    return float(tried[np.argmin(losses)])
+        each, labels = found.classes[name], scored.labels[:, place]
+        line = calibration.fit_line(validation.labels[:, place], fitted_from[:, place])
+        assert (each.slope, each.offset) == pytest.approx((line.slope, line.offset), abs=1e-6)
+        assert each.shift == pytest.approx(shift[place], abs=1e-6)
+        assert line.slope != calibration.fit_line(labels, before[:, place]).slope
+        logits = line.offset + line.slope * np.log(before[:, place] / (1 - before[:, place]))
+        after = 1 / (1 + np.exp(-logits))
+        np.testing.assert_allclose(best[:, place], after)
+        for error, brier, scores in (
+            (each.ece_raw, None, scored.scores[:, place]),
+            (each.ece, each.brier, before[:, place]),
+            (each.ece_calibrated, each.brier_calibrated, after),
+        ):
+            assert error == pytest.approx(brute_error(labels, scores), abs=1e-6)
+            assert brier is None or brier == pytest.approx(np.mean((scores - labels) ** 2), abs=1e-6)
+        assert len(each.bins) == len(each.bins_calibrated) == 15
+    for mean in ("ece_raw", "ece", "ece_calibrated", "brier", "brier_calibrated"):
+        expected = np.mean([getattr(each, mean) for each in found.classes.values()])
+        assert getattr(found, f"macro_{mean}") == pytest.approx(expected, abs=1e-6)
 
 
 def brute_error(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -156,6 +255,66 @@ def brute_error(labels: np.ndarray, scores: np.ndarray) -> float:
         bin_rows, rows, larger = rows[:size], rows[size:], larger - 1
         total += abs(sum(scores[row] - labels[row] for row in bin_rows))
     return total / len(scores)
+
+
+def best_temperature(labels: np.ndarray, scores: np.ndarray) -> float:
+    """One for all classes, by trying them all (Guo et al. 2017): what slopes and offsets are set beside."""
+    logits = np.log(scores / (1 - scores))
+    tried = np.exp(np.linspace(-1, 1, 41))
+    losses = [np.log1p(np.exp(np.where(labels == 1, -logits, logits) / t)).sum() for t in tried]
+    return float(tried[np.argmin(losses)])
+
+
+@pytest.fixture(scope="module")
+def real(nih) -> tuple[Predictions, Predictions, Run]:
+    """The real table with odds shifted as `weighted_bce` shifts them, in halves of patients; and that run."""
+    whole = read_real(nih)
+    positives, count = whole.labels.sum(axis=0), len(whole.labels)
+    held = dict(zip(whole.names, positives.tolist(), strict=True))
+    run = run_of(held, held, (count, count), "weighted_bce")
+    odds = whole.scores / (1 - whole.scores) * (count - positives) / positives
+    shifted = dataclasses.replace(whole, scores=odds / (1 + odds))
+    patients = np.unique(whole.patient_ids)
+    half = np.isin(whole.patient_ids, np.random.default_rng(0).permutation(patients)[: len(patients) // 2])
+    columns = ("image_ids", "patient_ids", "views", "sexes", "ages_years", "labels", "scores")
+
+    def part(rows: np.ndarray, split: str) -> Predictions:
+        return dataclasses.replace(
+            shifted, split=split, **{name: getattr(shifted, name)[rows] for name in columns}
+        )
+
+    return part(~half, "test"), part(half, "validation"), run
+
+
+def test_slope_and_offset_bring_the_real_table_from_a_quarter_to_less_than_a_hundredth(real):
+    scored, validation, _ = real
+
+    found, _ = calibration.calibrate(scored, validation, None)
+
+    assert found.macro_ece_raw == pytest.approx(0.263, abs=0.004)
+    assert found.macro_ece_calibrated == pytest.approx(0.0068, abs=0.0005)
+    # One temperature for all classes does nothing of the kind.
+    temperature = best_temperature(validation.labels, validation.scores)
+    odds = (scored.scores / (1 - scored.scores)) ** (1 / temperature)
+    cooled, _ = calibration.calibrate(dataclasses.replace(scored, scores=odds / (1 + odds)), None, None)
+    assert cooled.macro_ece == pytest.approx(0.267, abs=0.004)
+
+
+def test_on_the_real_table_the_weights_are_undone_before_slopes_and_offsets(nih, real):
+    scored, validation, run = real
+    whole = read_real(nih)
+
+    found, _ = calibration.calibrate(scored, validation, run)
+
+    rows = np.isin(whole.image_ids, scored.image_ids)
+    as_it_was, _ = calibration.calibrate(
+        dataclasses.replace(whole, labels=whole.labels[rows], scores=whole.scores[rows]), None, None
+    )
+    assert found.undone == ("the weights of weighted_bce",)
+    assert found.macro_ece == pytest.approx(as_it_was.macro_ece, abs=1e-5) == pytest.approx(0.009, abs=0.001)
+    assert found.macro_ece_calibrated < 0.008
+    # Its scores are too extreme, of nearly all classes.
+    assert 0.7 < np.median([each.slope for each in found.classes.values()]) < 0.9
 
 
 @settings(deadline=None, max_examples=100)
@@ -176,50 +335,77 @@ def test_the_expected_error_is_that_of_bins_in_the_order_of_scores(rows):
 def test_odds_are_multiplied_by_those_of_images_over_those_of_records(score, images, records, total):
     run = run_of({"Mass": records}, {"Mass": images}, (total, 100))
 
-    undone = calibration.undo_shift(np.array([[score]]), "multilabel", run)[0, 0]
+    found = undone(np.array([[score]]), "multilabel", run)[0, 0]
 
     factor = (images / (100 - images)) / (records / (total - records))
-    assert undone / (1 - undone) == pytest.approx(score / (1 - score) * factor, rel=1e-6)
+    assert found / (1 - found) == pytest.approx(score / (1 - score) * factor, rel=1e-6)
 
 
 def test_without_a_run_or_validation_scores_are_measured_as_they_are():
     scored = make_predictions(n=100)
 
-    found = calibration.calibrate(scored, None, None)
+    found, best = calibration.calibrate(scored, None, None)
 
-    assert (found.prior_shift_undone, found.temperature, found.temperature_fitted_on) == (False, None, None)
-    assert found.macro_ece_with_temperature is None
+    assert (found.undone, found.fitted_on) == ((), None)
+    assert (found.macro_ece_calibrated, found.macro_brier_calibrated) == (None, None)
+    np.testing.assert_array_equal(best, scored.scores)
     for place, name in enumerate(NAMES):
         each, labels, scores = found.classes[name], scored.labels[:, place], scored.scores[:, place]
         assert each.brier == pytest.approx(np.mean((scores - labels) ** 2), abs=1e-6)
-        assert each.ece == pytest.approx(brute_error(labels, scores), abs=1e-6)
-        assert each.ece_with_temperature is None
-    assert found.macro_ece == pytest.approx(np.mean([each.ece for each in found.classes.values()]), abs=1e-6)
-    assert found.macro_brier == pytest.approx(
-        np.mean([each.brier for each in found.classes.values()]), abs=1e-6
-    )
+        assert each.ece == each.ece_raw == pytest.approx(brute_error(labels, scores), abs=1e-6)
+        assert (each.ece_calibrated, each.slope, each.offset, each.shift) == (None, None, None, 0.0)
+        assert each.note == "not fitted: no validation scores"
 
 
-def test_validation_labels_of_one_kind_give_no_temperature_and_none_is_said_to_be_fitted():
-    scored = make_predictions(n=60)
-    validation = make_predictions(n=60, split="validation")
+def test_a_class_that_validation_lacks_is_not_calibrated_and_the_mean_is_over_the_others():
+    scored, validation = make_predictions(n=200), make_predictions(n=200, split="validation")
+    validation.labels[:, 1] = 0
+
+    found, best = calibration.calibrate(scored, validation, None)
+
+    assert found.without_offset == ("Nodule",)
+    assert found.classes["Nodule"].note == "not fitted: no positive image"
+    np.testing.assert_array_equal(best[:, 1], scored.scores[:, 1])
+    others = [found.classes[name].ece_calibrated for name in ("Mass", "Hernia")]
+    assert found.macro_ece_calibrated == pytest.approx(np.mean(others), abs=1e-6)
     validation.labels[:] = 0
-
-    found = calibration.calibrate(scored, validation, None)
-
-    assert (found.temperature, found.temperature_fitted_on) == (None, None)
+    assert calibration.calibrate(scored, validation, None)[0].fitted_on is None
 
 
-@pytest.mark.parametrize("loss", ["weighted_bce", "weighted_ce", "focal", "asymmetric"])
-def test_a_loss_that_moves_probabilities_is_named(loss):
-    assert calibration.warning_of_loss(shifted_run(loss)) == (
-        f"trained with loss {loss}, which moves probabilities by itself: calibration shows that too"
+@pytest.mark.parametrize("loss", ["focal", "asymmetric"])
+def test_a_loss_that_cannot_be_undone_is_named(loss):
+    assert calibration.warning_of_loss(weighted_run(loss)) == (
+        f"trained with loss {loss}, which moves probabilities by more than a factor of the odds: that is not "
+        "undone, and calibration shows it"
+    )
+    np.testing.assert_allclose(
+        calibration.shift_of_training(weighted_run(loss)),
+        calibration.shift_of_training(weighted_run("bce")),
     )
 
 
-@pytest.mark.parametrize("loss", ["bce", "ce", "logit_adjusted"])
-def test_a_loss_that_moves_nothing_is_not(loss):
-    assert calibration.warning_of_loss(shifted_run(loss)) is None
+def test_of_a_loss_of_a_users_it_is_not_known_what_it_does():
+    assert calibration.warning_of_loss(weighted_run("mine.py:loss")) == (
+        "trained with loss mine.py:loss: whether it moves probabilities is not known, and is not undone"
+    )
+
+
+@pytest.mark.parametrize("loss", ["bce", "ce", "logit_adjusted", "weighted_bce", "weighted_ce"])
+def test_of_a_loss_that_is_undone_nothing_is_said(loss):
+    assert calibration.warning_of_loss(weighted_run(loss)) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("ce", None),
+        ("weighted_bce", None),
+        ("weighted_ce", "the loss weighted_ce"),
+        ("logit_adjusted", "the loss logit_adjusted"),
+    ],
+)
+def test_losses_that_make_classes_count_alike_are_named(loss, said):
+    assert calibration.balanced_by(weighted_run(loss)) == said
 
 
 def test_a_class_without_images_counts_as_half_an_image():
@@ -227,16 +413,6 @@ def test_a_class_without_images_counts_as_half_an_image():
     adjusted = run_of({"A": 0, "B": 10}, {"A": 0, "B": 10}, (10, 10), "logit_adjusted")
     even, scores = np.array([[0.5, 0.5]]), np.array([[0.5, 0.5], [0.0, 1.0]])
 
-    np.testing.assert_allclose(calibration.undo_shift(even, "multiclass", empty), even)
-    np.testing.assert_allclose(
-        calibration.undo_shift(even, "multiclass", adjusted), [[0.5 / 10.5, 10 / 10.5]]
-    )
-    assert np.isfinite(calibration.undo_shift(scores, "multilabel", empty)).all()
-
-
-def test_a_temperature_lies_between_a_twentieth_and_twenty_also_for_scores_of_0_and_1():
-    right, wrong = np.array([[0], [0], [1], [1], [1], [0]]), np.array([[1], [0], [0], [1], [0], [1]])
-    scores = np.array([[0.0], [0.0], [1.0], [1.0], [0.6], [0.4]])
-
-    assert calibration.fit_temperature(right, scores, "binary") == pytest.approx(1 / 20, rel=1e-6)
-    assert calibration.fit_temperature(wrong, scores, "binary") == pytest.approx(20, rel=1e-6)
+    np.testing.assert_allclose(undone(even, "multiclass", empty), even)
+    np.testing.assert_allclose(undone(even, "multiclass", adjusted), [[0.5 / 10.5, 10 / 10.5]])
+    assert np.isfinite(undone(scores, "multilabel", empty)).all()

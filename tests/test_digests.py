@@ -318,8 +318,11 @@ def test_another_dataset_in_the_place_of_the_runs_is_refused_or_said(run, copied
         predict.predict_run(str(run))
     assert str(error.value) == text
     found = evaluate_run(str(run), draws=0)
-    assert f"the run's dataset is not at hand ({text}): leaks were not looked for" in found.warnings
-    assert found.split_claim.text == f"unknown which split: {text}"
+    assert (
+        f"the run's dataset is not at hand ({text}): leaks were not looked for, and baselines "
+        "are fitted on the scored images, cross-fitted by patient"
+    ) in found.warnings
+    assert found.split_claim.text == f"images of a split that is not known: {text}"
     assert not found.comparison.comparable
     assert read_thumbnails(found) == {}
     with pytest.raises(UsageError, match=f"holds a run with dataset_id {config['dataset_id']}, this command"):

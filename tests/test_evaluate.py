@@ -3,8 +3,8 @@
 import dataclasses
 import inspect
 import json
+import re
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_every_class_of_the_real_table_comes_out_as_known(real):
     assert found.identity.table.dialect == "v2020"
     assert not found.comparison.comparable
     assert found.split_claim.text == (
-        "22,433 images: the size of CheXNet's random split (78,468 / 11,219 / 22,433), which is not NIH's "
+        "22,433 images, as many as in CheXNet's random split (78,468 / 11,219 / 22,433), which is not NIH's "
         "official one"
     )
     assert "fewer than 30 positive patients, do not rank by: Hernia (29)" in found.warnings
@@ -119,7 +119,7 @@ def test_the_same_model_is_better_on_the_official_train_part(nih, real, file, im
 def test_a_part_of_the_official_list_is_called_a_part(nih, real):
     found = real(test_list=str(nih / "test_list.txt.gz"))
 
-    assert found.split_claim.text == "5,213 of the 25,596 images of NIH's official test list: a part"
+    assert found.split_claim.text == "5,213 of the 25,596 images of NIH's official test list, a part"
     assert (
         found.warnings[0]
         == "20,383 of the 25,596 images of the test list have no scores (first: 00000003_000.png)"
@@ -158,7 +158,7 @@ def test_intervals_over_patients_contain_the_value_and_differ_from_those_over_im
 # Runs
 
 
-def test_a_run_is_evaluated_with_thresholds_and_temperature_of_validation(scored_run, dataset):
+def test_a_run_is_evaluated_with_thresholds_and_slopes_of_validation(scored_run, dataset):
     found = evaluate_run(str(scored_run()), draws=50)
 
     records = open_dataset(dataset).split("test")
@@ -166,10 +166,13 @@ def test_a_run_is_evaluated_with_thresholds_and_temperature_of_validation(scored
     effusion = found.classes["Effusion"]
     assert effusion.positives == int(records.labels[:, 2].sum())
     assert effusion.operating_point.chosen_on == "validation"
-    assert found.calibration.prior_shift_undone is True
-    assert found.calibration.temperature_fitted_on == "validation"
+    assert found.calibration.undone == ("copies",)
+    assert found.calibration.fitted_on == "validation"
     assert found.leaks == ()
     assert found.split_claim.official is False
+    originals = (open_dataset(dataset).split("train").copies == 0).sum()
+    assert found.baselines.fitted_on == f"{originals} original images of the training split"
+    assert found.baselines.follow_up_numbers == "in the names of images"
     groups = [(each.by, each.group) for each in found.subgroups]
     assert ("view", "PA") in groups
     assert ("sex", "F") in groups
@@ -186,7 +189,7 @@ def test_a_thousand_draws_of_seed_0_are_what_is_drawn_unless_told_otherwise():
 def test_an_evaluation_says_what_was_measured(scored_run, dataset):
     run = scored_run()
 
-    identity = evaluate_run(str(run), draws=0, seed=3).identity
+    identity = evaluate_run(str(run), draws=0, seed=3, date="2026-01-31").identity
 
     opened = open_dataset(dataset)
     records = opened.split("test")
@@ -206,6 +209,8 @@ def test_an_evaluation_says_what_was_measured(scored_run, dataset):
         patients=len(set(records.patient_ids)),
         draws=0,
         seed=3,
+        drawn="all",
+        date="2026-01-31",
     )
 
 
@@ -269,9 +274,11 @@ def test_a_mean_of_fewer_classes_is_not_set_beside_published_ones(lookalike, tmp
 
     whole, lacking = evaluated(scores), evaluated(scores.drop(columns="Mass"))
     assert images.findings.any(axis=0).all()
-    assert (whole.comparison.comparable, whole.macro_lacks) == (True, ())
+    drawings = "Its images are drawings, and theirs are X-rays of patients."
+    assert (whole.comparison.reasons, whole.macro_lacks) == ((drawings,), ())
     assert lacking.split_claim.official
-    assert (lacking.comparison.comparable, lacking.macro_lacks) == (False, ("Mass",))
+    fewer = "Its mean is over 13 of the 14 findings, without Mass; theirs is over all."
+    assert (lacking.comparison.reasons, lacking.macro_lacks) == ((drawings, fewer), ("Mass",))
 
 
 def test_scored_images_that_were_trained_on_are_found(scored_run, dataset, tmp_path, capfd):
@@ -355,7 +362,10 @@ def test_a_table_is_claimed_by_the_images_that_are_listed_and_scored(lookalike, 
 
 
 def test_runs_are_compared_on_the_same_draws(scored_run):
-    good, bad = str(scored_run("good", noise=0.5)), str(scored_run("bad", noise=4.0, seed=1))
+    good, bad = (
+        str(scored_run(name, noise, seed, task="binary"))
+        for name, noise, seed in (("good", 0.5, 0), ("bad", 4.0, 1))
+    )
 
     (found,) = compare_runs([bad, good], draws=100)
     (same,) = compare_runs([good, good], draws=100)
@@ -363,7 +373,8 @@ def test_runs_are_compared_on_the_same_draws(scored_run):
     areas = [evaluate_run(run, draws=0).macro_auroc.value for run in (bad, good)]
     assert found.macro_auroc.value == pytest.approx(areas[1] - areas[0], abs=1e-5)
     assert 0 < found.macro_auroc.low < found.macro_auroc.value
-    assert same.macro_auroc == Interval(0.0, 0.0, 0.0, 0.0, 0.0)
+    assert (same.macro_auroc.value, same.macro_auroc.low, same.macro_auroc.high) == (0.0, 0.0, 0.0)
+    assert (same.macro_auroc.p, same.macro_auroc.undecided) == (1.0, "16 patients, fewer than 30")
 
 
 def test_the_command_compares_runs_and_writes_both_files(scored_run, tmp_path, capfd):
@@ -380,8 +391,46 @@ def test_the_command_compares_runs_and_writes_both_files(scored_run, tmp_path, c
         "cxr_records comparison"
     )
     assert "other less one" in (tmp_path / "compared" / "report.html").read_text()
+    assert (found["comparisons"], len(found["said"])) == (1, 1)
     assert run_command(words) == 0
-    assert "other less" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert f"{other} less {one}: macro " in out
+    assert (
+        "1 comparison of a class in 1 pair of runs: p-values (two-sided, from the paired draws of patients) "
+        "are adjusted over these 1 by Holm's method." in out
+    )
+
+
+def test_with_ten_test_patients_the_command_and_the_report_say_that_nothing_is_decided(
+    scored_run, tmp_path, capfd
+):
+    task = "binary:Effusion"
+    one, other = scored_run("one", task=task), scored_run("other", noise=3.0, seed=1, task=task)
+
+    words = ["evaluate", str(one), str(other), "--draws", "200", "--out", str(tmp_path / "c")]
+    assert run_command(words) == 0
+
+    patients = evaluate_run(str(one), draws=0).identity.patients
+    assert patients < 15
+    out = capfd.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{other} less {one}: macro ")]
+    assert line.endswith(f"; not decided: {patients} patients, fewer than 30")
+    report = (tmp_path / "c" / "report.html").read_text()
+    assert f"not decided: {patients} patients, fewer than 30" in report
+
+
+def test_a_mean_that_too_few_draws_hold_has_no_interval_and_says_why(scored_run):
+    run = scored_run()
+    table = pd.read_parquet(run / "predictions.parquet")
+    tested = table.index[table["split"] == "test"]
+    table.loc[tested, "label_Hernia"] = 0
+    table.loc[tested[0], "label_Hernia"] = 1  # of one patient, whom a third of the draws lack
+    write_predictions(str(run / "predictions.parquet"), table)
+
+    macro = evaluate_run(str(run), draws=200).macro_auroc
+
+    assert (macro.low, macro.high) == (None, None)
+    assert re.fullmatch(r"only \d\d?% of the draws hold every class", macro.no_interval)
 
 
 def test_thresholds_are_those_of_validation_whatever_is_scored():
@@ -399,7 +448,7 @@ def test_thresholds_are_those_of_validation_whatever_is_scored():
         says, truth = scored.scores[:, place] >= chosen.threshold, scored.labels[:, place] == 1
         shares = (truth[says], ~truth[~says], says[truth], ~says[~truth])
         found = (chosen.ppv, chosen.npv, chosen.sensitivity, chosen.specificity)
-        assert found == pytest.approx([share.mean() for share in shares], abs=1e-6)
+        assert [each.value for each in found] == pytest.approx([share.mean() for share in shares], abs=1e-6)
 
 
 def test_macro_intervals_are_those_of_the_mean_in_each_draw():
@@ -414,50 +463,6 @@ def test_macro_intervals_are_those_of_the_mean_in_each_draw():
     assert (found.macro_auroc.low, found.macro_auroc.high) == pytest.approx((low, high), abs=1e-6)
 
 
-def test_mistakes_are_the_farthest_from_their_labels():
-    scored = make_predictions()
-
-    found = evaluate(scored, draws=0).mistakes
-
-    assert len(found) == len(NAMES) * 2 * 4
-    for place, name in enumerate(NAMES):
-        scores, truth = scored.scores[:, place], scored.labels[:, place] == 1
-        for kind, expected in (
-            ("false positive", sorted(scores[~truth], reverse=True)[:4]),
-            ("false negative", sorted(scores[truth])[:4]),
-        ):
-            mine = [each for each in found if (each.class_name, each.kind) == (name, kind)]
-            assert [each.score for each in mine] == expected
-            rows = [int(each.image_id[:8]) for each in mine]
-            assert [scores[row] for row in rows] == expected
-            assert [each.patient_id for each in mine] == [row // 2 for row in rows]
-
-
-def test_long_curves_are_thinned_to_200_thresholds_from_the_first_to_the_last():
-    scored = make_predictions(names=("Mass",), n=1000)
-    scored.scores[:, 0] = np.random.default_rng(5).permutation(1000) / 1000
-    scored.labels[:] = 0
-    scored.labels[:500] = 1
-
-    curves = evaluate(scored, draws=0).curves["Mass"]
-
-    assert len(curves.pr.recall) == len(curves.pr.precision) == 200
-    assert len(curves.roc.fpr) == len(curves.roc.tpr) == 2 + 2 * 200
-    assert (curves.pr.recall[0], curves.pr.recall[-1]) == (1 / 500, 1.0)
-
-
-@pytest.mark.parametrize(("classes", "each"), [(1, 12), (3, 4), (14, 1)])
-def test_twelve_mistakes_of_each_kind_are_shared_out_and_every_class_has_one(classes, each):
-    scored = make_predictions(names=tuple(f"class {i}" for i in range(classes)), n=120)
-
-    found = evaluate(scored, draws=0).mistakes
-
-    counts = Counter((mistake.class_name, mistake.kind) for mistake in found)
-    assert counts == dict.fromkeys(
-        [(name, kind) for name in scored.names for kind in ("false positive", "false negative")], each
-    )
-
-
 def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_thirty_on():
     scored = make_predictions(names=("Mass", "Nodule"), n=120)
     scored.labels[:] = 0
@@ -468,7 +473,7 @@ def test_a_class_is_not_ranked_below_thirty_positive_patients_and_ranked_from_th
     assert [each.positive_patients for each in found.classes.values()] == [29, 30]
     assert found.classes["Mass"].warnings == ("29 positive patients, fewer than 30: do not rank by it",)
     assert found.classes["Nodule"].warnings == ()
-    assert found.warnings == ("fewer than 30 positive patients, do not rank by: Mass (29)",)
+    assert found.warnings[0] == "fewer than 30 positive patients, do not rank by: Mass (29)"
 
 
 def test_scores_that_are_no_probabilities_are_ranked_and_not_calibrated():
@@ -513,20 +518,19 @@ def test_prior_correction_divides_scores_by_their_means():
         np.mean(expected.diagonal() / expected.sum(axis=1)), abs=1e-6
     )
     assert found.accuracy == pytest.approx((scored.scores.argmax(axis=1) == truth).mean(), abs=1e-6)
+    assert found.not_prior_corrected is None
 
 
-def test_curves_pass_through_the_corners_of_the_steps():
-    scored = make_predictions(names=("Mass",), n=12)
-    scored.labels[:, 0] = [1, 0, 1, 0, 0, 0] * 2
-    scored.scores[:, 0] = [0.9, 0.8, 0.7, 0.7, 0.1, 0.1] * 2
+@pytest.mark.parametrize("loss", ["weighted_ce", "logit_adjusted"])
+def test_nothing_is_prior_corrected_twice(scored_run, loss):
+    run = scored_run(task="multiclass", loss=loss)
 
-    curves = evaluate(scored, draws=0).curves["Mass"]
+    found = evaluate_run(str(run), draws=0).multiclass
 
-    # Ties of a positive and a negative at 0.7 make a slope, not a step.
-    assert curves.roc.fpr == (0.0, 0.0, 0.0, 0.25, 0.5, 1.0)
-    assert curves.roc.tpr == (0.0, 0.0, 0.5, 0.5, 1.0, 1.0)
-    assert curves.pr.recall == (0.5, 1.0)
-    assert curves.pr.precision == (1.0, 0.5)
+    assert found.prior_corrected_balanced_accuracy is None
+    assert found.prior_corrected_confusion is None
+    assert found.not_prior_corrected == f"the loss {loss} has made the classes count alike"
+    assert found.balanced_accuracy.value is not None
 
 
 # Bad use
@@ -539,7 +543,8 @@ def test_curves_pass_through_the_corners_of_the_steps():
         (["{run}", "--predictions", "s.csv"], "give runs to evaluate, or --predictions TABLE"),
         (
             ["--predictions", "s.csv"],
-            "--predictions needs --metadata TABLE (labels and patients) and --out DIR",
+            "--predictions needs --metadata TABLE (labels and patients) and --out DIR; in place of "
+            "--metadata, --labels TABLE will do",
         ),
         (
             ["--predictions", "s.csv", "--metadata", "t.csv", "--out", "o", "--split", "validation"],
@@ -550,7 +555,10 @@ def test_curves_pass_through_the_corners_of_the_steps():
             "--metadata, --test-list, --task and --trained-on go with --predictions",
         ),
         (["{run}", "--draws", "-1"], "found --draws -1; expected 0 or more"),
-        (["{run}", "--out", "x"], "--out goes with --predictions, or with several runs to compare"),
+        (
+            ["{run}", "--out", "x"],
+            "--out goes with --predictions, with --labels, or with several runs to compare",
+        ),
         (
             ["{run}", "--split", "tset"],
             "{run}/predictions.parquet: found no scores for split tset; it has test,",
@@ -585,9 +593,10 @@ def test_without_the_dataset_leaks_are_not_looked_for_and_that_is_said(scored_ru
     found = evaluate_run(str(run), draws=0)
 
     assert (
-        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for"
-        in found.warnings
+        f"the run's dataset is not at hand ({tmp_path}/gone: no such folder): leaks were not looked for, and "
+        "baselines are fitted on the scored images, cross-fitted by patient" in found.warnings
     )
+    assert found.baselines.fitted_on == "the scored images, cross-fitted by patient in 5 folds"
     assert found.split_claim.official is False
 
 
@@ -598,3 +607,44 @@ def test_classes_must_be_the_same_to_be_compared(scored_run, build, tmp_path):
 
     with pytest.raises(UsageError, match="cannot be compared: found classes"):
         compare_runs([str(one), str(other)], draws=0)
+
+
+# The date
+
+
+@pytest.mark.parametrize(
+    ("words", "epoch", "date"),
+    [
+        (["--date", "2026-01-31"], None, "2026-01-31"),
+        (["--date", "2026-01-31"], "86400", "2026-01-31"),
+        ([], "86400", "1970-01-02"),
+    ],
+)
+def test_a_report_bears_the_date_that_it_is_told(scored_run, monkeypatch, capfd, words, epoch, date):
+    run = scored_run(task="binary:Effusion")
+    if epoch:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+
+    assert run_command(["evaluate", str(run), "--draws", "0", *words]) == 0
+
+    assert json.loads((run / "metrics.json").read_text())["identity"]["date"] == date
+    page = (run / "report.html").read_bytes()
+    assert f'<time datetime="{date}">{date}</time>'.encode() in page
+    assert run_command(["evaluate", str(run), "--draws", "0", *words]) == 0
+    assert (run / "report.html").read_bytes() == page
+
+
+@pytest.mark.parametrize(
+    ("words", "epoch", "message"),
+    [
+        (["--date", "31.1.2026"], None, "--date 31.1.2026: expected a day such as 2026-01-31"),
+        ([], "yesterday", "SOURCE_DATE_EPOCH=yesterday: expected seconds since 1970"),
+    ],
+)
+def test_a_date_that_is_none_is_one_line(scored_run, monkeypatch, capfd, words, epoch, message):
+    if epoch:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+
+    assert run_command(["evaluate", str(scored_run(task="binary:Effusion")), "--draws", "0", *words]) == 2
+
+    assert message in capfd.readouterr().err.splitlines()[-1]

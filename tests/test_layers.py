@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "urls", "errors", "findings", "names", "filetypes", "seeding", "streams", "progress", "quiet",
-    "layout", "storage", "locks", "parquet",
-    "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling",
+    "__init__", "urls", "errors", "drawings", "findings", "names", "filetypes", "seeding", "streams",
+    "progress", "quiet", "layout", "storage", "locks", "parquet",
+    "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling", "balancing",
     "decoding", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
@@ -117,6 +117,13 @@ def test_no_clock_of_the_day_decides_anything(path):
     clocks = {call for call in calls if re.search(r"\btime\.time(_ns)?$|\.(now|today|utcnow)$", call)}
 
     assert clocks == ({"time.time_ns"} if path.stem == "cache" else set())
+
+
+@pytest.mark.parametrize("path", modules("trainers/evaluation"), ids=lambda path: path.stem)
+def test_the_command_alone_knows_what_day_it_is(path):
+    text = path.read_text()
+
+    assert bool(re.search(r"\.(now|today|utcnow|fromtimestamp)\(|import time", text)) == (path.stem == "cli")
 
 
 def test_the_two_other_packages_are_found_under_their_one_name():

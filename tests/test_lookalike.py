@@ -19,13 +19,13 @@ from cxr_records.lookalike import make_lookalike
 from cxr_records.lookalike_drawing import boxes_of, draw_image
 from cxr_records.lookalike_patients import plan_images
 
-# Copied from the files that NIH and Kaggle offer.
+# Copied from the files that NIH and Kaggle offer, but for the column that tells drawings from X-rays.
 HEADER_2020 = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,Drawn by,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 HEADER_SAMPLE = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,Drawn by,"
     "OriginalImageWidth,OriginalImageHeight,OriginalImagePixelSpacing_x,OriginalImagePixelSpacing_y"
 )
 
@@ -57,11 +57,11 @@ def test_headers_and_line_ends_are_those_of_the_real_files(small):
     assert small.metadata_sample.read_bytes().startswith(HEADER_SAMPLE.encode() + b"\r\n0000")
 
 
-def test_every_line_of_2017_ends_in_a_comma_and_has_eleven_fields(small):
+def test_every_line_of_2017_ends_in_a_comma_and_has_twelve_fields(small):
     lines = small.metadata_2017.read_bytes().split(b"\r\n")
     assert lines.pop() == b""
     assert len(lines) == 601
-    assert all(line.endswith(b",") and line.count(b",") == 11 for line in lines)
+    assert all(line.endswith(b",") and line.count(b",") == 12 for line in lines)
 
 
 def test_all_tables_name_the_same_images_with_the_same_findings(small):
@@ -70,7 +70,8 @@ def test_all_tables_name_the_same_images_with_the_same_findings(small):
     assert [len(table) for table in tables] == [600, 600, 600]
     assert findings[0] == findings[1] == findings[2]
     # Sex, view and size too.
-    assert len({tuple(sorted((row[0], *row[5:9]) for row in table)) for table in tables}) == 1
+    assert len({tuple(sorted((row[0], *row[5:10]) for row in table)) for table in tables}) == 1
+    assert {row[7] for table in tables for row in table} == {"cxr_records"}
 
 
 def test_2020_has_labels_out_of_order_renumbered_follow_ups_and_unsorted_rows(small):
@@ -106,8 +107,8 @@ def test_ages_differ_by_a_year_in_about_a_quarter_of_the_rows(small):
 
 
 def test_spacing_is_printed_as_in_each_table(small):
-    assert {row[9] for row in rows_of(small.metadata)} >= {"0.14300000000000002", "0.168", "0.139"}
-    assert {row[9] for row in rows_of(small.metadata_2017)} >= {"0.143", "0.168", "0.139"}
+    assert {row[10] for row in rows_of(small.metadata)} >= {"0.14300000000000002", "0.168", "0.139"}
+    assert {row[10] for row in rows_of(small.metadata_2017)} >= {"0.143", "0.168", "0.139"}
 
 
 def test_lists_hold_every_image_once_and_share_no_patient(small):

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from cxr_records.errors import UsageError
 from cxr_records.sampling import class_weights
 from cxr_records.trainers.losses import LOSSES, make_loss
+from cxr_records.trainers.weighting import shift_of_loss
 
 RECORDS = 1000
 COUNTS = {"binary": np.array([120]), "multiclass": np.array([600, 300, 90, 10]), "multilabel": np.array([
@@ -149,10 +150,70 @@ def test_weighted_ce_weights_by_inverse_frequency(batch):
     assert value(loss_of("weighted_ce", "multiclass"), y, x) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@few
+@given(batch=batches_of_classes)
+def test_focal_loss_of_classes_weighs_each_cross_entropy_by_what_is_wrong(batch, gamma):
+    y, x = batch
+    x = x.astype(float)
+    p = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True))[np.arange(len(y)), y]
+    expected = np.mean(-((1 - p) ** gamma) * np.log(p))
+    assert value(loss_of("focal", "multiclass", gamma=gamma), *batch) == pytest.approx(
+        expected, rel=1e-3, abs=1e-6
+    )
+
+
+def plain_ldam(y, x, counts, margin, scale, beta=None):
+    """As in the code of Cao et al., from cosines; weights of the effective number, of mean 1 over records."""
+    margins = 1 / np.sqrt(np.sqrt(counts))
+    margins = margins * margin / margins.max()
+    x = x / scale - margins * np.eye(len(counts))[y]
+    if beta is None:
+        return plain_ce(y, scale * x)
+    weights = (1 - beta) / (1 - beta ** counts.astype(float))
+    return plain_ce(y, scale * x, weights * counts.sum() / (weights * counts).sum())
+
+
+@few
+@given(batches_of_classes)
+def test_ldam_takes_the_margins_of_its_paper_off_the_true_class_and_weighs_when_it_is_told(batch):
+    y, x = batch
+    loss, counts = loss_of("ldam", "multiclass", margin=0.4, scale=20.0, beta=0.99), COUNTS["multiclass"]
+    near = {"rel": 1e-4, "abs": 1e-5}
+    assert value(loss, y, x) == pytest.approx(plain_ldam(y, x.astype(float), counts, 0.4, 20), **near)
+
+    loss.reweighted = True
+
+    assert value(loss, y, x) == pytest.approx(plain_ldam(y, x.astype(float), counts, 0.4, 20, 0.99), **near)
+
+
+@pytest.mark.parametrize(
+    ("defer", "epochs", "expected"), [(0.8, 200, 160), (0.8, 5, 4), (0, 9, 0), (1, 9, 9)]
+)
+def test_the_weights_of_ldam_begin_after_a_share_of_the_epochs(defer, epochs, expected):
+    assert loss_of("ldam", "multiclass", defer=defer).reweights_from(epochs) == expected
+
+
+def test_what_is_drawn_as_often_is_weighted_the_same():
+    """The counts of class-balanced sampling: nothing is corrected twice."""
+    y, x = labels_for("multiclass", 8), np.random.default_rng(3).normal(0, 2, (8, 4)).astype(np.float32)
+    even = np.full(4, 250.0)
+    plain = value(make_loss("ce", "multiclass", even, RECORDS), y, x)
+
+    for name in ("weighted_ce", "logit_adjusted"):
+        assert value(make_loss(name, "multiclass", even, RECORDS), y, x) == pytest.approx(plain, rel=1e-5)
+    ldam = make_loss("ldam", "multiclass", even, RECORDS)
+    before = value(ldam, y, x)
+    ldam.reweighted = True
+    assert value(ldam, y, x) == pytest.approx(before, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "options"),
     [
         ("multilabel", "focal", {"gamma": 2.0}),
+        ("multiclass", "focal", {"gamma": 2.0}),
+        ("multiclass", "ldam", {"margin": 0.5, "scale": 30.0}),
         ("multilabel", "asymmetric", {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}),
         ("multiclass", "logit_adjusted", {"tau": 1.0}),
     ],
@@ -303,7 +364,7 @@ def test_a_tiny_clip_leaves_a_confident_mistake_finite(clip):
 def test_each_task_has_the_losses_that_are_made_for_it():
     assert {kind: list(names) for kind, names in LOSSES.items()} == {
         "binary": ["bce", "weighted_bce", "focal"],
-        "multiclass": ["ce", "weighted_ce", "logit_adjusted"],
+        "multiclass": ["ce", "weighted_ce", "logit_adjusted", "focal", "ldam"],
         "multilabel": ["bce", "weighted_bce", "focal", "asymmetric"],
     }
 
@@ -326,8 +387,26 @@ def test_each_task_has_the_losses_that_are_made_for_it():
         (
             "multiclass", "bce", {},
             "`loss=bce`: no loss for multiclass (it is for binary and multilabel); "
-            "expected one of ce, weighted_ce, logit_adjusted, "
+            "expected one of ce, weighted_ce, logit_adjusted, focal, ldam, "
             "or your own as module:function or file.py:function",
+        ),
+        (
+            "multilabel", "ldam", {},
+            "`loss=ldam`: no loss for multilabel (it is for multiclass); "
+            "expected one of bce, weighted_bce, focal, asymmetric, "
+            "or your own as module:function or file.py:function",
+        ),
+        (
+            "multiclass", "ldam", {"defer": 1.5},
+            "`loss_options.defer=1.5`: expected a share from 0 to 1",
+        ),
+        (
+            "multiclass", "ldam", {"scale": 0.0},
+            "`loss_options.scale=0.0`: expected a number above 0",
+        ),
+        (
+            "multiclass", "ldam", {"beta": 1.0},
+            "`loss_options.beta=1.0`: expected a number of at least 0 and below 1",
         ),
         (
             "binary", "focal", {"gama": 1.0},
@@ -400,3 +479,44 @@ def test_jax_gives_the_same_losses_and_finite_gradients():
         kind, name = key.split()
         expected = value(loss_of(name, kind), np.array(labels, np.int32), np.array(logits, np.float32))
         assert found[key] == [pytest.approx(expected, rel=1e-5), True], key
+
+
+@pytest.mark.parametrize("name", ["bce", "weighted_bce"])
+def test_the_least_loss_is_where_odds_are_moved_by_what_the_loss_weighs(name):
+    """The loss itself, about the odds that an evaluation undoes; images are alike, and 30% are positive."""
+    records, total, truth = np.array([40.0, 700.0, 0.0]), 1000, 0.3
+    loss = make_loss(name, "multilabel", records, total)
+    logits = np.log(truth / (1 - truth)) + shift_of_loss(name, {}, records, total)
+
+    def expected(logits: np.ndarray) -> float:
+        rows = logits[np.newaxis].astype(np.float32)
+        both = [np.asarray(loss.call(np.full((1, 3), y), rows))[0] for y in (1, 0)]
+        return truth * both[0] + (1 - truth) * both[1]
+
+    for place in range(3):
+        step = 0.3 * np.eye(3)[place]
+        assert expected(logits) < min(expected(logits - step), expected(logits + step))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ce", {}), ("weighted_ce", {}), ("logit_adjusted", {}), ("logit_adjusted", {"tau": 0.5})],
+)
+def test_the_least_loss_of_a_softmax_is_where_probabilities_are_moved_by_what_the_loss_weighs(name, options):
+    records, total, truth = np.array([100.0, 700.0, 200.0]), 1000, np.array([0.2, 0.5, 0.3])
+    loss = make_loss(name, "multiclass", records, total, **options)
+    logits = np.log(truth) + shift_of_loss(name, options, records, total)
+
+    def expected(logits: np.ndarray) -> float:
+        rows = logits[np.newaxis].astype(np.float32)
+        each = [np.asarray(loss.call(np.array([c]), rows))[0] for c in range(3)]
+        return float(truth @ each)
+
+    for place in range(3):
+        step = 0.3 * np.eye(3)[place]
+        assert expected(logits) < min(expected(logits - step), expected(logits + step))
+
+
+def test_a_loss_that_multiplies_no_odds_has_no_shift():
+    assert shift_of_loss("focal", {}, np.ones(2), 9) is None
+    assert shift_of_loss("mine.py:loss", {}, np.ones(2), 9) is None

@@ -250,8 +250,9 @@ def test_manifest_tells_all_and_nothing_of_where_or_when(dataset, lookalike):
     assert set(manifest) == {
         "format", "format_version", "id", "config", "class_names", "table", "split_origin", "pixels",
         "splits", "classes", "mean_ir", "max_ir", "left_out", "findings", "files",
-        "checksum",
+        "drawn", "checksum",
     }  # fmt: skip
+    assert manifest["drawn"] == 150
     assert manifest["config"] == {
         "task": "multilabel",
         "with_no_finding": False,

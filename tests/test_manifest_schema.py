@@ -103,6 +103,18 @@ def test_duplicates_are_read_as_they_were_written_and_are_no_part_of_the_id(copi
     ]
 
 
+def test_what_is_drawn_is_read_as_it_was_written_and_is_no_part_of_the_id(copied_dataset):
+    drawn = read_manifest(str(copied_dataset))
+    content = {key: value for key, value in drawn.to_json().items() if key != "drawn"}
+    write_manifest(copied_dataset, content)
+
+    real = read_manifest(str(copied_dataset))
+    assert (drawn.drawn, drawn.drawn_share) == (drawn.table.images, "all")
+    assert (real.drawn, real.drawn_share) == (0, "none")
+    assert real.id == drawn.id
+    assert "drawn" not in real.to_json()
+
+
 # What we do not write
 
 
@@ -168,6 +180,8 @@ def test_duplicates_are_read_as_they_were_written_and_are_no_part_of_the_id(copi
         (("left_out",), {"\x1b[2J": 1},
          "left_out: found '\\x1b[2J', expected printable text of 1 to 1,000 letters"),
         (("mine",), 1, "it: found 'mine', expected none but "),
+        (("drawn",), 151, "drawn: found 151, expected at most 150, as in the table"),
+        (("drawn",), 0, "drawn: found 0, expected a whole number of 1 to 9,007,199,254,740,992"),
         (("duplicates",), [{"images": ["a.png"], "splits": [], "patients": [], "same": "source"}],
          "duplicates[0].images: found ['a.png'], expected a list of 2 or more"),
         (("duplicates",), [{"images": ["a.png", "b.png"], "splits": [], "patients": [], "same": "name"}],

@@ -109,6 +109,34 @@ def test_every_dialect_gives_the_same_table(text, dialect):
     assert len(metadata) == 3
 
 
+@pytest.mark.parametrize(
+    "text", [V2020, V2017, KAGGLE, NEEDED_ONLY], ids=["v2020", "2017", "kaggle", "needed"]
+)
+def test_drawings_are_told_from_x_rays_by_their_column_in_whatever_file_it_comes(text):
+    first, *rows = text.splitlines()
+    at = first.split(",").index("Patient ID") + 1
+
+    def with_column(*cells: str) -> str:
+        lines = zip([first, *rows], ["Drawn by", *cells], strict=True)
+        return "".join(
+            ",".join((*(row := line.split(","))[:at], cell, *row[at:])) + "\n" for line, cell in lines
+        )
+
+    plain, all_drawn = read_metadata(write("t.csv", text)), with_column(*["cxr_records"] * 3)
+    for table in (
+        all_drawn,
+        workbook(all_drawn),
+        gzip.compress(all_drawn.encode()),
+        all_drawn.replace("OriginalImage[Width,Height]", '"OriginalImage[Width,Height]"'),
+        all_drawn.replace(",cxr_records,", ", cxr_records ,"),
+    ):
+        drawn = read_metadata(write("t.csv", table))
+        assert drawn.drawn == len(drawn) == 3
+        assert (drawn.digest, drawn.dialect, drawn.warnings) == (plain.digest, plain.dialect, plain.warnings)
+    assert read_metadata(write("t.csv", with_column("cxr_records", "", "Dr. Hill"))).drawn == 1
+    assert plain.drawn == 0
+
+
 def test_columns_beyond_the_needed_ones_may_be_absent_and_in_any_order():
     metadata = read_metadata(write("table.csv", NEEDED_ONLY))
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from keras.src.applications import convnext
+from servers import assert_inert
 
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.trainers import checkpoints
-from cxr_records.trainers.models import MODELS, make_model, with_probabilities
+from cxr_records.trainers.models import MODELS, inert, make_model, with_augmentation, with_probabilities
 
 MEAN, STD = 130.0, 60.0
 
@@ -55,8 +57,13 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 @pytest.fixture(scope="module")
 def each_model() -> dict[str, keras.Model]:
-    """Every model once; they take seconds to make."""
-    return {name: small(name=name) for name in MODELS}
+    """Every model once, with dropout; they take seconds to make."""
+    return {name: small(name=name, dropout=0.3) for name in MODELS}
+
+
+def light(**changes) -> keras.Model:
+    """A small model that is augmented in training."""
+    return with_augmentation(small(**changes), "light", changes.get("seed", 0))
 
 
 # What goes in and comes out
@@ -81,8 +88,12 @@ def test_every_weight_has_a_path_of_its_own(each_model, name):
     assert {"head/kernel", "head/bias"} < set(paths)
 
 
-def test_paths_do_not_depend_on_what_was_made_before():
-    assert [w.path for w in small().weights] == [w.path for w in small().weights]
+@pytest.mark.parametrize("name", ["small_cnn", "convnext_tiny"])
+def test_paths_do_not_depend_on_what_was_made_before(each_model, name):
+    # ConvNeXt has weights without a name, which Keras numbers through a process.
+    expected = [w.path for w in each_model[name].weights]
+    assert [w.path for w in small(name=name).weights] == expected
+    assert "convnext_tiny_stage_0_block_0_layer_scale/variable" in expected or name == "small_cnn"
 
 
 def test_the_small_model_is_small():
@@ -134,11 +145,12 @@ def test_mixed_precision_keeps_grey_levels_and_logits_in_float32(precision):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        model = small(augment="light")
+        model, trained = small(), light()
     finally:
         keras.config.set_dtype_policy(before)
-    for name in ("to_float", "shift", "turn", "zoom", "brightness", "contrast", "normalise", "head"):
+    for name in ("to_float", "normalise", "head"):
         assert model.get_layer(name).compute_dtype == "float32", name
+    assert {layer.output.dtype for layer in trained.layers if layer.name != "image"} == {"float32"}
     assert model.get_layer("conv1").compute_dtype == precision.removeprefix("mixed_")
     assert {keras.backend.standardize_dtype(w.dtype) for w in model.weights} == {"float32"}
     full = outputs(small(), images())
@@ -185,7 +197,7 @@ def described(names: list[str]) -> dict:
     found = {"backend": keras.backend.backend()}
     for name in names:
         digest = hashlib.sha256()
-        for variable in small(name=name, augment="light", dropout=0.2, seed=5).variables:
+        for variable in light(name=name, dropout=0.2, seed=5).variables:
             tensor = keras.ops.convert_to_tensor(variable)
             digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(tensor)).tobytes())
         found[name] = digest.hexdigest()
@@ -226,11 +238,10 @@ def test_the_small_model_works_on_jax():
 
 
 def test_light_augmentation_acts_in_training_alone():
-    plain, augmented = small(), small(augment="light")
-    augmented.set_weights(plain.get_weights())
+    plain, augmented = small(), light()
     np.testing.assert_array_equal(outputs(augmented, images()), outputs(plain, images()))
     x = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None, None], (16, 32, 32, 1))
-    changed = keras.Model(augmented.input, augmented.get_layer("contrast").output)
+    changed = keras.Model(augmented.input, augmented.layers[-2].output)
     seen = outputs(changed, x, training=True)
     assert len({image.tobytes() for image in seen}) == 16, "each image of a batch is changed in its own way"
     assert 0 <= seen.min() <= seen.max() <= 255
@@ -238,7 +249,7 @@ def test_light_augmentation_acts_in_training_alone():
 
 
 def test_augmentation_repeats_with_the_seed():
-    first, second, other = (small(augment="light", seed=seed) for seed in (1, 1, 2))
+    first, second, other = (light(seed=seed) for seed in (1, 1, 2))
     draws = [outputs(model, images(), training=True) for model in (first, second, other)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
@@ -251,7 +262,76 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_augmentation_and_dropout_leave_the_first_weights_as_they_are():
-    assert_same(weights_of(small(augment="light", dropout=0.5)), weights_of(small()))
+    assert_same(weights_of(light(dropout=0.5)), weights_of(small()))
+
+
+# What is handed over
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_handed_over_answers_a_server_as_the_trained_model_predicts(each_model, name):
+    trained = with_augmentation(each_model[name], "light")
+    assert len(trained.variables) > len(trained.weights), "nothing was random"
+
+    # `predict` compiles, which takes long for the large ones: test_train.py has runs of them.
+    saved = with_probabilities(inert(each_model[name]), "multilabel")
+    found = assert_inert(saved, images(), predict=name == "small_cnn")
+
+    logits = outputs(trained, images(), training=False)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+def test_a_trained_model_of_before_that_still_augments_is_made_inert(tmp_path):
+    # Keras' layers for images act where nobody says that it is not training, and statistics move then.
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 1), dtype="uint8")
+    x = layers.RandomTranslation(0.2, 0.2)(layers.Rescaling(1 / 255)(inputs))
+    x = layers.Dropout(0.3)(layers.Flatten()(layers.BatchNormalization()(x)))
+    keras.Model(inputs, layers.Dense(2)(x)).save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+
+    with pytest.raises(AssertionError):
+        assert_inert(model, images())
+    inert(model).save(tmp_path / "inert.keras")
+    found = assert_inert(keras.saving.load_model(tmp_path / "inert.keras"), images())
+    np.testing.assert_allclose(found, outputs(model, images()), atol=1e-5)
+
+
+# By what a user may put into a network.
+NOISE = {
+    "GaussianNoise": lambda layers: layers.GaussianNoise(1.0),
+    "GaussianDropout": lambda layers: layers.GaussianDropout(0.5),
+    "AlphaDropout": lambda layers: layers.AlphaDropout(0.5),
+    "SpatialDropout2D": lambda layers: layers.SpatialDropout2D(0.5),
+    "StochasticDepth": lambda layers: convnext.StochasticDepth(0.5),
+    "RandomFlip": lambda layers: layers.RandomFlip(),
+    "RandomErasing": lambda layers: layers.RandomErasing(1.0),
+    "in a row": lambda layers: keras.Sequential([layers.RandomRotation(0.2), layers.RandomZoom(0.2)]),
+    "in a model": lambda layers: keras.Model(x := keras.Input((8, 8, 1)), layers.GaussianNoise(1.0)(x)),
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_no_layer_of_keras_that_draws_at_random_is_left_in_it(kind):
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(1, 3, padding="same")(inputs)
+    x = NOISE[kind](keras.layers)(x)
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
+    assert not np.array_equal(outputs(model, x, training=True), outputs(model, x, training=True))
+
+    quiet = inert(model)
+
+    expected = outputs(model, x, training=False)
+    np.testing.assert_array_equal(outputs(quiet, x, training=True), expected)
+    np.testing.assert_array_equal(outputs(quiet, x), expected)
+    assert [id(weight) for weight in quiet.weights] == [id(weight) for weight in model.weights]
+    assert len(quiet.variables) == len(quiet.weights)
+
+
+def test_a_model_without_any_is_left_as_it_is():
+    model = small()
+    assert inert(model) is model
 
 
 # Probabilities
@@ -274,7 +354,7 @@ def test_probabilities_are_those_of_the_logits_and_share_their_weights(kind, exp
 
 
 def test_a_saved_model_answers_as_before(tmp_path):
-    model = with_probabilities(small(augment="light", dropout=0.3, seed=4), "multilabel")
+    model = with_probabilities(small(dropout=0.3, seed=4), "multilabel")
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(outputs(loaded, images()), outputs(model, images()))
@@ -300,7 +380,7 @@ def test_weights_are_taken_from_a_runs_model(keras_file):
 
 
 def test_weights_are_taken_from_a_checkpoint(tmp_path):
-    model = shifted(small(augment="light"))
+    model = shifted(light())
     model.compile(optimizer="adamw", loss="mse")
     model.optimizer.build(model.trainable_variables)
     path = str(tmp_path / "best.npz")
@@ -319,6 +399,12 @@ def test_a_head_of_another_shape_stays_fresh(keras_file):
         {p: w for p, w in found.items() if p not in heads}, {p: held[p] for p in held if p not in heads}
     )
     assert said == [f"took the weights of {path}, the last layer stays fresh: it has other outputs"]
+
+
+def test_a_network_with_blocks_and_weights_without_a_name_is_taken_from_its_file(each_model, tmp_path):
+    path, model = str(tmp_path / "model.keras"), each_model["convnext_tiny"]
+    with_probabilities(inert(model), "multilabel").save(path)
+    assert_same(weights_of(small(name="convnext_tiny", seed=3, weights=path)), weights_of(model))
 
 
 def test_images_of_another_size_can_go_on_with_the_weights(keras_file):

@@ -7,13 +7,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from servers import answers
 
 from cxr_records.cli import run as run_command
 from cxr_records.errors import UsageError
 from cxr_records.trainers import digests, named
 from cxr_records.trainers.config import TrainConfig, read_preset
 from cxr_records.trainers.losses import make_loss
-from cxr_records.trainers.models import AUGMENTATIONS, MODELS, make_model
+from cxr_records.trainers.models import AUGMENTATIONS, MODELS, make_model, with_augmentation
 from cxr_records.trainers.predict import load_model, predict_run
 from cxr_records.trainers.runs import open_run
 from cxr_records.trainers.train import train
@@ -90,6 +91,51 @@ def not_saved(images, spec):
     return spec.head(keras.layers.Flatten()(Unsaved(3)(images)))
 
 
+class Shaken(keras.layers.Layer):
+    def call(self, x):
+        return x + keras.random.normal((1,), seed=self.seed)
+
+    def build(self, shape):
+        self.seed = keras.random.SeedGenerator(1)
+
+
+def shaken(images, spec):
+    return spec.head(keras.layers.Flatten()(Shaken(name="shaking")(images)))
+
+
+class Counting(keras.layers.Layer):
+    def build(self, shape):
+        self.calls = self.add_weight(name="calls", shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x
+
+
+def counting(images, spec):
+    return spec.head(keras.layers.Flatten()(Counting()(images)))
+
+
+def wider(images, spec):
+    units = 2 if spec.dropout else 3
+    return spec.head(keras.layers.Dense(units, name="hidden")(keras.layers.Flatten()(images)))
+
+
+class Block(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop = keras.layers.Dropout(0.5)
+
+    def call(self, x):
+        return self.drop(x)
+
+
+def blocks(images, spec):
+    x = keras.layers.GaussianNoise(1.0)(keras.layers.RandomRotation(0.1)(images))
+    x = keras.layers.BatchNormalization()(Block(name="block")(x))
+    return spec.head(keras.layers.Flatten()(x))
+
+
 def lambdas(images, spec):
     return spec.head(keras.layers.Flatten()(keras.layers.Lambda(lambda x: x / 2)(images)))
 '''
@@ -119,11 +165,14 @@ def test_our_models_and_augmentations_are_named_in_tables():
 
 
 def test_a_model_of_a_users_file_takes_what_ours_take(nets):
-    made = model(f"{nets}:make", bias=np.array([-1.0, 0.0, 1.0]), augment=f"{nets}:bright")
+    made = model(f"{nets}:make", bias=np.array([-1.0, 0.0, 1.0]))
+    trained = with_augmentation(made, f"{nets}:bright")
 
     assert (made.input.dtype, made.input.shape, made.output.shape) == ("uint8", (None, 16, 16, 1), (None, 3))
     np.testing.assert_array_equal(made.get_layer("head").get_weights()[1], [-1, 0, 1])
-    assert [layer.name for layer in made.layers][1:4] == ["to_float", "random_brightness", "normalise"]
+    assert [layer.name for layer in made.layers][1:3] == ["to_float", "normalise"]
+    assert [layer.name for layer in trained.layers] == ["image", "to_float", "random_brightness", "make"]
+    assert [id(w) for w in trained.weights] == [id(w) for w in made.weights]
 
 
 def test_a_users_model_has_the_same_weights_and_paths_whatever_was_made_before(nets):
@@ -231,7 +280,54 @@ def test_a_file_that_has_changed_is_refused_when_going_on_and_when_predicting(da
         assert str(error.value).endswith("; put it back as it was, or train into another folder")
 
 
+def test_a_users_random_layers_act_in_training_alone_and_those_inside_of_others_are_said(
+    dataset, nets, tmp_path, capfd
+):
+    config = TrainConfig(model=f"{nets}:blocks", epochs=1, batch_size=16, patience=0)
+    train(str(dataset), str(tmp_path / "run"), config)
+
+    assert (
+        f"warning: `model={nets}:blocks`: block (Block) stays random in model.keras where a caller asks for "
+        "training=True\n"
+    ) in capfd.readouterr().err
+    saved = load_model(open_run(str(tmp_path / "run")))
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    for other in answers(saved, images):
+        np.testing.assert_allclose(other, answers(saved, images)[0], atol=1e-5)
+    kinds = {type(layer) for layer in saved.layers}
+    assert not kinds & {keras.layers.GaussianNoise, keras.layers.RandomRotation}
+
+
 # Bad use
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "shaken",
+            "the saved model gives other scores each time it is called (look at shaking (Shaken)); let "
+            "layers do so only where `training` is true",
+        ),
+        (
+            "counting",
+            "the saved model changes when it is called; let layers do so only where `training` is true",
+        ),
+        (
+            "wider",
+            "head/kernel differs between the model that is trained and the one without dropout that is "
+            "saved; give the same weights whatever `spec.dropout` is",
+        ),
+    ],
+)
+def test_a_model_that_could_not_be_handed_over_is_refused_before_it_is_trained(
+    dataset, nets, tmp_path, name, message
+):
+    config = TrainConfig(model=f"{nets}:{name}", epochs=1, batch_size=16, dropout=0.5)
+    with pytest.raises(UsageError) as error:
+        train(str(dataset), str(tmp_path / "run"), config)
+    assert str(error.value) == f"`model={nets}:{name}`: {message}"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +364,7 @@ def test_a_model_that_could_not_be_kept_is_refused_before_it_is_trained(nets, na
 
 def test_an_augmentation_of_another_shape_is_refused(nets):
     with pytest.raises(UsageError) as error:
-        model("small_cnn", augment=f"{nets}:smaller")
+        with_augmentation(model("small_cnn"), f"{nets}:smaller")
     assert str(error.value) == (
         f"`augment={nets}:smaller`: expected images of shape [batch, 16, 16, 1], found [batch, 15, 16, 1]"
     )

@@ -25,8 +25,8 @@ from cxr_records.trainers.named import choose
 
 # All that is typed as words and names no file. What is not here must be of the type PATH.
 WORDS = {
-    "beam_options", "changes", "codec", "copies", "copies_of", "devices", "finding", "preset", "resample",
-    "runner", "split", "task", "weights",
+    "beam_options", "changes", "codec", "copies", "copies_of", "date", "devices", "finding", "format",
+    "preset", "resample", "runner", "split", "task", "weights",
 }  # fmt: skip
 
 

@@ -5,8 +5,9 @@ import hashlib
 import io
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import fsspec
@@ -17,6 +18,7 @@ from conftest import manifest_json, write_manifest
 from PIL import Image
 
 from cxr_records import reader, storage
+from cxr_records.balancing import expected_draws, reached, times_drawn
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import decode_example
@@ -25,6 +27,8 @@ from cxr_records.tasks import parse_task
 from cxr_records.tfrecord import read_records
 
 BATCH = 16
+NATURAL_ORDER = [30, 151, 82, 113, 140, 86, 109, 141, 13, 92, 41, 10, 149, 96, 152, 11, 99, 78, 155, 62]
+NATURAL_DIGEST = "f4d0fb3b851457880c7c39c599a4a6d1ecf461b77ce26adeaa484f7641bc0421"
 
 
 def stored(dataset: Path, split: str) -> list[dict]:
@@ -240,6 +244,111 @@ def test_hosts_evaluate_every_image_exactly_once(many_shards, num_hosts):
     assert len(counts) == 1
 
 
+def test_the_order_of_natural_sampling_is_what_it_was_before_there_was_another(many_shards):
+    """Of the records in manifest order: who goes on with a run of an older version goes on as it began."""
+    places = {pixels(v, "raw").tobytes(): place for place, v in enumerate(stored(many_shards, "train"))}
+
+    order = [places[key] for key in chain(*keys(load_split(str(many_shards), "train", BATCH, epochs=2)))]
+
+    assert order[:20] == NATURAL_ORDER
+    assert hashlib.sha256(str(order).encode()).hexdigest() == NATURAL_DIGEST
+
+
+# Class-balanced sampling
+
+
+def balanced(dataset: Path, batch_size: int = BATCH, **options):
+    return load_split(str(dataset), "train", batch_size, sampling="class_balanced", **options)
+
+
+@pytest.mark.parametrize("task", [None, "multiclass", "binary:Effusion"])
+def test_an_epoch_draws_each_record_as_often_as_the_rule_says(many_shards, task):
+    split = open_dataset(many_shards).as_task(task).split("train")
+    everything = [pixels(values, "raw").tobytes() for values in stored(many_shards, "train")]
+    expected = np.zeros(len(everything))
+    expected[split.takes_part] = expected_draws(split.task, split.labels, [n for _, n, _ in split.shards])
+    shards = [n for _, _, n in split.shards]
+    parts = np.split(reached(expected, shards), np.cumsum(shards)[:-1])
+
+    for epoch in (0, 3):
+        batches = balanced(
+            many_shards, task=task, seed=4, start_epoch=epoch, epochs=epoch + 1, last_batch="smaller"
+        )
+        drawn = Counter(chain(*keys(batches)))
+
+        times = np.concatenate([times_drawn(part, 4, place, epoch) for place, part in enumerate(parts)])
+        assert [drawn[key] for key in everything] == times.tolist()
+        assert sum(drawn.values()) == len(split)
+
+
+def test_class_balanced_batches_hold_the_labels_of_their_images(many_shards):
+    split = open_dataset(many_shards).split("train")
+    labels = {pixels(v, "raw").tobytes(): list(v["label"]) for v in stored(many_shards, "train")}
+
+    for images, found in balanced(many_shards, epochs=1):
+        assert found.numpy().tolist() == [labels[image.tobytes()] for image in images.numpy()]
+    assert len(labels) == len(split)
+
+
+@pytest.fixture(scope="module")
+def unbroken_draws(many_shards) -> list[list[bytes]]:
+    """Three epochs in one go."""
+    return keys(balanced(many_shards, seed=1, epochs=3))
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, 0), (1, 2), (2, "last"), (1, "all")])
+def test_class_balanced_reading_goes_on_from_any_batch(many_shards, unbroken_draws, epoch, batch):
+    steps = steps_per_epoch(str(many_shards), "train", BATCH)
+    assert len(unbroken_draws) == 3 * steps
+    batch = {"last": steps - 1, "all": steps}.get(batch, batch)
+
+    resumed = balanced(many_shards, seed=1, start_epoch=epoch, start_batch=batch, epochs=3)
+
+    assert keys(resumed) == unbroken_draws[epoch * steps + batch :]
+
+
+def test_class_balanced_epochs_and_seeds_differ(many_shards, unbroken_draws):
+    steps = len(unbroken_draws) // 3
+    epochs = [unbroken_draws[place * steps :][:steps] for place in range(3)]
+
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert keys(balanced(many_shards, seed=2, epochs=1)) != epochs[0]
+
+
+@pytest.mark.parametrize("num_hosts", [2, 7])
+def test_hosts_draw_from_shards_of_their_own_in_as_many_steps(many_shards, num_hosts):
+    steps = steps_per_epoch(str(many_shards), "train", 4, num_hosts=num_hosts)
+    parts = [keys(balanced(many_shards, 4, epochs=1, host=h, num_hosts=num_hosts)) for h in range(num_hosts)]
+
+    assert [len(part) for part in parts] == [steps] * num_hosts
+    seen = [set(chain(*part)) for part in parts]
+    assert sum(map(len, seen)) == len(set.union(*seen))
+
+
+def test_copies_of_a_record_lie_apart_even_without_a_shuffle_buffer(many_shards, monkeypatch):
+    monkeypatch.setattr(reader, "SHUFFLE_RECORDS", 1)
+    order = [*chain(*keys(balanced(many_shards, seed=1, epochs=20)))]
+
+    together = np.mean([one == other for one, other in pairwise(order)])
+
+    # In a block of a shard's, as independent draws would: side by side each repetition would be.
+    shards = open_dataset(many_shards).split("train").shards
+    share = np.array(list(Counter(order).values())) / len(order)
+    assert 1 - len(set(order)) * 20 / len(order) < 0.5
+    assert together < 2 * len(shards) * (share**2).sum()
+
+
+def test_a_flipped_bit_stops_class_balanced_reading_and_the_shard_is_named(copied_dataset):
+    shard = copied_dataset / manifest_json(copied_dataset)["splits"]["train"]["shards"][0]["file"]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 4
+    shard.write_bytes(data)
+
+    with pytest.raises(CxrError) as error, shard_errors():
+        list(balanced(copied_dataset, epochs=1))
+    assert str(error.value).startswith(f"{shard} is damaged, cut short or missing; ")
+
+
 # Another task
 
 
@@ -287,6 +396,14 @@ def test_padding_has_no_pixel_and_no_label_whatever_the_task(dataset, task):
         ({"split": "tset"}, "found split 'tset'; {dataset} has train, validation, test"),
         ({"batch_size": 0}, "found batch size 0 and 1 hosts; expected 1 or more of each"),
         ({"host": 2, "num_hosts": 2}, "found host 2 of 2 hosts; expected 0 to 1"),
+        (
+            {"sampling": "balanced"},
+            "found sampling 'balanced'; expected one of natural, class_balanced",
+        ),
+        (
+            {"sampling": "class_balanced", "split": "test"},
+            "found sampling 'class_balanced' of records in manifest order; expected `shuffle=True`",
+        ),
         ({"last_batch": "keep"}, "found last_batch 'keep'; expected one of drop, pad, smaller"),
         (
             {"num_hosts": 9},

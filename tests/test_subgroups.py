@@ -66,7 +66,24 @@ def test_a_groups_numbers_are_those_of_its_images_alone():
             if labels.any():
                 areas.append(auroc(labels, scores))
                 assert group.auroc[name].value == pytest.approx(areas[-1], abs=1e-6)
-        assert group.macro_auroc == pytest.approx(np.mean(areas), abs=1e-6)
+        assert group.macro_auroc.value == pytest.approx(np.mean(areas), abs=1e-6)
+
+
+def test_the_mean_of_a_small_group_has_no_interval_where_draws_lack_a_class():
+    scored = dataclasses.replace(
+        make_predictions(n=200), sexes=np.where(np.arange(200) < 60, "F", "M").astype(object)
+    )
+    scored.labels[:60, 0] = 0
+    scored.labels[:2, 0] = 1  # of one patient, whom 36% of the draws lack
+
+    found = {each.group: each for each in subgroups(scored, draws=200) if each.by == "sex"}
+
+    assert found["M"].macro_auroc.low < found["M"].macro_auroc.value < found["M"].macro_auroc.high
+    assert (found["F"].macro_auroc.low, found["F"].macro_auroc.image_low) == (None, None)
+    share = int(found["F"].macro_auroc.no_interval.removeprefix("only ")[:2])
+    assert 50 < share < 75
+    assert found["F"].macro_auroc.no_interval == f"only {share}% of the draws hold every class"
+    assert found["F"].auroc["Nodule"].low < found["F"].auroc["Nodule"].high
 
 
 @pytest.mark.parametrize(("patients", "few"), [(29, True), (30, False)])

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import RUN_CONFIG
+from servers import assert_inert
 
 from cxr_records import open as open_dataset
 from cxr_records import storage
@@ -28,6 +29,7 @@ from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers import callbacks, checkpoints, digests
 from cxr_records.trainers.config import TrainConfig
+from cxr_records.trainers.predict import load_model
 from cxr_records.trainers.runs import open_run
 from cxr_records.trainers.train import train
 
@@ -198,6 +200,30 @@ def test_a_run_that_was_broken_off_ends_with_the_bits_of_an_undisturbed_one(
     assert [tuple(f"{value:.6g}" for value in row) for row in found] == expected
 
 
+def test_the_model_that_a_run_leaves_has_nothing_random_in_it_and_the_best_weights(dataset, undisturbed):
+    images = next(iter(open_dataset(dataset).load("test", 8, shuffle=False)))[0].numpy()
+
+    found = assert_inert(load_model(open_run(str(undisturbed))), images)
+
+    best = arrays_of(undisturbed, "best.npz")
+    assert [name for name in best if name.startswith("seeds/")], "nothing was random in training"
+    pixels = open_dataset(dataset).manifest.pixels
+    levels = (images.astype(np.float64) - pixels.mean) / pixels.std
+    means = levels.reshape(8, 4, 8, 4, 8).mean(axis=(2, 4)).reshape(8, 16)  # what tiny_model looks at
+    logits = means @ best["model/head/kernel"] + best["model/head/bias"]
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+def test_a_model_that_was_trained_in_half_precision_is_handed_over_in_whole(dataset, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=64, precision="mixed_bfloat16", augment="light", dropout=0.3)
+    train(str(dataset), str(tmp_path / "run"), config)
+
+    images = next(iter(open_dataset(dataset).load("test", 8, shuffle=False)))[0].numpy()
+    first = assert_inert(load_model(open_run(str(tmp_path / "run"))), images)
+    (tmp_path / "run" / "model.keras").write_bytes(b"")  # made again: the same
+    np.testing.assert_array_equal(assert_inert(load_model(open_run(str(tmp_path / "run"))), images), first)
+
+
 def command(dataset: Path, run: Path, *words: str) -> list[str]:
     return [
         sys.executable, "-m", "cxr_records", "train", str(dataset), "--run", str(run), "--set", "epochs=2",
@@ -326,7 +352,7 @@ import json, sys
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.train import train
 # A small rate: Adam makes much of differences in the last bits of small gradients.
-config = TrainConfig(epochs=2, batch_size=16, patience=0, seed=3, learning_rate=2e-4)
+config = TrainConfig(epochs=2, batch_size=16, patience=0, seed=3, learning_rate=2e-4, retrain_epochs=1)
 _, trained = train(sys.argv[1], sys.argv[2], config, devices=sys.argv[3])
 print(json.dumps([[row["loss"], row["val_loss"]] for row in trained.history]))
 """

@@ -17,6 +17,7 @@ from cxr_records.trainers import checkpoints, digests, runs, scoring
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.results import mean_over
 from cxr_records.trainers.inputs import WaitMeter
+from cxr_records.trainers.phases import RETRAIN, TRAIN, Phase
 
 BATCHES_BETWEEN_SUMMARIES = 100
 
@@ -75,6 +76,7 @@ class RunKeeper(_Callback):
         checkpoint_minutes: time between checkpoints inside an epoch.
         steps: of an epoch.
         writes: whether this machine writes (one of them does).
+        phase: which epochs these are.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class RunKeeper(_Callback):
         checkpoint_minutes: float,
         steps: int,
         writes: bool,
+        phase: Phase,
     ):
         super().__init__()
+        self._phase = phase
         self._run, self.progress, self._metrics_state = run, progress, metrics_state
         self._validation, self._patience, self._steps = validation, patience, steps
         self._seconds_between = 60 * checkpoint_minutes
@@ -122,19 +126,22 @@ class RunKeeper(_Callback):
             CxrError: the loss is no longer a number.
         """
         self._check(logs["loss"])
-        row: dict[str, float] = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
+        row: dict[str, Any] = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
         row |= self._validation(self.model) if self._validation else {}
+        row[runs.PHASE] = self._phase.name
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row |= {key: logs[key] for key in ("images_per_second", "input_wait_share", "seconds")}
         progress = self.progress
         score = row.get("val_macro_auroc", math.nan)
-        better = progress.best is None or score > progress.best
+        first = not progress.history or progress.history[-1].get(runs.PHASE, TRAIN) != self._phase.name
+        better = first or progress.best is None or score > progress.best
         if better:
             progress.best = None if math.isnan(score) else score
             progress.best_epoch = epoch + 1
         progress.epoch, progress.batch = epoch + 1, 0
+        progress.retrained += self._phase.name == RETRAIN
         progress.history.append(row)
-        if self._patience and epoch + 1 - progress.best_epoch >= self._patience:
+        if self._phase.may_stop and self._patience and epoch + 1 - progress.best_epoch >= self._patience:
             progress.stopped = self.model.stop_training = True
         if better:
             self._save(runs.BEST_FILE)
@@ -156,10 +163,11 @@ class RunKeeper(_Callback):
         self._saved = time.monotonic()
 
 
-def history_csv(history: list[dict[str, float]]) -> bytes:
+def history_csv(history: list[dict[str, Any]]) -> bytes:
     """Returns the history as a table, one row per epoch."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(history[0]), lineterminator="\n")
+    # The last row's: the first may be of a version that had no phases.
+    writer = csv.DictWriter(out, list(history[-1]), lineterminator="\n")
     writer.writeheader()
     for row in history:
         writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,11 +22,13 @@ class TrainingProgress:
     """How far a run has come.
 
     Attributes:
-        epoch: epochs that are done.
+        epoch: epochs that are done, those of retraining included.
+        retrained: those of them in which the last layer was trained anew.
         batch: batches of the next epoch that are done.
-        best: the largest macro AUROC on the validation split; None where there is none yet.
+        best: the largest macro AUROC on the validation split, in the phase of the last epoch; None where
+            there is none yet.
         best_epoch: the epoch of it, counted from 1; without a validation split the last one. 0 before any.
-        stopped: whether it no longer got better, and training ended early.
+        stopped: whether it no longer got better, and training ended early; retraining follows all the same.
         history: for each epoch that is done its row of history.csv.
     """
 
@@ -34,7 +37,8 @@ class TrainingProgress:
     best: float | None = None
     best_epoch: int = 0
     stopped: bool = False
-    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    retrained: int = 0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,13 +98,16 @@ def load(path: str) -> Checkpoint | None:
     return Checkpoint(arrays, progress)
 
 
-def restore(model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str, ...]) -> None:
+def restore(
+    model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str, ...], fresh: str | None = None
+) -> None:
     """Puts the arrays of a checkpoint back.
 
     Args:
-        model: as when the checkpoint was made.
+        model: as when the checkpoint was made; for "model" alone, any with the same weights will do.
         arrays: of its `Checkpoint`.
         kinds: which of "model", "seeds", "optimizer", "metrics".
+        fresh: name of a layer whose weights stay as they are in the model.
 
     Raises:
         CxrError: the checkpoint is of another model.
@@ -111,7 +118,8 @@ def restore(model: keras.Model, arrays: dict[str, np.ndarray], kinds: tuple[str,
         odd = sorted(set(variables) ^ set(saved)) or ["a shape"]
         raise CxrError(f"the checkpoint is of another model: {odd[0]} differs")
     for name, variable in variables.items():
-        variable.assign(saved[name])
+        if fresh is None or not name.startswith(f"model/{fresh}/"):
+            variable.assign(saved[name])
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -120,7 +128,7 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     weights = {id(variable) for variable in model.weights}
     others = {
         "seeds": [variable for variable in model.variables if id(variable) not in weights],
-        "optimizer": model.optimizer.variables,
+        "optimizer": model.optimizer.variables if model.compiled else [],
         "metrics": model.metrics_variables,
     }
     named = {f"model/{variable.path}": variable for variable in model.weights}

@@ -1,15 +1,17 @@
-"""The commands train and predict. Keras is imported when one runs, not for its --help."""
+"""The commands train, predict and export. Keras is imported when one runs, not for its --help."""
 
 import csv
 import dataclasses
 import io
 import json
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from cxr_records import storage
+from cxr_records import progress, storage
 from cxr_records.cli import PATH
 from cxr_records.errors import CxrError, FoundProblems
 from cxr_records.quiet import load_tensorflow
@@ -110,7 +112,7 @@ def train(
     predict.predict_run(run, dataset=opened)
     from cxr_records.trainers.evaluation import cli as evaluation
 
-    measured = evaluation.evaluate_into(run, dataset=opened)
+    measured = evaluation.evaluate_into(run, dataset=opened, date=evaluation.today())
     evaluation.show(measured, run, as_json, {"run": run, "epochs": len(progress.history)})
 
 
@@ -146,6 +148,46 @@ def predict(run: str, images: Sequence[str], out: str | None, as_json: bool, deb
         raise CxrError(f"none of the {len(scores)} files could be read")
     if problems:
         raise FoundProblems(f"{len(problems)} of {len(scores)} files could not be read")
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--format", default="savedmodel", show_default=True, help="savedmodel, onnx or tflite.")
+@click.option(
+    "--out", type=PATH, required=True, metavar="DIR", help="A new folder, or one of an earlier export."
+)
+@_JSON
+@_DEBUG
+def export(run: str, format: str, out: str, as_json: bool, debug: bool) -> None:
+    """Write a trained run's model for a server: raw uint8 images in, probabilities out.
+
+    Beside the model stands model.json: names of the classes in order, how images are to be prepared,
+    operating points and calibration of the run's evaluation, sha256 of every file. The run's dataset is not
+    needed. What was written is first scored by its own runtime. Scores of a model are no diagnosis.
+
+    \b
+    Example:
+      cxr-records export runs/first --out served
+      cxr-records export runs/first --format onnx --out served-onnx
+    """
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the run was trained with
+    load_tensorflow()
+    from cxr_records.trainers.devices import choose_devices
+    from cxr_records.trainers.export import ABOUT_FILE, export_run
+
+    choose_devices("cpu")  # a GPU may be at work on something else
+    done = export_run(run, out, format)
+    progress.warn(done.warnings)
+    if as_json:
+        click.echo(json.dumps({"out": done.path, **done.about, "warnings": list(done.warnings)}))
+        return
+    megabytes = sum(file["bytes"] for file in done.about["files"].values()) / 1e6
+    click.echo(
+        f"{done.model}: {megabytes:,.1f} MB, scores by its own runtime within "
+        f"{done.about['checked']['largest_difference']:.1g} of the run's"
+    )
+    click.echo(f"how to use it: {storage.join(done.path, ABOUT_FILE)}")
 
 
 def _table(scores: Sequence[Any]) -> str:

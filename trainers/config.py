@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from cxr_records.balancing import NATURAL, SAMPLINGS
 from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
 from cxr_records.trainers import named, presets
@@ -25,6 +26,10 @@ class TrainConfig:
         loss: a name of `cxr_records.trainers.losses.LOSSES`, or "auto": bce for binary and multilabel,
             logit_adjusted for multiclass; or a `LossMaker` of one's own, named as a model is.
         loss_options: options of that loss, such as {"gamma": 2.0}.
+        sampling: "natural", each training record once in an epoch; or "class_balanced", as many records,
+            drawn so that all classes come as often: see `cxr_records.balancing`.
+        retrain_epochs: epochs in which, after all others, the last layer is trained anew by class-balanced
+            sampling, and it alone (Kang et al. 2020: cRT); 0 for none.
         epochs: passes over the training records; at least 1.
         batch_size: records of a step, over all devices together.
         learning_rate: the peak, reached after the warm-up; then half a cosine down to zero.
@@ -50,6 +55,8 @@ class TrainConfig:
     weights: str = "none"
     loss: str = "auto"
     loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    sampling: str = NATURAL
+    retrain_epochs: int = 0
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 2e-3
@@ -68,6 +75,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         choices = {
+            "sampling": SAMPLINGS,
             "precision": PRECISIONS,
             "xla": ("auto", "yes", "no"),
             "deterministic": ("auto", "yes", "no"),
@@ -78,7 +86,7 @@ class TrainConfig:
                 guess = nearest(value, known)
                 raise UsageError(f"`{key}={value}`: unknown{guess}; expected one of {', '.join(known)}")
         limits = {
-            "epochs": 1, "batch_size": 1, "warmup_epochs": 0, "weight_decay": 0,
+            "epochs": 1, "retrain_epochs": 0, "batch_size": 1, "warmup_epochs": 0, "weight_decay": 0,
             "clip_norm": 0, "patience": 0, "checkpoint_minutes": 0, "dropout": 0, "seed": 0,
         }  # fmt: skip
         for key, lowest in limits.items():

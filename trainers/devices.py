@@ -45,12 +45,28 @@ class Devices:
         """The context in which the model is made, so that its weights live on every device."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
-    def work_alone(self) -> None:
-        """Ends the work of several machines on one model; what follows, each does for itself."""
-        if self.num_hosts > 1:
-            import keras
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The context in which a model is one device's own, however many train another one together."""
+        import keras
 
-            keras.distribution.set_distribution(None)
+        before = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(before)
+
+    def meet(self, where: str) -> None:
+        """Waits until all machines have come so far, so that each sees what another has written before.
+
+        Args:
+            where: names the place, the same on each.
+        """
+        if self.num_hosts > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(where)
 
     def part(self) -> None:
         """Waits for the other machines to come to their end too, so that none takes another for lost."""

@@ -1,7 +1,7 @@
 """Losses for classes of very unequal size, from logits, numerically safe under float16 and bfloat16.
 
-Weights come from the records AFTER copies: copies have corrected a part of the imbalance already, and weights
-from the counts before would correct that part twice.
+Weights come from the records as they are seen in training, after copies and class-balanced sampling: these
+have corrected a part of the imbalance already, and weights from the counts before would correct it twice.
 """
 
 import inspect
@@ -15,8 +15,7 @@ from keras import ops
 
 from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
-from cxr_records.sampling import class_weights
-from cxr_records.trainers import named
+from cxr_records.trainers import named, weighting
 
 
 class LossMaker(Protocol):
@@ -29,8 +28,9 @@ class LossMaker(Protocol):
         and int32 [batch, k] for multilabel. Its `call` gives float32 [batch]; Keras takes the mean.
 
         Args:
-            counts: two. Float64 [k], training records that hold each class, copies included; for binary
-                [1], those of the second class. And the number of training records, copies included.
+            counts: two. Float64 [k], training records of an epoch that hold each class, copies included, in
+                expectation where they are drawn by class; for binary [1], those of the second class. And the
+                number of training records, copies included.
             options: what the user set as loss_options.NAME, by NAME.
         """
 
@@ -47,8 +47,8 @@ def make_loss(
     Args:
         name: one of `LOSSES[kind]`, or a `LossMaker` of a user's, as `named.choose` takes it.
         kind: "binary", "multiclass" or "multilabel".
-        class_records: int [k], training records that hold each class, copies included; for binary [1], those
-            of the second class.
+        class_records: [k], training records of an epoch that hold each class, copies included, in expectation
+            where they are drawn by class; for binary [1], those of the second class.
         num_records: training records, copies included.
         options: the loss' own, such as gamma.
 
@@ -209,6 +209,93 @@ class CrossEntropy(_FromLogits):
         return losses if self._weights is None else losses * ops.take(self._weights, labels)
 
 
+class FocalCrossEntropy(_FromLogits):
+    """Focal loss of exclusive classes: cross-entropy times (1 - p)^gamma, p the probability of what is true.
+
+    It is among the losses of Holste et al. ("Long-Tailed Classification of Thorax Diseases on Chest X-Ray: A
+    New Benchmark Study", 2022).
+
+    Args:
+        gamma: 0 is plain cross-entropy.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    def __init__(self, gamma: float):
+        super().__init__("focal")
+        _check(gamma=gamma)
+        self._gamma = gamma
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns float32 [batch]."""
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        losses = ops.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
+        wrong = -ops.expm1(-losses)
+        # A power of 0 has no gradient, hence the floor.
+        return losses * ops.exp(self._gamma * ops.log(ops.maximum(wrong, 1e-8)))
+
+
+class LDAM(_FromLogits):
+    """Label-distribution-aware margins with deferred re-weighting (Cao et al., "Learning Imbalanced Datasets
+    with Label-Distribution-Aware Margin Loss", NeurIPS 2019, equation 13 and algorithm 1).
+
+    Cross-entropy in which the logit of what is true is made smaller by its class' margin, C / records^(1/4).
+    Margins mean something only where logits cannot grow at will: they are `scale` times the cosine between
+    features and a class' weights, as in the paper's code. A model's last layer is that of `cosine_scale`.
+
+    Args:
+        class_records: float64 [k], training records that hold each class.
+        num_records: training records.
+        margin: of the smallest class that has records, as a cosine.
+        scale: of the cosines.
+        beta: of the effective number of records (1 - beta^n) / (1 - beta) (Cui et al., "Class-Balanced Loss
+            Based on Effective Number of Samples", CVPR 2019), by whose inverse classes weigh.
+        defer: share of the epochs in which all weigh the same; 1 for no weights at all.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        class_records: np.ndarray,
+        num_records: int,
+        margin: float,
+        scale: float,
+        beta: float,
+        defer: float,
+    ):
+        super().__init__("ldam")
+        _check(margin=margin)
+        if not 0 < scale < math.inf:
+            raise UsageError(f"`loss_options.scale={scale}`: expected a number above 0")
+        _check(below=1, beta=beta)
+        if not 0 <= defer <= 1:
+            raise UsageError(f"`loss_options.defer={defer}`: expected a share from 0 to 1")
+        filled = class_records > 0
+        records = np.where(filled, class_records, class_records[filled].min(initial=num_records))
+        margins = records**-0.25
+        self._toward = np.asarray(scale * margin * margins / margins.max(), np.float32)
+        effective = -np.expm1(records * np.log(beta)) if beta else np.ones_like(records)
+        weights = filled / effective
+        # So that the mean weight over the training records is 1.
+        self._weights = np.asarray(weights * num_records / (weights @ class_records), np.float32)
+        self._defer = defer
+        self.reweighted = False
+
+    def reweights_from(self, epochs: int) -> int:
+        """Returns how many epochs of training pass before `reweighted` is to be set, which may be all."""
+        return round(self._defer * epochs)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns float32 [batch]. A step that was compiled keeps the weights that it was compiled with."""
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        true = ops.one_hot(labels, len(self._toward), dtype="float32")
+        losses = ops.sparse_categorical_crossentropy(labels, y_pred - self._toward * true, from_logits=True)
+        return losses * ops.take(self._weights, labels) if self.reweighted else losses
+
+
 def _rows(y_true: Any, y_pred: Any) -> Any:
     """Labels as float32 rows of the logits' shape."""
     return ops.reshape(ops.cast(y_true, "float32"), ops.shape(y_pred))
@@ -227,11 +314,7 @@ def _bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
 
 
 def _weighted_bce(class_records: np.ndarray, num_records: int) -> BinaryCrossEntropy:
-    """Wang et al. ("ChestX-ray8", CVPR 2017, section 4.1) weight positives by (|P| + |N|) / |P| and negatives
-    by (|P| + |N|) / |N|. There |P| and |N| are counted over all classes of a batch; here per class over the
-    training records, as many have done since, and halved, so that weights are 1 where a class holds half."""
-    positives = np.clip(class_records, 1, max(1, num_records - 1))  # weights of empty classes stay finite
-    return BinaryCrossEntropy(num_records / (2 * positives), num_records / (2 * (num_records - positives)))
+    return BinaryCrossEntropy(*weighting.bce_weights(class_records, num_records))
 
 
 def _focal(
@@ -255,21 +338,54 @@ def _ce(class_records: np.ndarray, num_records: int) -> CrossEntropy:
 
 
 def _weighted_ce(class_records: np.ndarray, num_records: int) -> CrossEntropy:
-    """Inverse frequency: the mean weight over the training records is 1."""
-    return CrossEntropy(weights=np.array(class_weights(class_records.astype(int).tolist(), num_records)))
+    return CrossEntropy(weights=weighting.ce_weights(class_records, num_records))
 
 
 def _logit_adjusted(class_records: np.ndarray, num_records: int, tau: float = 1.0) -> CrossEntropy:
     """Menon et al. ("Long-tail learning via logit adjustment", ICLR 2021, equation 10): adds tau times the
     log of a class' share to its logit in training, so that the logits without it rank classes as if all were
-    equally frequent. A class without records is counted as half a record."""
+    equally frequent."""
     _check(tau=tau)
-    share = np.maximum(class_records, 0.5) / num_records
-    return CrossEntropy(adjustment=tau * np.log(share))
+    return CrossEntropy(adjustment=weighting.logit_adjustment(class_records, num_records, tau))
+
+
+def _focal_ce(class_records: np.ndarray, num_records: int, gamma: float = 2.0) -> FocalCrossEntropy:
+    return FocalCrossEntropy(gamma)
+
+
+_LDAM_SCALE = 30.0
+
+
+def _ldam(
+    class_records: np.ndarray,
+    num_records: int,
+    margin: float = 0.5,
+    scale: float = _LDAM_SCALE,
+    beta: float = 0.9999,
+    defer: float = 0.8,
+) -> LDAM:
+    """The values of the paper's code, which weighs from epoch 160 of 200 on."""
+    return LDAM(class_records, num_records, margin, scale, beta, defer)
+
+
+def cosine_scale(loss: str, options: Mapping[str, float]) -> float:
+    """Returns what the logits for a loss are, as `ModelSpec.cosine_scale`: so many times a cosine, or 0.
+
+    Args:
+        loss: its name.
+        options: of the loss.
+    """
+    return options.get("scale", _LDAM_SCALE) if loss == "ldam" else 0.0
 
 
 LOSSES: Mapping[str, Mapping[str, LossMaker]] = {
     "binary": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal},
-    "multiclass": {"ce": _ce, "weighted_ce": _weighted_ce, "logit_adjusted": _logit_adjusted},
+    "multiclass": {
+        "ce": _ce,
+        "weighted_ce": _weighted_ce,
+        "logit_adjusted": _logit_adjusted,
+        "focal": _focal_ce,
+        "ldam": _ldam,
+    },
     "multilabel": {"bce": _bce, "weighted_bce": _weighted_bce, "focal": _focal, "asymmetric": _asymmetric},
 }

@@ -1,7 +1,8 @@
 """Networks from raw uint8 images to logits: one that CPUs can train, and four of keras.applications.
 
 Grey levels are normalised inside, by the mean and deviation of the dataset's training images, so a saved
-model takes what a record holds.
+model takes what a record holds. What is random in training stands before the network (`with_augmentation`),
+or is taken out of the model that a run hands over (`inert`).
 """
 
 import contextlib
@@ -31,6 +32,8 @@ _APPLICATIONS = {
 # The deviation of the pixels that the weights of ImageNet expect, where it is not 1: those of ResNet-50 come
 # from Caffe, where grey levels were centred and not scaled.
 _SPREAD = {"resnet50": 58.0}
+_GREY_LEVELS = "to_float"  # the layer behind which images are augmented
+_WAYS: tuple[dict[str, bool], ...] = ({}, {}, {"training": False})  # in which a server may call a model
 _SECONDS_TO_ANSWER = 20  # of the server that has ImageNet's weights
 SMALL_CHANNELS = (32, 64, 96, 128)
 SMALL_BELOW = 160  # pixels; from there on small_cnn looks at a quarter of the height and width
@@ -45,6 +48,8 @@ class ModelSpec:
         dropout: share of the features that is dropped before the last layer.
         seed: of weights and dropout. Layers that are given none take theirs from it too.
         bias: float [num_outputs], what the last layer starts with; None for zeros.
+        cosine_scale: logits are this times the cosine between features and the weights of the last layer;
+            0 for a last layer as usual.
         pretrained: for networks of keras.applications: None, "imagenet", or a file of such weights.
         synchronized: whether batch statistics are to be those of all devices.
     """
@@ -55,12 +60,29 @@ class ModelSpec:
     bias: np.ndarray | None = None
     pretrained: str | None = None
     synchronized: bool = False
+    cosine_scale: float = 0.0
 
     def head(self, features: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns logits, float32 [batch, num_outputs], from features [batch, n]: dropout, a last layer."""
+        """Returns logits, float32 [batch, num_outputs], from features [batch, n]: dropout, a last layer.
+
+        Its weights are those of the layer `head`, and of no other.
+        """
         if self.dropout:
             with _seeded(self.seed, "dropout"):
                 features = keras.layers.Dropout(self.dropout, name="dropout")(features)
+        if self.cosine_scale:
+            # In layers that Keras has, so that a saved model needs nothing of ours: features of length 1, and
+            # weights that each step brings back to length 1, which they begin with.
+            features = keras.layers.UnitNormalization(name="unit_features", dtype="float32")(features)
+            cosines = keras.layers.Dense(
+                self.num_outputs,
+                use_bias=False,
+                kernel_initializer=keras.initializers.Orthogonal(),
+                kernel_constraint=keras.constraints.UnitNorm(axis=0),
+                name="head",
+                dtype="float32",
+            )(features)
+            return keras.layers.Rescaling(self.cosine_scale, name="scale", dtype="float32")(cosines)
         start = keras.initializers.Constant(0.0 if self.bias is None else np.asarray(self.bias, np.float32))
         head = keras.layers.Dense(self.num_outputs, bias_initializer=start, name="head", dtype="float32")
         return head(features)
@@ -75,7 +97,8 @@ class ModelMaker(Protocol):
         Args:
             images: float32 [batch, size, size, 1], grey levels of mean 0 and deviation 1 over the training
                 images, augmented in training.
-            spec: what is asked for.
+            spec: what is asked for. The model that a run hands over is made by a second call, with a dropout
+                of 0: it has to give the same weights, by path and shape.
         """
 
 
@@ -98,11 +121,11 @@ def make_model(
     std: float,
     *,
     weights: str = "none",
-    augment: str = "none",
     dropout: float = 0.0,
     seed: int = 0,
     bias: np.ndarray | None = None,
     synchronized: bool = False,
+    cosine_scale: float = 0.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> keras.Model:
     """Returns a model from uint8 [batch, size, size, 1] to logits, float32 [batch, num_outputs].
@@ -118,44 +141,38 @@ def make_model(
         weights: "none", "imagenet" (fetched by Keras from the network), or a file: a run's model.keras or one
             of its checkpoints, of which a last layer of another shape stays fresh; or an .h5 that holds the
             weights of a network of keras.applications without its top, as Keras itself fetches them.
-        augment: "light" puts small random shifts (4%), turns (5°), zooms (6%), brightness (5%) and contrast
-            (10%) before the network; they act in training alone and are inert at inference. Or an
-            `Augmenter` of a user's, as `named.choose` takes it.
         dropout: share of the pooled features that is dropped in training.
-        seed: of weights, dropout and augmentation.
+        seed: of weights and dropout.
         bias: float [num_outputs], what the last layer starts with: log-odds or log-shares of the classes, so
             that training begins at the prior (Lin et al. 2017, section 4.1). None for zeros.
         synchronized: batch statistics of small_cnn over all devices of a tf.distribute strategy.
+        cosine_scale: as `ModelSpec.cosine_scale`.
         say: told what was taken from a weights file.
 
     Raises:
-        UsageError: no such model, augmentation or weights file; or one of a user's fails, gives another
-            shape, or cannot be saved.
+        UsageError: no such model or weights file; or a user's model fails, gives another shape, or cannot be
+            saved.
         CxrError: ImageNet's weights cannot be fetched, or the file is of another network.
     """
-    make, augmented = named.choose("model", name, MODELS), named.choose("augment", augment, AUGMENTATIONS)
-    outside = named.is_outside(name) or named.is_outside(augment)
-    if outside:
-        _forget_names()
+    make = named.choose("model", name, MODELS)
     _check_weights(name, weights)
+    _forget_names()
     # Keras puts these into the network alone; other files are of whole models.
     pretrained = weights if weights == "imagenet" or weights.endswith(".h5") else None
     with _seeded(seed, "network"):
         inputs = keras.Input((size, size, 1), dtype="uint8", name="image")
         # In float32 whatever the precision of the run: half of it would round the grey levels.
-        x = keras.layers.Rescaling(1.0, name="to_float", dtype="float32")(inputs)
-        with _seeded(seed, "augmentation"), _users("augment", augment):
-            x = _of_shape(augmented(x), x.shape, "images")
+        x = keras.layers.Rescaling(1.0, name=_GREY_LEVELS, dtype="float32")(inputs)
         scale = _SPREAD.get(name, 1.0) / std
         x = keras.layers.Rescaling(scale, offset=-mean * scale, name="normalise", dtype="float32")(x)
         with _users("model", name):
-            spec = ModelSpec(num_outputs, dropout, seed, bias, pretrained, synchronized)
+            spec = ModelSpec(num_outputs, dropout, seed, bias, pretrained, synchronized, cosine_scale)
             logits = _of_shape(make(x, spec), (None, num_outputs), "logits")
             if logits.dtype != "float32":
                 logits = keras.layers.Activation("linear", dtype="float32", name="to_logits")(logits)
             model = keras.Model(inputs, logits, name=name.rpartition(":")[2])
-    if outside:
-        _check_kept(model, {"model": name, "augment": augment})
+    if named.is_outside(name):
+        _check_kept(model, name)
     if weights != "none" and not pretrained:
         _take_weights(model, weights, say)
     return model
@@ -173,13 +190,122 @@ def with_probabilities(model: keras.Model, kind: str) -> keras.Model:
     return keras.Model(model.input, last(model.output), name=f"{model.name}_{function}")
 
 
+def with_augmentation(model: keras.Model, augment: str, seed: int = 0) -> keras.Model:
+    """Returns a model for training that shares all weights and changes images at random before the network.
+
+    Args:
+        model: of `make_model`.
+        augment: "none"; "light": small random shifts (4%), turns (5°), zooms (6%), brightness (5%) and
+            contrast (10%); or an `Augmenter` of a user's, as `named.choose` takes it.
+        seed: of the changes.
+
+    Raises:
+        UsageError: no such augmentation; or one of a user's fails or gives another shape.
+    """
+    augmented = named.choose("augment", augment, AUGMENTATIONS)
+    levels = model.get_layer(_GREY_LEVELS).output
+    with _seeded(seed, "augmentation"), _users("augment", augment):
+        changed = _of_shape(augmented(levels), levels.shape, "images")
+    if changed is levels:
+        return model
+    behind = keras.Model(levels, model.output, name=model.name)
+    return keras.Model(model.input, behind(changed), name=f"{model.name}_augmented")
+
+
+def inert(model: keras.Model) -> keras.Model:
+    """Returns a model that shares all weights and holds no layer of Keras that draws at random.
+
+    Keras' random layers for images act wherever nobody says that it is not training, in `model(x)` as a
+    server calls it, and let what is behind them train too. Those in a user's own layers are left to
+    `check_inert`.
+    """
+
+    stand_ins: list[keras.layers.Layer] = []
+
+    def quiet(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if _is_noise(layer):
+            stand_ins.append(keras.layers.Activation("linear", name=layer.name, dtype=layer.dtype_policy))
+            return stand_ins[-1]
+        is_graph = isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
+        return inert(layer) if is_graph else layer
+
+    def call(layer: keras.layers.Layer, *inputs: Any, **options: Any) -> Any:
+        # A random layer's training=True would be handed on to whatever comes behind it.
+        return layer(*inputs) if layer in stand_ins else layer(*inputs, **options)
+
+    if not any(map(_is_noise, model._flatten_layers())):
+        return model
+    in_a_row = isinstance(model, keras.Sequential)
+    return keras.models.clone_model(model, clone_function=quiet, call_function=None if in_a_row else call)
+
+
+def _is_noise(layer: keras.layers.Layer) -> bool:
+    """Tells whether a layer does nothing but to draw, as Dropout, GaussianNoise and RandomRotation do."""
+    if not type(layer).__module__.startswith("keras.") or layer.weights:
+        return False
+    if isinstance(layer, keras.Model | keras.layers.RandomCrop):  # which also cuts
+        return False
+    return bool(_draws(layer)) or type(layer).__name__ == "StochasticDepth"  # which has no seed of its own
+
+
+def _draws(layer: keras.layers.Layer) -> int:
+    """How many random states a layer and those in it hold; they are variables and no weights."""
+    return len(layer.variables) - len(layer.weights)
+
+
+def check_inert(model: keras.Model, trained: keras.Model, name: str, say: Callable[[str], None]) -> None:
+    """Makes sure, before hours of training, that a user's model can be handed over.
+
+    Args:
+        model: as `inert` gave it.
+        trained: the one whose weights it will take.
+        name: of the user's function.
+        say: told of what is random in training and could not be taken out.
+
+    Raises:
+        UsageError: its weights are others than those of the trained one; or it does not answer the same
+            each time, or learns from what it is asked.
+    """
+    what = f"`model={name}`"
+    here, there = ({w.path: tuple(w.shape) for w in m.weights} for m in (model, trained))
+    if here != there:
+        odd = sorted(set(here.items()) ^ set(there.items()))[0][0]
+        raise UsageError(
+            f"{what}: {odd} differs between the model that is trained and the one without dropout that is "
+            "saved; give the same weights whatever `spec.dropout` is"
+        )
+    side = model.input.shape[1]
+    images = (np.arange(2 * side * side).reshape(2, side, side, 1) % 251).astype(np.uint8)
+    drawing = [f"{layer.name} ({type(layer).__name__})" for layer in model.layers if _draws(layer)]
+    before = _state(model)
+    with named.calling(what, name):
+        answers = [keras.ops.convert_to_numpy(model(images, **way)) for way in _WAYS]
+    same = all(np.allclose(answer, answers[0], rtol=1e-4, atol=1e-5) for answer in answers)
+    kept = all(np.array_equal(a, b) for a, b in zip(before, _state(model), strict=True))
+    if not same or not kept:
+        found = "gives other scores each time it is called" if not same else "changes when it is called"
+        suspects = f" (look at {', '.join(drawing)})" if drawing else ""
+        raise UsageError(
+            f"{what}: the saved model {found}{suspects}; let layers do so only where `training` is true"
+        )
+    for layer in drawing:
+        say(f"warning: {what}: {layer} stays random in model.keras where a caller asks for training=True")
+
+
+def _state(model: keras.Model) -> list[np.ndarray]:
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.variables]
+
+
 def _users(setting: str, name: str) -> contextlib.AbstractContextManager[None]:
     """Says whose fault it is where code of a user's fails."""
     return named.calling(f"`{setting}={name}`", name) if named.is_outside(name) else contextlib.nullcontext()
 
 
 def _forget_names() -> None:
-    """Numbers layers without a name anew, whatever was made before: checkpoints hold weights by path."""
+    """Numbers what has no name anew, whatever was made before: checkpoints hold weights by path.
+
+    Users' layers have none, nor have some weights of ConvNeXt.
+    """
     from keras.src.utils import naming  # Keras shows it nowhere else
 
     naming.reset_uids()
@@ -195,15 +321,14 @@ def _of_shape(tensor: Any, shape: tuple[int | None, ...], what: str) -> keras.Ke
     return tensor
 
 
-def _check_kept(model: keras.Model, settings: Mapping[str, str]) -> None:
+def _check_kept(model: keras.Model, name: str) -> None:
     """Makes sure that a user's model fits into checkpoints and model.keras, before hours of training."""
-    setting = next(setting for setting, name in settings.items() if named.is_outside(name))
-    what = f"`{setting}={settings[setting]}`"
+    what = f"`model={name}`"
     paths = [weight.path for weight in model.weights]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise UsageError(f"{what}: two weights are called {twice[0]}; give layers names of their own")
-    custom = named.objects(settings, {})
-    saving = named.calling(f"{what}: cannot be saved and loaded again", settings[setting])
+    custom = named.objects({"model": name}, {})
+    saving = named.calling(f"{what}: cannot be saved and loaded again", name)
     with saving, tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.keras")
         model.save(path)
@@ -355,10 +480,15 @@ AUGMENTATIONS: Mapping[str, Augmenter] = {"none": _no_augmentation, "light": _li
 
 def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> None:
     saved = _read_weights(path, say)
+    # Keras forgets these names when it loads a file.
+    blocks = {layer.name for layer in model._flatten_layers() if isinstance(layer, keras.Sequential)}
+    held = dict(saved)
+    for weight in model.weights:
+        short = "/".join(part for part in weight.path.split("/") if part not in blocks)
+        if weight.path not in saved and short in saved:
+            held[weight.path] = saved[short]
     fitting = {
-        w.path: saved[w.path]
-        for w in model.weights
-        if w.path in saved and saved[w.path].shape == tuple(w.shape)
+        w.path: held[w.path] for w in model.weights if w.path in held and held[w.path].shape == tuple(w.shape)
     }
     missing = [w.path for w in model.weights if w.path not in fitting and not w.path.startswith("head/")]
     if missing:
@@ -379,6 +509,7 @@ def _read_weights(path: str, say: Callable[[str], None]) -> dict[str, np.ndarray
         if warning := digests.check(path, data):
             say(f"warning: {warning}")
         if path.endswith(".keras"):
+            _forget_names()
             with local_copy(path) as file:
                 model = keras.saving.load_model(file, compile=False)
             return {weight.path: np.asarray(weight.value) for weight in model.weights}

@@ -188,25 +188,22 @@ def objects(settings: Mapping[str, Any], files: Mapping[str, NamedFile]) -> dict
     """Returns classes and functions by name that a saved model may be made of.
 
     Args:
-        settings: of which model and augment are looked at.
+        settings: of which model is looked at; no saved model holds an augmentation.
         files: as `files_of` returned them when the run began; without one, what is there is taken.
 
     Raises:
         UsageError: one is not there, or no longer what it was.
     """
-    named: dict[str, Any] = {}
-    for setting in ("model", "augment"):
-        value = str(settings[setting])
-        if not is_outside(value):
-            continue
-        what, place = f"`{setting}={value}`", _place(value)
-        if setting in files:
-            place = files[setting].file
-            digest = hashlib.sha256(read_file(what, place)).hexdigest()
-            if digest != files[setting].sha256:
-                raise UsageError(f"{what}: {changed(place, digest, files[setting].sha256)}")
-        named |= {key: value for key, value in vars(load(what, place)).items() if callable(value)}
-    return named
+    value = str(settings["model"])
+    if not is_outside(value):
+        return {}
+    what, place = f"`model={value}`", _place(value)
+    if "model" in files:
+        place = files["model"].file
+        digest = hashlib.sha256(read_file(what, place)).hexdigest()
+        if digest != files["model"].sha256:
+            raise UsageError(f"{what}: {changed(place, digest, files['model'].sha256)}")
+    return {key: value for key, value in vars(load(what, place)).items() if callable(value)}
 
 
 def changed(path: str, now: str, before: str) -> str:

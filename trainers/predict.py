@@ -20,9 +20,10 @@ BATCH_SIZE = 64
 
 
 def load_model(run: runs.Run, dataset: Dataset | None = None) -> keras.Model:
-    """Loads a run's trained model: uint8 [batch, size, size, 1] -> probabilities [batch, scores].
+    """Loads a run's trained model: uint8 [batch, size, size, 1] -> probabilities [batch, scores], float32.
 
-    A damaged one is made again from the best checkpoint, which needs the run's dataset, and that is said.
+    Nothing in it is random: `model(x)` is what `predict` gives. A damaged one is made again from the best
+    checkpoint, which needs the run's dataset, and that is said.
 
     Args:
         run: which run.
@@ -47,11 +48,12 @@ def load_model(run: runs.Run, dataset: Dataset | None = None) -> keras.Model:
             say(f"warning: {error}; it was made again from {runs.BEST_FILE}")
             return remade
         try:
-            return keras.saving.load_model(local, compile=False)
+            # What runs of before saved still holds the layers that made training random.
+            return models.inert(keras.saving.load_model(local, compile=False))
         except Exception as error:  # as many kinds as there are ways for a file to be damaged
             custom = named.objects(settings, run.code)
             try:
-                return keras.saving.load_model(local, compile=False, custom_objects=custom)
+                return models.inert(keras.saving.load_model(local, compile=False, custom_objects=custom))
             except Exception:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise CxrError(f"{path} cannot be loaded: {reason}") from error

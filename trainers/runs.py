@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from cxr_records import storage
-from cxr_records.dataset import Dataset, open_dataset
+from cxr_records import drawings, storage
+from cxr_records.balancing import CLASS_BALANCED, NATURAL, expected_draws
+from cxr_records.dataset import Dataset, SplitRecords, open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.names import is_litter
@@ -26,6 +28,7 @@ LAST_FILE = "checkpoints/last.npz"
 BEST_FILE = "checkpoints/best.npz"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FILE = "predictions.parquet"
+PHASE = "phase"  # the column of history.csv that is no number: a name of `phases`
 CLASS_AUROC = "val_auroc_"  # begins the columns of history.csv that are of one class
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -35,7 +38,7 @@ _VERSION = 1
 _FREE = ("checkpoint_minutes",)
 _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
-    "classes", "train", "versions", "code",
+    "classes", "train", "versions", "code", "drawn",
 }  # fmt: skip
 _RESTORE = "restore it, or train into another folder"
 
@@ -45,11 +48,12 @@ class ClassCount:
     """How often a class was seen in training.
 
     Attributes:
-        records: that hold it, copies included.
+        records: of an epoch that hold it, copies included, as they are seen: where they are drawn by class,
+            the number that is expected. Of the last layer's epochs, where it was retrained.
         images: that hold it.
     """
 
-    records: int
+    records: float
     images: int
 
 
@@ -69,6 +73,7 @@ class Run:
         train_images: of the training split.
         versions: of the libraries, and the backend.
         code: files of the user's that the settings name, by setting.
+        drawn: how many of the dataset's images are drawings, as `drawings.drawn_share` says it.
     """
 
     path: str
@@ -82,6 +87,7 @@ class Run:
     train_images: int
     versions: dict[str, str]
     code: dict[str, NamedFile] = dataclasses.field(default_factory=dict)
+    drawn: str = drawings.NONE
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -111,6 +117,7 @@ class Run:
             "train": {"records": self.train_records, "images": self.train_images},
             "versions": self.versions,
             **({"code": code} if code else {}),
+            **({"drawn": self.drawn} if self.drawn != drawings.NONE else {}),
         }  # fmt: skip
 
 
@@ -123,6 +130,21 @@ def class_rows(task: Task, labels: np.ndarray) -> np.ndarray:
     """Returns uint8 [n, number of scores]: 1 where the image holds the class that the score is of."""
     rows = task.class_rows(labels)
     return rows[:, 1:] if task.kind == "binary" else rows
+
+
+def seen(records: SplitRecords, sampling: str) -> list[float]:
+    """Returns how many records of an epoch hold the class of each score; whole where nothing is drawn.
+
+    Args:
+        records: of the training split.
+        sampling: one of `balancing.SAMPLINGS`.
+    """
+    rows = class_rows(records.task, records.labels)
+    if sampling == NATURAL:
+        return [int(count) for count in rows.sum(axis=0)]
+    draws = expected_draws(records.task, records.labels, [kept for _, kept, _ in records.shards])
+    # Far more digits than matter, and not those in which machines differ.
+    return [round(math.fsum(draws[column == 1]), 3) for column in rows.T]
 
 
 def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[str, str]) -> Run:
@@ -139,7 +161,10 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
     """
     records = dataset.split(TRAIN)
     rows, original = class_rows(records.task, records.labels), records.copies == 0
-    counts = zip(score_names(records.task), rows.sum(axis=0), rows[original].sum(axis=0), strict=True)
+    last = CLASS_BALANCED if config.retrain_epochs else config.sampling
+    counts = zip(
+        score_names(records.task), seen(records, last), rows[original].sum(axis=0).tolist(), strict=True
+    )
     return Run(
         path=path,
         dataset=dataset.path,
@@ -147,11 +172,12 @@ def describe(path: str, dataset: Dataset, config: TrainConfig, versions: dict[st
         task=dataset.task,
         image_format=dataset.image_format,
         config=config,
-        classes={name: ClassCount(int(n), int(images)) for name, n, images in counts},
+        classes={name: ClassCount(n, images) for name, n, images in counts},
         train_records=len(rows),
         train_images=int(original.sum()),
         versions=versions,
         code=named.files_of(config.to_json()),
+        drawn=dataset.manifest.drawn_share,
     )
 
 
@@ -236,6 +262,7 @@ def open_run(path: str) -> Run:
     try:
         if unknown := sorted(set(values) - _KEYS):
             raise KeyError(f"unknown {unknown[0]}")
+        drawings.drawn_words(values.get("drawn", drawings.NONE))  # a KeyError where it is no such word
         return Run(
             path=path,
             dataset=values["dataset"],
@@ -248,6 +275,7 @@ def open_run(path: str) -> Run:
             train_images=values["train"]["images"],
             versions=values["versions"],
             code={setting: NamedFile(**file) for setting, file in values.get("code", {}).items()},
+            drawn=values.get("drawn", drawings.NONE),
         )
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(

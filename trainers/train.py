@@ -6,18 +6,21 @@ import importlib.metadata
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from cxr_records import locks, reader, storage
+from cxr_records.balancing import CLASS_BALANCED
 from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.drawings import drawn_words
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.progress import say
 from cxr_records.splits import TRAIN, VALIDATION
 from cxr_records.tasks import Task
-from cxr_records.trainers import callbacks, checkpoints, digests, losses, models, named, runs
+from cxr_records.trainers import callbacks, checkpoints, digests, losses, models, named, phases, runs
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.devices import Devices, choose_devices, deterministic_kernels
 from cxr_records.trainers.inputs import WaitMeter
@@ -30,16 +33,13 @@ _PRIOR_KEEPING = ("bce", "ce", "focal", "asymmetric")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
-    """What stays the same through a run."""
+    """What stays the same through a run; retraining has settings of its own."""
 
     dataset: Dataset
     run: runs.Run
     devices: Devices
     steps: int
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.run.config
+    config: TrainConfig
 
     @property
     def task(self) -> Task:
@@ -47,8 +47,12 @@ class _Job:
 
     @property
     def counts(self) -> np.ndarray:
-        """Training records that hold each class, copies included: int64 [number of scores]."""
-        return np.array([count.records for count in self.run.classes.values()])
+        """Records of an epoch that hold each class, copies included: float64 [number of scores]."""
+        return np.array(runs.seen(self.dataset.split(TRAIN), self.config.sampling), np.float64)
+
+    def retraining(self) -> "_Job":
+        """Returns that of the last layer alone."""
+        return dataclasses.replace(self, config=phases.retraining(self.config))
 
 
 def train(
@@ -87,7 +91,7 @@ def train(
     share = config.batch_size // chosen.num_hosts
     steps = dataset.steps_per_epoch(TRAIN, share, num_hosts=chosen.num_hosts)
     described = runs.describe(run, dataset, config, _versions())
-    job = _Job(dataset, described, chosen, steps)
+    job = _Job(dataset, described, chosen, steps, described.config)
     writes = chosen.host == 0
     if writes:
         runs.check(described)
@@ -95,10 +99,13 @@ def train(
     with contextlib.ExitStack() as stack:
         if exact:
             stack.enter_context(deterministic_kernels())
-        stack.enter_context(_precision(config))
+        stack.enter_context(_precision(config.precision))
         loss = _loss(job)
         with chosen.scope():
             model = _compiled(job, loss)
+        if named.is_outside(config.model):
+            with chosen.alone():
+                models.check_inert(_inert(job), model, config.model, say)
         if writes:  # settings that give no model leave no run behind
             runs.begin(described)
             storage.make_folder(storage.join(run, digests.CHECKPOINTS_FOLDER))
@@ -116,6 +123,8 @@ def _train(
 ) -> checkpoints.TrainingProgress:
     last = checkpoints.load(job.run.file(runs.LAST_FILE))
     progress = last.progress if last else checkpoints.TrainingProgress()
+    if phases.is_retraining(job.config, progress):
+        job, model, loss = _retraining(job)
     if last:
         checkpoints.restore(model, last.arrays, ("model", "seeds", "optimizer"))
     model_path = job.run.file(runs.MODEL_FILE)
@@ -129,25 +138,58 @@ def _train(
         if writes:  # the last weights are the best ones
             checkpoints.save(best_path, model, progress)
     say(_greeting(job, model, progress))
-    _fit(job, model, loss, progress, last.arrays if last else None, writes)
-    job.devices.work_alone()
+    arrays = last.arrays if last else None
+    while (phase := phases.current(job.run.config, loss, progress)) is not None:
+        if phase.name == phases.RETRAIN and not phases.is_retraining(job.run.config, progress):
+            job, model, loss = _begin_retraining(job)
+        _fit(job, model, loss, progress, arrays, writes, phase)
+        arrays = None
     if writes:
-        if job.devices.num_hosts > 1:
-            model = _compiled(job, loss)  # whose weights are this machine's alone
         storage.remove(job.run.file(runs.PREDICTIONS_FILE))  # of a model before this one
-        _save_best(job, model)
+        with job.devices.alone():
+            _save_best(job)
     return progress
 
 
-def _save_best(job: _Job, model: keras.Model) -> keras.Model:
-    """Writes model.keras from the best weights, put into the model; returns what it holds."""
+def _retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
+    """Returns what trains the last layer alone, fresh as the run began with it; the rest is yet to come."""
+    retraining = job.retraining()
+    loss = _loss(retraining)
+    with job.devices.scope():
+        return retraining, _compiled(retraining, loss, features=False), loss
+
+
+def _begin_retraining(job: _Job) -> tuple[_Job, keras.Model, keras.losses.Loss]:
+    """As `_retraining`, on the features of the best weights."""
+    job.devices.meet("the best weights are written")
     best = checkpoints.load(job.run.file(runs.BEST_FILE))
     if best is None:
         raise _no_best(job.run)
-    checkpoints.restore(model, best.arrays, ("model",))
-    saved = models.with_probabilities(model, job.task.kind)
+    retraining, model, loss = _retraining(job)
+    checkpoints.restore(model, best.arrays, ("model",), fresh=phases.HEAD)
+    say(f"now the last layer alone, anew: {retraining.config.epochs} epochs of class-balanced sampling")
+    return retraining, model, loss
+
+
+def _save_best(job: _Job) -> keras.Model:
+    """Writes model.keras with the best weights; returns what it holds."""
+    best = checkpoints.load(job.run.file(runs.BEST_FILE))
+    if best is None:
+        raise _no_best(job.run)
+    saved = _inert(job)
+    checkpoints.restore(saved, best.arrays, ("model",))
     _save_model(saved, job.run.file(runs.MODEL_FILE))
     return saved
+
+
+def _inert(job: _Job) -> keras.Model:
+    """The model that a run hands over, made anew: uint8 to probabilities in float32, and nothing random.
+
+    Its weights are to be replaced: there is no need to fetch any.
+    """
+    with _precision("float32"):
+        network = _network(job, weights="none", dropout=0.0, synchronized=False)
+        return models.with_probabilities(models.inert(network), job.task.kind)
 
 
 def remake_model(run: runs.Run, dataset: Dataset) -> keras.Model:
@@ -166,13 +208,10 @@ def remake_model(run: runs.Run, dataset: Dataset) -> keras.Model:
     """
     now = dataclasses.replace(run, code=named.files_of(run.config.to_json()))
     runs.check(now)
-    # Its first weights are replaced: there is no need to fetch any.
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, weights="none"))
-    job = _Job(dataset, run, Devices("cpu", 1), steps=1)
+    job = _Job(dataset, run, Devices("cpu", 1), steps=1, config=run.config)
     if not _is_whole(run.file(runs.BEST_FILE)):
         raise _no_best(run)
-    with _precision(run.config):
-        return _save_best(job, _compiled(job, _loss(job)))
+    return _save_best(job)
 
 
 def _is_whole(path: str) -> bool:
@@ -188,10 +227,10 @@ def _is_whole(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _precision(config: TrainConfig) -> Iterator[None]:
-    """Computes in the run's precision."""
+def _precision(precision: str) -> Iterator[None]:
+    """Makes models that compute in a precision."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config.precision)
+    keras.config.set_dtype_policy(precision)
     try:
         yield
     finally:
@@ -212,28 +251,34 @@ def _no_best(run: runs.Run) -> CxrError:
     )
 
 
-def _compiled(job: _Job, loss: keras.losses.Loss) -> keras.Model:
-    config, pixels, counts = job.config, job.dataset.manifest.pixels, job.counts
+def _network(job: _Job, **changes: Any) -> keras.Model:
+    """The run's network, uint8 to logits; `changes` are arguments of `make_model` beside its own."""
+    config, pixels = job.config, job.dataset.manifest.pixels
     assert pixels.mean is not None
     assert pixels.std is not None, "a dataset with a training split has both"
-    bias = None
-    if config.prior_bias and (config.loss in _PRIOR_KEEPING or named.is_outside(config.loss)):
-        share = np.clip(counts / job.run.train_records, 1e-4, 1 - 1e-4)
-        bias = np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share))
-    model = models.make_model(
-        config.model,
-        len(counts),
-        job.run.image_format.size,
-        pixels.mean,
-        pixels.std,
-        weights=config.weights,
-        augment=config.augment,
-        dropout=config.dropout,
-        seed=config.seed,
-        bias=bias,
-        synchronized=job.devices.strategy is not None,
-        say=say,
-    )
+    settings = {"weights": config.weights, "dropout": config.dropout, "seed": config.seed, "say": say}
+    settings["cosine_scale"] = losses.cosine_scale(config.loss, config.loss_options)
+    size, outputs = job.run.image_format.size, len(job.counts)
+    return models.make_model(config.model, outputs, size, pixels.mean, pixels.std, **{**settings, **changes})
+
+
+def _prior(job: _Job) -> np.ndarray | None:
+    """What the last layer starts with, float [number of scores], to give the classes' frequencies."""
+    config = job.config
+    if not config.prior_bias or not (config.loss in _PRIOR_KEEPING or named.is_outside(config.loss)):
+        return None
+    share = np.clip(job.counts / job.run.train_records, 1e-4, 1 - 1e-4)
+    return np.asarray(np.log(share) if job.task.kind == "multiclass" else np.log(share / (1 - share)))
+
+
+def _compiled(job: _Job, loss: keras.losses.Loss, features: bool = True) -> keras.Model:
+    """Returns a model that is ready to be trained: all of it, or without its features its last layer."""
+    config = job.config
+    network = _network(job, bias=_prior(job), synchronized=job.devices.strategy is not None)
+    phases.check_head(network, config, loss)
+    if not features:
+        phases.freeze_features(network)
+    model = models.with_augmentation(network, config.augment, config.seed)
     warmup = round(config.warmup_epochs * job.steps)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else config.learning_rate,
@@ -259,8 +304,10 @@ def _fit(
     progress: checkpoints.TrainingProgress,
     arrays: dict[str, np.ndarray] | None,
     writes: bool,
+    phase: phases.Phase,
 ) -> None:
     config, meter = job.config, WaitMeter()
+    phases.set_weights_of(phase, loss, model)
     keeper = callbacks.RunKeeper(
         job.run.path,
         progress,
@@ -270,21 +317,22 @@ def _fit(
         config.checkpoint_minutes,
         job.steps,
         writes,
+        phase,
     )
     speed = callbacks.Speed(config.batch_size, meter)
     followers = [speed, keeper]
     if writes:
-        followers.append(callbacks.Display(config.epochs, config.batch_size, job.steps, speed, keeper))
+        followers.append(callbacks.Display(phase.end, config.batch_size, job.steps, speed, keeper))
     if writes and not storage.is_url(job.run.path):
         folder = str(storage.local_path(job.run.file(runs.TENSORBOARD_FOLDER)))
         followers.append(callbacks.Summaries(folder, job.steps, keeper))
     # An epoch that was broken off is finished by itself: Keras counts an epoch's steps from its beginning.
-    while progress.epoch < config.epochs and not progress.stopped:
+    while progress.epoch < phase.end and not (phase.may_stop and progress.stopped):
         epoch, batch = progress.epoch, progress.batch
         model.fit(
             _training_batches(job, meter, epoch, batch),
             initial_epoch=epoch,
-            epochs=epoch + 1 if batch else config.epochs,
+            epochs=epoch + 1 if batch else phase.end,
             steps_per_epoch=job.steps - batch,
             callbacks=followers,
             shuffle=False,  # the reader has
@@ -298,7 +346,15 @@ def _training_batches(job: _Job, meter: WaitMeter, epoch: int, batch: int) -> tf
     hosts = {"host": devices.host, "num_hosts": devices.num_hosts}
     share, seed = job.config.batch_size // devices.num_hosts, job.config.seed
     return meter.measure(
-        job.dataset.load(TRAIN, share, seed=seed, start_epoch=epoch, start_batch=batch, **hosts)
+        job.dataset.load(
+            TRAIN,
+            share,
+            seed=seed,
+            sampling=job.config.sampling,
+            start_epoch=epoch,
+            start_batch=batch,
+            **hosts,
+        )
     )
 
 
@@ -318,13 +374,15 @@ def _validation(job: _Job, loss: keras.losses.Loss) -> callbacks.Validation | No
 
 
 def _greeting(job: _Job, model: keras.Model, progress: checkpoints.TrainingProgress) -> str:
+    by_class = " sampled by class" if job.config.sampling == CLASS_BALANCED else ""
     going_on = ""
     if progress.epoch or progress.batch:
         going_on = f"; going on at epoch {progress.epoch + 1}, step {progress.batch}"
+    drawn = drawn_words(job.run.drawn)
     return (
         f"{job.task.name}: {job.config.model} with {model.count_params():,} weights, loss {job.config.loss}, "
-        f"{job.run.train_records:,} records in {job.steps:,} steps of {job.config.batch_size} an epoch, "
-        f"{job.devices.text}, Keras on {keras.backend.backend()}{going_on}"
+        f"{job.run.train_records:,} records{by_class} in {job.steps:,} steps of {job.config.batch_size} an "
+        f"epoch, {job.devices.text}, Keras on {keras.backend.backend()}{going_on}{drawn and f'; {drawn}'}"
     )
 
 

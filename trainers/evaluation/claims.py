@@ -29,17 +29,17 @@ def claim_of_run(dataset: Dataset, split: str) -> SplitClaim:
     sizes = tuple(info.images for info in dataset.splits.values())
     if split == TEST and origin.official and digest == OFFICIAL_TEST:
         text = (
-            f"NIH's official test split, all {OFFICIAL_TEST_IMAGES:,} images; trained on official train_val"
+            f"all {OFFICIAL_TEST_IMAGES:,} images of NIH's official test split; trained on official train_val"
         )
         return SplitClaim(True, text, digest)
     if sizes == RANDOM_SPLIT_SIZES or len(names) == RANDOM_SPLIT_SIZES[2]:
         text = _random_split(len(names))
     elif split == TEST and origin.official:
-        text = f"{len(names):,} of the {OFFICIAL_TEST_IMAGES:,} images of NIH's official test split: a part"
+        text = f"{len(names):,} of the {OFFICIAL_TEST_IMAGES:,} images of NIH's official test split, a part"
     elif split == TEST:
-        text = f"not NIH's official test split: {origin.text}"
+        text = f"a test split that is not NIH's official one: {origin.text}"
     else:
-        text = f"split {split}, on which settings are chosen: {origin.text}"
+        text = f"the split {split}, on which settings are chosen: {origin.text}"
     return SplitClaim(False, text, digest)
 
 
@@ -52,15 +52,20 @@ def claim_of_table(image_ids: Sequence[str], test_list: Sequence[str] | None) ->
     """
     digest, count = list_digest(list(image_ids)), len(image_ids)
     if digest == OFFICIAL_TEST:
-        text = f"all {count:,} images of NIH's official test list; training images unknown"
+        text = f"all {count:,} images of NIH's official test list; the training images are unknown"
         return SplitClaim(True, text, digest)
     if count == RANDOM_SPLIT_SIZES[2]:
         text = _random_split(count)
     elif test_list is not None and list_digest(list(test_list)) == OFFICIAL_TEST:
-        text = f"{count:,} of the {OFFICIAL_TEST_IMAGES:,} images of NIH's official test list: a part"
+        text = f"{count:,} of the {OFFICIAL_TEST_IMAGES:,} images of NIH's official test list, a part"
     else:
         text = f"{count:,} images, not the {OFFICIAL_TEST_IMAGES:,} of NIH's official test list"
     return SplitClaim(False, text, digest)
+
+
+def claim_of_labels(file: str, images: int) -> SplitClaim:
+    """The same of images whose labels are not NIH's: whichever they are, it is no official result."""
+    return SplitClaim(False, f"{images:,} images with the labels of {file}, which are not NIH's", None)
 
 
 def find_leaks(dataset: Dataset, scored: Predictions) -> tuple[str, ...]:
@@ -109,7 +114,7 @@ def _seen_twins(dataset: Dataset, scored: Predictions) -> list[tuple[str, tuple[
 
 def _random_split(count: int) -> str:
     return (
-        f"{count:,} images: the size of CheXNet's random split "
+        f"{count:,} images, as many as in CheXNet's random split "
         f"({' / '.join(f'{size:,}' for size in RANDOM_SPLIT_SIZES)}), which is not NIH's official one"
     )
 

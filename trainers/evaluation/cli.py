@@ -1,6 +1,8 @@
 """The command evaluate, and what the command train needs of it."""
 
+import datetime
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,8 @@ import click
 from cxr_records import storage
 from cxr_records.cli import PATH
 from cxr_records.errors import FoundProblems, UsageError
+from cxr_records.trainers import digests
+from cxr_records.urls import name_of
 
 if TYPE_CHECKING:
     from cxr_records.dataset import Dataset
@@ -27,6 +31,12 @@ _JSON = click.option(
     "--predictions", type=PATH, metavar="TABLE", help="Scores from anywhere: CSV, .xlsx or Parquet."
 )
 @click.option("--metadata", type=PATH, metavar="TABLE", help="NIH's table of images, whose labels count.")
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="TABLE",
+    help="Labels in place of NIH's, of images that were judged again or of another test set.",
+)
 @click.option("--test-list", type=PATH, metavar="FILE", help="Evaluate the images of this list alone.")
 @click.option("--task", default="multilabel", show_default=True, help="For --predictions: may be derived.")
 @click.option(
@@ -40,6 +50,7 @@ _JSON = click.option(
 )
 @click.option("--draws", default=1000, show_default=True, help="Of the bootstrap; 0 for no intervals.")
 @click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--date", metavar="YYYY-MM-DD", help="Of the report; default: today.")
 @_JSON
 @_DEBUG
 def evaluate(
@@ -47,12 +58,14 @@ def evaluate(
     split: str,
     predictions: str | None,
     metadata: str | None,
+    labels: str | None,
     test_list: str | None,
     task: str,
     trained_on: str | None,
     out: str | None,
     draws: int,
     seed: int,
+    date: str | None,
     as_json: bool,
     debug: bool,
 ) -> None:
@@ -61,6 +74,10 @@ def evaluate(
     For each class AUROC and AUPRC with 95% intervals by bootstrap over patients, operating points,
     calibration, subgroups, and what the result may be compared with. Several runs are also compared with each
     other. Images or patients that were trained on are a problem: exit code 3.
+
+    --labels takes a table of image names with NIH's "Finding Labels" or a column for each finding (1 or 0,
+    yes or no; empty where nobody judged). Images that it does not name are left out. What comes of it goes to
+    --out, by default into the folder labels-NAME of each run, so that a run's own metrics.json stays NIH's.
 
     \b
     Example:
@@ -71,14 +88,20 @@ def evaluate(
     """
     if bool(runs) == bool(predictions):
         raise UsageError("give runs to evaluate, or --predictions TABLE --metadata TABLE --out DIR")
+    day = _checked_date(date) if date is not None else today()
     if predictions:
-        if not metadata or not out:
-            raise UsageError("--predictions needs --metadata TABLE (labels and patients) and --out DIR")
+        if not (metadata or labels) or not out:
+            raise UsageError(
+                "--predictions needs --metadata TABLE (labels and patients) and --out DIR; in place of "
+                "--metadata, --labels TABLE will do"
+            )
         if split != "test":
             raise UsageError("--split goes with runs; --test-list chooses images of --predictions")
         from cxr_records.trainers.evaluation.evaluate import evaluate_table
 
-        evaluation = evaluate_table(predictions, metadata, task, test_list, trained_on, draws, seed)
+        evaluation = evaluate_table(
+            predictions, metadata, task, test_list, trained_on, draws, seed, labels, day
+        )
         _write(evaluation, out)
         show(evaluation, out, as_json, {})
         _fail_on_leaks([evaluation])
@@ -87,18 +110,54 @@ def evaluate(
         raise UsageError(
             "--metadata, --test-list, --task and --trained-on go with --predictions, not with runs"
         )
-    if out and len(runs) == 1:
-        raise UsageError("--out goes with --predictions, or with several runs to compare")
-    evaluated = [evaluate_into(run, split, draws, seed) for run in runs]
+    if out and len(runs) == 1 and not labels:
+        raise UsageError("--out goes with --predictions, with --labels, or with several runs to compare")
+    folders = list(runs)
+    if labels:
+        folders = [storage.join(run, f"labels-{_stem(labels)}") for run in runs]
+        if out and len(runs) == 1:
+            folders = [out]
+    evaluated = [
+        evaluate_into(run, split, draws, seed, labels=labels, folder=folder, date=day)
+        for run, folder in zip(runs, folders, strict=True)
+    ]
     if len(runs) == 1:
-        show(evaluated[0], runs[0], as_json, {"run": runs[0]})
+        show(evaluated[0], folders[0], as_json, {"run": runs[0]})
     else:
-        _compare(runs, evaluated, split, draws, seed, out, as_json)
+        _compare(runs, evaluated, split, draws, seed, out, as_json, labels)
     _fail_on_leaks(evaluated)
 
 
+def today() -> str:
+    """Returns the date of a report where none is given: that of SOURCE_DATE_EPOCH, if set, or today's.
+
+    Raises:
+        UsageError: SOURCE_DATE_EPOCH holds no number of seconds.
+    """
+    if seconds := os.environ.get("SOURCE_DATE_EPOCH"):  # reproducible-builds.org
+        try:
+            return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).date().isoformat()
+        except (ValueError, OverflowError, OSError):
+            raise UsageError(f"SOURCE_DATE_EPOCH={seconds}: expected seconds since 1970") from None
+    return datetime.date.today().isoformat()
+
+
+def _checked_date(text: str) -> str:
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise UsageError(f"`date={text}`: expected a day such as 2026-01-31") from None
+
+
 def evaluate_into(
-    run: str, split: str = "test", draws: int = 1000, seed: int = 0, dataset: "Dataset | None" = None
+    run: str,
+    split: str = "test",
+    draws: int = 1000,
+    seed: int = 0,
+    dataset: "Dataset | None" = None,
+    labels: str | None = None,
+    folder: str | None = None,
+    date: str | None = None,
 ) -> "Evaluation":
     """Evaluates a run and writes metrics.json and report.html into it.
 
@@ -108,13 +167,16 @@ def evaluate_into(
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
         dataset: the run's, where it is open already.
+        labels: a table whose labels count in place of NIH's.
+        folder: where to write; the run where none is given.
+        date: of the evaluation, for whoever reads it.
     """
     from cxr_records.trainers.evaluation import report
     from cxr_records.trainers.evaluation.evaluate import evaluate_run
 
-    evaluation = evaluate_run(run, split, draws, seed, dataset)
+    evaluation = evaluate_run(run, split, draws, seed, dataset, labels, date)
     thumbnails = report.read_thumbnails(evaluation, dataset)
-    _write(evaluation, run, report.read_history(run), thumbnails)
+    _write(evaluation, folder or run, report.read_history(run), thumbnails)
     return evaluation
 
 
@@ -142,8 +204,16 @@ def _write(
     path = storage.join(folder, results.METRICS_FILE)
     _check_ours(path, results.FORMAT)
     storage.make_folder(folder)
-    storage.write_bytes(path, results.json_bytes(evaluation.to_json()))
+    # An export of the run trusts what is said of it there.
+    in_run = storage.exists(storage.join(folder, digests.CONFIG_FILE))
+    write = digests.write if in_run else storage.write_bytes
+    write(path, results.json_bytes(evaluation.to_json()))
     report.write_report(evaluation, storage.join(folder, report.REPORT_FILE), history, thumbnails)
+
+
+def _stem(path: str) -> str:
+    """The name of a file without its endings: "relabelled" of a/relabelled.csv.gz."""
+    return name_of(path).rsplit("/", 1)[-1].split(".")[0]
 
 
 def _check_ours(path: str, expected: str) -> None:
@@ -166,11 +236,13 @@ def _compare(
     seed: int,
     out: str | None,
     as_json: bool,
+    labels: str | None = None,
 ) -> None:
     """Sets runs side by side."""
     from cxr_records.trainers.evaluation import evaluate, report, results, summary
 
-    comparison = results.RunComparison(tuple(evaluated), evaluate.compare_runs(runs, split, draws, seed))
+    differences = evaluate.compare_runs(runs, split, draws, seed, labels)
+    comparison = results.RunComparison(tuple(evaluated), differences)
     if out:
         path = storage.join(out, results.COMPARISON_FILE)
         _check_ours(path, results.COMPARISON_FORMAT)
@@ -180,11 +252,13 @@ def _compare(
         report.write_comparison(comparison, storage.join(out, report.REPORT_FILE), histories)
     if as_json:
         briefs = [summary.brief(each) | {"run": run} for run, each in zip(runs, evaluated, strict=True)]
-        click.echo(json.dumps({"runs": briefs, "differences": results.to_plain(comparison.differences)}))
+        found = {"comparisons": comparison.num_comparisons, "said": list(comparison.said)}
+        differences = results.to_plain(comparison.differences)
+        click.echo(json.dumps({"runs": briefs, **found, "differences": differences}))
         return
     for evaluation in evaluated:
         click.echo("\n".join(summary.table_lines(evaluation)))
-    click.echo("\n".join(summary.difference_lines(comparison.differences)))
+    click.echo("\n".join(summary.difference_lines(comparison)))
     if out:
         click.echo(f"report: {storage.join(out, report.REPORT_FILE)}")
 

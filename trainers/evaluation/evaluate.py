@@ -9,6 +9,7 @@ import numpy as np
 
 from cxr_records import storage
 from cxr_records.dataset import Dataset, open_dataset
+from cxr_records.drawings import NONE, drawn_share
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
@@ -17,32 +18,35 @@ from cxr_records.quiet import load_tensorflow
 from cxr_records.splits import TEST, VALIDATION, read_list
 from cxr_records.tasks import Task, as_task
 from cxr_records.trainers import digests, runs
-from cxr_records.trainers.evaluation import calibration, claims, metrics, published
-from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals, rounded
+from cxr_records.trainers.evaluation import baselines, calibration, claims, metrics, published
+from cxr_records.trainers.evaluation.bootstrap import DIGITS, DRAWS, check_draws, intervals
+from cxr_records.trainers.evaluation.comparisons import compare
+from cxr_records.trainers.evaluation.curves import curves_of
+from cxr_records.trainers.evaluation.decisions import decisions
+from cxr_records.trainers.evaluation.given_labels import match_labels, read_labels, relabel
+from cxr_records.trainers.evaluation.label_noise import label_noise
+from cxr_records.trainers.evaluation.mistakes import mistakes
+from cxr_records.trainers.evaluation.model_card import card
+from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, operating_points
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
+    CardItem,
     ClassMeasures,
-    Curves,
     Difference,
     Evaluation,
     Identity,
     ImageTable,
     Interval,
     Measures,
-    Mistake,
     Multiclass,
     OperatingPoint,
     PrecisionInterval,
-    PrecisionRecallCurve,
-    RocCurve,
     SplitClaim,
 )
-from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS, subgroups
+from cxr_records.trainers.evaluation.subgroups import groups, subgroups
 from cxr_records.trainers.evaluation.tables import listed_images, match, read_score_table
 from cxr_records.urls import name_of
 
-_MISTAKES = 12  # of each kind, shared out among the classes, and at least one for each
-_CURVE_POINTS = 200
 _FEW = 0.1  # of all scores: more are logits, percents and the like
 
 
@@ -52,6 +56,7 @@ def evaluate(
     run: runs.Run | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    training: baselines.Training | None = None,
 ) -> Measures:
     """Measures scores against labels.
 
@@ -62,15 +67,17 @@ def evaluate(
         run: the one that scored, for calibration; None for other tables.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
+        training: what baselines are fitted on; None for `scored` itself, cross-fitted by patient.
 
     Raises:
         UsageError: fewer than 0 draws.
     """
     names, count = scored.names, len(scored.names)
     rankings = [metrics.Ranking(y, s) for y, s in zip(scored.labels.T, scored.scores.T, strict=True)]
+    beside = baselines.Beside(scored, training)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        """float [draws, 4k + 2]: AUROC, average precision, sensitivity at 90% and 95% specificity; macros."""
+        """AUROC, average precision, sensitivity at 90% and 95% specificity, by class; what stands beside."""
         columns = []
         for ranking in rankings:
             counts = ranking.counts(weights)
@@ -78,43 +85,55 @@ def evaluate(
             columns.append([counts.auroc(), counts.average_precision(), *at])
         each = np.array(columns).transpose(2, 1, 0)  # [draws, 4, k]
         each[:, 1][np.isnan(each[:, 0])] = np.nan  # both means are over the same classes
-        macros = np.array([[metrics.macro(row) for row in draw[:2]] for draw in each])
-        return np.concatenate([each.reshape(len(each), -1), macros], axis=1)
+        return np.concatenate([each.reshape(len(each), -1), beside.columns(weights, each[:, 0])], axis=1)
 
-    *each, macro_auroc, macro_auprc = intervals(measure, scored.patient_ids, draws, seed)
+    means = [range(count), range(count, 2 * count), *beside.means(4 * count)]
+    found = intervals(measure, scored.patient_ids, draws, seed, means)
+    each, (macro_auroc, macro_auprc, *of_beside) = found[: -len(means)], found[-len(means) :]
     auroc, auprc, at_90, at_95 = (each[place * count : (place + 1) * count] for place in range(4))
+    alone, within_view = beside.results(auroc, each[4 * count :], of_beside)
+    rows = [rows for _, _, rows in groups(scored)]
+    points, of_groups = operating_points(scored, validation, rows, draws, seed)
     classes = {
-        name: _class_measures(scored, validation, place, at_90[place], at_95[place])
+        name: _class_measures(scored, place, at_90[place], at_95[place], points[place])
         for place, name in enumerate(names)
     }
     lacks = {*scored.lacking, *(name for name, each in zip(names, auroc, strict=True) if each.value is None)}
-    calibrated = calibration.calibrate(scored, validation, run) if scored.are_probabilities else None
+    measured = dict(zip(names, auroc, strict=True))
+    calibrated, curves = None, None
+    if scored.are_probabilities:
+        calibrated, probabilities = calibration.calibrate(scored, validation, run)
+        curves = decisions(scored, probabilities, calibrated, draws, seed)
     return Measures(
         macro_auroc=macro_auroc,
         macro_auprc=macro_auprc,
         macro_lacks=tuple(
             name for name in dict.fromkeys((*FINDINGS, *names, *scored.lacking)) if name in lacks
         ),
-        auroc=dict(zip(names, auroc, strict=True)),
+        auroc=measured,
         auprc={
             name: PrecisionInterval(**vars(interval), prevalence=classes[name].prevalence)
             for name, interval in zip(names, auprc, strict=True)
         },
         classes=classes,
-        multiclass=_multiclass(scored, draws, seed) if scored.kind == "multiclass" else None,
+        multiclass=_multiclass(scored, run, draws, seed) if scored.kind == "multiclass" else None,
         calibration=calibrated,
-        subgroups=subgroups(scored),
-        mistakes=tuple(_mistakes(scored)),
-        curves={name: _curves(ranking) for name, ranking in zip(names, rankings, strict=True)},
-        warnings=tuple(_warnings(scored, classes, run)),
+        decisions=curves,
+        baselines=alone,
+        within_view=within_view,
+        label_noise=label_noise(measured, classes, scored.kind == "multilabel" and not scored.labels_from),
+        subgroups=subgroups(scored, of_groups, draws, seed),
+        mistakes=tuple(mistakes(scored, validation)),
+        curves={name: curves_of(ranking) for name, ranking in zip(names, rankings, strict=True)},
+        warnings=(*_warnings(scored, classes, run), *baselines.warnings_of(alone, macro_auroc)),
     )
 
 
 def _class_measures(
-    scored: Predictions, validation: Predictions | None, place: int, at_90: Interval, at_95: Interval
+    scored: Predictions, place: int, at_90: Interval, at_95: Interval, point: OperatingPoint | None
 ) -> ClassMeasures:
     labels = scored.labels[:, place]
-    images, positives = len(labels), int(labels.sum())
+    images, positives = int((labels >= 0).sum()), int((labels == 1).sum())
     patients = len(np.unique(scored.patient_ids[labels == 1]))
     warnings = []
     if not 0 < positives < images:
@@ -129,7 +148,7 @@ def _class_measures(
         prevalence=round(positives / images, DIGITS),
         sensitivity_at_90_specificity=at_90,
         sensitivity_at_95_specificity=at_95,
-        operating_point=_operating_point(scored, validation, place),
+        operating_point=point,
         warnings=tuple(warnings),
     )
 
@@ -163,98 +182,47 @@ def _no_probabilities(scored: Predictions) -> str:
     )
 
 
-def _operating_point(
-    scored: Predictions, validation: Predictions | None, place: int
-) -> OperatingPoint | None:
-    """The threshold of the largest Youden index on validation, and what it does on what is scored."""
-    chosen_on = validation or scored
-    threshold = metrics.youden_threshold(chosen_on.labels[:, place], chosen_on.scores[:, place])
-    if threshold is None:
-        return None
-    says, truth = scored.scores[:, place] >= threshold, scored.labels[:, place] == 1
-
-    def share(of: np.ndarray, among: np.ndarray) -> float | None:
-        return rounded((of & among).sum() / among.sum()) if among.any() else None
-
-    return OperatingPoint(
-        threshold=round(threshold, DIGITS),
-        chosen_on=VALIDATION if validation else f"{scored.split} (no validation scores)",
-        sensitivity=share(says, truth),
-        specificity=share(~says, ~truth),
-        ppv=share(truth, says),
-        npv=share(~truth, ~says),
-    )
-
-
-def _multiclass(scored: Predictions, draws: int, seed: int) -> Multiclass:
+def _multiclass(scored: Predictions, run: runs.Run | None, draws: int, seed: int) -> Multiclass:
     """Accuracy of the largest score, and of the largest after scores were divided by their means.
 
-    The division takes the classes' frequencies, as the model sees them, out of the choice.
+    The division takes the classes' frequencies, as the model sees them, out of the choice; where training has
+    done so already there is none.
     """
     truth = scored.labels.argmax(axis=1)
-    largest = scored.scores.argmax(axis=1)
-    corrected = (scored.scores / np.maximum(scored.mean_scores, 1e-12)).argmax(axis=1)
+    balanced = calibration.balanced_by(run) if run else None
+    chosen = [scored.scores.argmax(axis=1)]
+    if balanced is None:
+        chosen.append((scored.scores / np.maximum(scored.mean_scores, 1e-12)).argmax(axis=1))
+    classes = len(np.unique(truth))
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        each = [metrics.balanced_accuracy(truth, chosen == truth, weights) for chosen in (largest, corrected)]
-        return np.stack(each, axis=1)
+        recalls = [metrics.recall_per_class(truth, each == truth, weights) for each in chosen]
+        return np.concatenate(recalls, axis=1)
 
     def confusion(chosen: np.ndarray) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(row) for row in metrics.confusion(truth, chosen, len(scored.names)).tolist())
 
-    accuracy, corrected_accuracy = intervals(measure, scored.patient_ids, draws, seed)
+    means = [range(place * classes, (place + 1) * classes) for place in range(len(chosen))]
+    accuracies = intervals(measure, scored.patient_ids, draws, seed, means)[-len(chosen) :]
     return Multiclass(
         class_names=scored.names,
-        balanced_accuracy=accuracy,
-        confusion=confusion(largest),
-        prior_corrected_balanced_accuracy=corrected_accuracy,
-        prior_corrected_confusion=confusion(corrected),
-        accuracy=round(float((largest == truth).mean()), DIGITS),
-    )
-
-
-def _mistakes(scored: Predictions) -> Iterator[Mistake]:
-    """The negatives that score highest and the positives that score lowest, class by class."""
-    each = max(1, _MISTAKES // len(scored.names))
-    for place, name in enumerate(scored.names):
-        scores = scored.scores[:, place]
-        for kind, label, order in (("false positive", 0, -scores), ("false negative", 1, scores)):
-            rows = np.flatnonzero(scored.labels[:, place] == label)
-            for row in rows[np.argsort(order[rows], kind="stable")][:each]:
-                yield Mistake(
-                    class_name=name,
-                    kind=kind,
-                    image_id=str(scored.image_ids[row]),
-                    patient_id=int(scored.patient_ids[row]),
-                    score=round(float(scores[row]), DIGITS),
-                )
-
-
-def _curves(ranking: metrics.Ranking) -> Curves | None:
-    """ROC and precision-recall curves, thinned to some 200 points."""
-    counts = ranking.once
-    (positives,), (negatives,) = counts.positives, counts.negatives
-    if not positives or not negatives:
-        return None
-    true, false, before = counts.true[:, 0], counts.false[:, 0], counts.false_before[:, 0]
-    kept = np.unique(np.linspace(0, len(true) - 1, _CURVE_POINTS).round().astype(int))
-    gained_from = np.concatenate([[0], true])[kept]  # recall before each threshold: the corner of the step
-    fpr = np.stack([before[kept], false[kept]], axis=1).ravel() / negatives
-    tpr = np.stack([gained_from, true[kept]], axis=1).ravel() / positives
-
-    def plain(values: np.ndarray) -> tuple[float, ...]:
-        return tuple(np.round(values, 4).tolist())
-
-    return Curves(
-        roc=RocCurve(fpr=(0.0, *plain(fpr), 1.0), tpr=(0.0, *plain(tpr), 1.0)),
-        pr=PrecisionRecallCurve(
-            recall=plain(true[kept] / positives), precision=plain((true / (true + false))[kept])
-        ),
+        balanced_accuracy=accuracies[0],
+        confusion=confusion(chosen[0]),
+        prior_corrected_balanced_accuracy=None if balanced else accuracies[1],
+        prior_corrected_confusion=None if balanced else confusion(chosen[1]),
+        not_prior_corrected=f"{balanced} has made the classes count alike" if balanced else None,
+        accuracy=round(float((chosen[0] == truth).mean()), DIGITS),
     )
 
 
 def evaluate_run(
-    path: str, split: str = TEST, draws: int = DRAWS, seed: int = 0, dataset: Dataset | None = None
+    path: str,
+    split: str = TEST,
+    draws: int = DRAWS,
+    seed: int = 0,
+    dataset: Dataset | None = None,
+    labels: str | None = None,
+    date: str | None = None,
 ) -> Evaluation:
     """Evaluates a trained run on a split of its dataset; scores it first where that has not been done.
 
@@ -264,27 +232,37 @@ def evaluate_run(
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
         dataset: the run's, where it is open already.
+        labels: a table as `given_labels.read_labels` takes it, whose labels count in place of NIH's.
+        date: of the evaluation, for whoever reads it.
 
     Returns:
         The evaluation; `leaks` are not empty where scored images or patients were trained on.
 
     Raises:
-        UsageError: the folder holds no run, the run is not finished, or the split has no scores.
+        UsageError: the folder holds no run, the run is not finished, or the split has no scores; or `labels`
+            have nothing to do with them.
     """
     check_draws(draws)
     run = runs.open_run(path)
-    scored, validation = _scores_of(run, split)
-    table, warnings = None, list[str]()
+    scored, validation, given = *_scores_of(run, split), None
+    if labels:
+        scored, given = relabel(scored, read_labels(labels), run.task)
+        run, validation = _of_classes(run, scored.names), validation and validation.of_classes(scored.names)
+    table, training, warnings = None, None, list[str]()
     leaks: tuple[str, ...] = ()
     try:
         dataset = runs.dataset_of(run, dataset)
         table = ImageTable(dataset.manifest.table.dialect, dataset.manifest.table.sha256)
         claim = claims.claim_of_run(dataset, split)
         leaks = claims.find_leaks(dataset, scored)
+        training = baselines.training_of(dataset, scored.names)
     except (CxrError, OSError) as error:
-        table = None
-        claim = SplitClaim(official=False, text=f"unknown which split: {error}", list_sha256=None)
-        warnings.append(f"the run's dataset is not at hand ({error}): leaks were not looked for")
+        dataset = table = None
+        claim = SplitClaim(False, f"images of a split that is not known: {error}", list_sha256=None)
+        warnings.append(
+            f"the run's dataset is not at hand ({error}): leaks were not looked for, "
+            "and baselines are fitted on the scored images, cross-fitted by patient"
+        )
     if storage.exists(run.file(runs.HISTORY_FILE)):
         try:
             digests.check(run.file(runs.HISTORY_FILE), storage.read_bytes(run.file(runs.HISTORY_FILE)))
@@ -306,39 +284,62 @@ def evaluate_run(
         patients=scored.num_patients,
         draws=draws,
         seed=seed,
+        labels=given,
+        drawn=run.drawn,
+        date=date,
     )
-    return complete(evaluate(scored, validation, run, draws, seed), identity, claim, leaks, warnings)
+    if given:
+        claim = claims.claim_of_labels(given.file, len(scored.labels))
+    measures = evaluate(scored, validation, run, draws, seed, training)
+    return complete(measures, identity, claim, leaks, warnings, card(identity, claim, scored, run, dataset))
+
+
+def _of_classes(run: runs.Run, names: Sequence[str]) -> runs.Run:
+    """The run as one of some of its classes."""
+    return dataclasses.replace(run, classes={name: run.classes[name] for name in names})
 
 
 def evaluate_table(
     predictions: str,
-    metadata: str,
+    metadata: str | None,
     task: Task | str = "multilabel",
     test_list: str | None = None,
     trained_on: str | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    labels: str | None = None,
+    date: str | None = None,
 ) -> Evaluation:
-    """Evaluates scores from anywhere against NIH's labels.
+    """Evaluates scores from anywhere against NIH's labels, or others.
 
     Args:
         predictions: a table as `cxr_records.trainers.evaluation.tables.read_score_table` takes it.
-        metadata: NIH's table of images.
+        metadata: NIH's table of images; None with `labels`, for images that are not in it.
         task: multilabel, or one that `cxr_records.trainers.evaluation.tables.match` can derive.
         test_list: list of the images to evaluate; all that were scored otherwise.
         trained_on: dataset that the model was trained on, in which to look for leaks.
         draws: of the bootstrap; 0 for none.
         seed: of the draws.
+        labels: a table as `given_labels.read_labels` takes it, whose labels count in place of NIH's.
+        date: of the evaluation, for whoever reads it.
 
     Raises:
         UsageError, CxrError: a file is missing or is not what it should be; see the functions named.
     """
     check_draws(draws)
     task = as_task(task)
-    images = read_metadata(metadata)
+    given_table, given = read_labels(labels) if labels else None, None
+    nih = read_metadata(metadata) if metadata else None
+    images = nih or (given_table.images if given_table else None)
+    if images is None:
+        raise UsageError("found neither `metadata` nor `labels`; scores need a table of labels")
     table = read_score_table(predictions, images)
     only = listed_images(read_list(test_list, "test_list"), images) if test_list else None
-    scored = match(table, images, task, "test list" if only else "all scored images", only)
+    split = "test list" if only else "all scored images"
+    if given_table:
+        scored, given = match_labels(table, nih, given_table, task, split, only)
+    else:
+        scored = match(table, images, task, split, only)
     dataset = open_dataset(trained_on) if trained_on else None
     identity = Identity(
         name=name_of(predictions).rsplit("/", 1)[-1],
@@ -349,20 +350,26 @@ def evaluate_table(
         task=task.name,
         predictions_sha256=_digest(predictions),
         versions={},
-        table=ImageTable(images.dialect, images.digest),
+        table=ImageTable(nih.dialect, nih.digest) if nih else None,
         kind=scored.kind,
         split=scored.split,
         images=len(scored.labels),
         patients=scored.num_patients,
         draws=draws,
         seed=seed,
+        labels=given,
+        drawn=drawn_share(images.drawn, len(images)),
+        date=date,
     )
     listed = set((scored if task.kind == "multilabel" else table).image_ids.tolist())
     if only is not None:
         listed &= set(only)
     claim = claims.claim_of_table(sorted(listed), only)
+    if given:
+        claim = claims.claim_of_labels(given.file, len(scored.labels))
     leaks = claims.find_leaks(dataset, scored) if dataset else ()
-    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, images.warnings)
+    asked = card(identity, claim, scored)
+    return complete(evaluate(scored, None, None, draws, seed), identity, claim, leaks, images.warnings, asked)
 
 
 def complete(
@@ -371,6 +378,7 @@ def complete(
     claim: SplitClaim,
     leaks: tuple[str, ...],
     warnings: Sequence[str],
+    model_card: tuple[CardItem, ...] = (),
 ) -> Evaluation:
     """Returns an evaluation of what was measured, with what may be compared with it.
 
@@ -380,6 +388,7 @@ def complete(
         claim: which images were scored.
         leaks: what was trained on of them.
         warnings: to be said before those of the measures.
+        model_card: of what was measured.
     """
     everything = vars(measures) | {"warnings": (*warnings, *measures.warnings)}
     return Evaluation(
@@ -387,53 +396,40 @@ def complete(
         identity=identity,
         split_claim=claim,
         comparison=published.comparison(
-            claim.official and not leaks, identity.task, set(measures.auroc) - set(measures.macro_lacks)
+            claim.official,
+            identity.task,
+            set(measures.auroc) - set(measures.macro_lacks),
+            scored=claim.text,
+            leaks=bool(leaks),
+            drawn=identity.drawn != NONE,
         ),
         leaks=leaks,
+        model_card=model_card,
     )
 
 
 def compare_runs(
-    paths: Sequence[str], split: str = TEST, draws: int = DRAWS, seed: int = 0
+    paths: Sequence[str],
+    split: str = TEST,
+    draws: int = DRAWS,
+    seed: int = 0,
+    labels: str | None = None,
 ) -> tuple[Difference, ...]:
     """Returns the differences in AUROC of every two runs, by class and macro, on the images both scored.
 
     The draws of patients are the same for both runs, so what is hard for both falls out of the difference.
+    `labels` are a table as for `evaluate_run`.
 
     Raises:
         UsageError: runs of different classes, or without a common image.
     """
     check_draws(draws)
-    scored = {path: _scores_of(runs.open_run(path), split)[0] for path in paths}
-    return tuple(_difference(scored, a, b, draws, seed) for a, b in itertools.combinations(paths, 2))
-
-
-def _difference(scored: dict[str, Predictions], a: str, b: str, draws: int, seed: int) -> Difference:
-    one, other = scored[a], scored[b]
-    if one.names != other.names:
-        raise UsageError(
-            f"{a} and {b} cannot be compared: found classes {', '.join(one.names)} "
-            f"and {', '.join(other.names)}"
-        )
-    common, rows, rows_of_other = np.intersect1d(one.image_ids, other.image_ids, return_indices=True)
-    if not len(common):
-        raise UsageError(f"{a} and {b} cannot be compared: they have scored no common image")
-    labels = one.labels[rows]
-    rankings = [
-        [metrics.Ranking(y, s) for y, s in zip(labels.T, scores.T, strict=True)]
-        for scores in (one.scores[rows], other.scores[rows_of_other])
-    ]
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        areas = [np.array([ranking.counts(weights).auroc() for ranking in each]) for each in rankings]
-        change = (areas[1] - areas[0]).T  # [draws, k]
-        macros = [[metrics.macro(draw)] for draw in change]
-        return np.concatenate([change, macros], axis=1)
-
-    *each, macro = intervals(measure, one.patient_ids[rows], draws, seed)
-    return Difference(
-        a=a, b=b, images=len(common), macro_auroc=macro, auroc=dict(zip(one.names, each, strict=True))
-    )
+    opened = {path: runs.open_run(path) for path in paths}
+    scored = {path: _scores_of(run, split)[0] for path, run in opened.items()}
+    if labels:
+        table = read_labels(labels)
+        scored = {path: relabel(each, table, opened[path].task)[0] for path, each in scored.items()}
+    return compare(scored, list(itertools.combinations(paths, 2)), draws, seed)
 
 
 def _scores_of(run: runs.Run, split: str) -> tuple[Predictions, Predictions | None]:

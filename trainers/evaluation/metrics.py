@@ -7,6 +7,7 @@ weights, so one sorted order serves all its draws (see `cxr_records.trainers.eva
 import dataclasses
 
 import numpy as np
+from scipy import sparse
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -87,11 +88,34 @@ class Counts:
         return np.where(self.negatives > 0, _ratio(best, self.positives), np.nan)
 
 
+class Sums:
+    """Weights of rows, summed by group.
+
+    Args:
+        rows: int [m], which rows are counted.
+        groups: int [m], the group of each of them.
+        num_groups: how many there are.
+        num_rows: how many rows weights have.
+    """
+
+    def __init__(self, rows: np.ndarray, groups: np.ndarray, num_groups: int, num_rows: int):
+        self._matrix = sparse.csr_array((np.ones(len(rows)), (groups, rows)), shape=(num_groups, num_rows))
+
+    def of(self, weights: np.ndarray) -> np.ndarray:
+        """Returns int64 [groups, draws].
+
+        Args:
+            weights: int [n, draws]; exact while no sum is above 2^53.
+        """
+        sums: np.ndarray = (self._matrix @ weights.astype(np.float64)).astype(np.int64)
+        return sums
+
+
 class Ranking:
     """Rows of one class in the order of their scores, for measures under many weightings.
 
     Args:
-        labels: [n], zeros and ones.
+        labels: [n], zeros and ones; rows of other labels take no part.
         scores: float [n]; equal scores are one threshold.
 
     Attributes:
@@ -99,19 +123,16 @@ class Ranking:
     """
 
     def __init__(self, labels: np.ndarray, scores: np.ndarray):
-        falling = -np.asarray(scores, np.float64)
-        positive = np.asarray(labels) == 1
-        self._positives, self._negatives = (
-            rows[np.argsort(falling[rows], kind="stable")]
-            for rows in (np.flatnonzero(positive), np.flatnonzero(~positive))
-        )
-        rising = falling[self._positives]
-        levels = np.unique(rising)
+        falling, kinds = -np.asarray(scores, np.float64), np.asarray(labels)
+        positives, negatives = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 0)
+        levels = np.unique(falling[positives])
         self.thresholds = -levels
-        self._ends = np.searchsorted(rising, levels, "right")
-        self._before, self._upto = (
-            np.searchsorted(falling[self._negatives], levels, side) for side in ("left", "right")
-        )
+        self._rows = len(falling)
+        self._true = Sums(positives, np.searchsorted(levels, falling[positives]), len(levels), self._rows)
+        # Negatives between the thresholds, and with them, by turns: what is summed up is short.
+        above = np.searchsorted(levels, falling[negatives], "left")
+        with_it = np.searchsorted(levels, falling[negatives], "right") - above
+        self._false = Sums(negatives, 2 * above + with_it, 2 * len(levels) + 1, self._rows)
 
     def counts(self, weights: np.ndarray) -> Counts:
         """Counts under each weighting.
@@ -119,13 +140,14 @@ class Ranking:
         Args:
             weights: int [n, draws].
         """
-        true, false = _running(weights[self._positives]), _running(weights[self._negatives])
-        return Counts(true[self._ends], false[self._before], false[self._upto], true[-1], false[-1])
+        true, false = self._true.of(weights).cumsum(axis=0), self._false.of(weights).cumsum(axis=0)
+        none = np.zeros(weights.shape[1], np.int64)
+        return Counts(true, false[:-1:2], false[1::2], true[-1] if len(true) else none, false[-1])
 
     @property
     def once(self) -> Counts:
         """With every row counted once: one draw."""
-        return self.counts(np.ones((len(self._positives) + len(self._negatives), 1), np.int64))
+        return self.counts(np.ones((self._rows, 1), np.int64))
 
 
 def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
@@ -147,10 +169,11 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the mean over classes of the share of images that were predicted right: float64 [draws].
+def recall_per_class(labels: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the share of images of each class that were predicted right: float64 [draws, classes].
 
-    Classes without images in a draw are left out of its mean.
+    Their mean is the balanced accuracy. The classes are those that occur, in order; NaN where a draw has no
+    image of one.
 
     Args:
         labels: int [n].
@@ -158,15 +181,8 @@ def balanced_accuracy(labels: np.ndarray, right: np.ndarray, weights: np.ndarray
         weights: int [n, draws].
     """
     rows = (np.unique(labels)[:, np.newaxis] == np.asarray(labels)).astype(np.float64)
-    means: np.ndarray = np.nanmean(_ratio((rows * right) @ weights, rows @ weights), axis=0)
-    return means
-
-
-def _running(weights: np.ndarray) -> np.ndarray:
-    """Sums from the first row on, beginning with none: int64 [n + 1, draws]."""
-    sums = np.zeros((len(weights) + 1, weights.shape[1]), np.int64)
-    np.cumsum(weights, axis=0, out=sums[1:])
-    return sums
+    shares: np.ndarray = _ratio((rows * right) @ weights, rows @ weights).T
+    return shares
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

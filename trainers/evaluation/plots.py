@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from cxr_records.trainers.evaluation.results import Bin, PrecisionRecallCurve, RocCurve
+from cxr_records.trainers.evaluation.results import Bin, Decisions, PrecisionRecallCurve, RocCurve
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#3d85c6", "#d98318", "#00916e", "#c0609a", "#8b9097"
 SERIES = (BLUE, ORANGE, GREEN, PINK, "#7a6ff0", "#b08900")
@@ -61,25 +61,54 @@ def roc(curves: Mapping[str, RocCurve], label: str) -> str:
 
 
 def precision_recall(curve: PrecisionRecallCurve, prevalence: float, label: str) -> str:
-    """Returns an SVG of a precision-recall curve, with the prevalence, which chance would give, dashed."""
+    """Returns an SVG of a precision-recall curve, as the steps that average precision is the area under.
+
+    The prevalence, which chance would give, is dashed.
+    """
 
     def draw(axes: Axes) -> None:
         axes.axhline(prevalence, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.plot(*_thinned(curve.recall, curve.precision), color=BLUE)
+        recall, precision = (0.0, *curve.recall), (curve.precision[0], *curve.precision)
+        axes.plot(recall, precision, color=BLUE, drawstyle="steps-pre")
         _unit(axes, "recall", "precision")
 
     return _picture(draw, label)
 
 
-def reliability(bins: Sequence[Bin], label: str) -> str:
-    """Returns an SVG of the share of positives against the mean score, bin by bin."""
+def reliability(before: Sequence[Bin], after: Sequence[Bin] | None, label: str) -> str:
+    """Returns an SVG of the share of positives against the mean score, bin by bin.
+
+    Args:
+        before: calibration.
+        after: it; None where there was none.
+        label: what the picture shows.
+    """
+    series = [each for each in (before, after) if each is not None]
 
     def draw(axes: Axes) -> None:
-        x, y = [each.mean_score for each in bins], [each.positive_share for each in bins]
-        top = max(0.02, *x, *y) * 1.05
+        top = max(0.02, *(max(b.mean_score, b.positive_share) for bins in series for b in bins)) * 1.05
         axes.plot([0, top], [0, top], color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.plot(x, y, color=BLUE, marker="o", markersize=3)
+        for bins, colour in zip(series, (BLUE, ORANGE), strict=False):
+            x, y = [each.mean_score for each in bins], [each.positive_share for each in bins]
+            axes.plot(x, y, color=colour, marker="o", markersize=3)
         axes.set(xlim=(0, top), ylim=(0, top), xlabel="mean score", ylabel="share positive")
+        axes.locator_params(nbins=4)
+
+    return _picture(draw, label)
+
+
+def decision_curve(curve: Decisions, label: str) -> str:
+    """Returns an SVG of net benefit against the threshold: the model's, to treat all, to treat none."""
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.plot(curve.thresholds, curve.treat_all, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(curve.thresholds, curve.low, curve.high, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(curve.thresholds, curve.model, color=BLUE)
+        top = max(0.0, *curve.model, *curve.treat_all)
+        axes.set(xlim=(0, curve.thresholds[-1]), ylim=(-0.25 * top, 1.08 * top))
+        axes.set(xlabel="threshold probability", ylabel="net benefit")
         axes.locator_params(nbins=4)
 
     return _picture(draw, label)

@@ -14,6 +14,8 @@ from cxr_records.parquet import read_parquet
 from cxr_records.trainers import digests
 from cxr_records.trainers.runs import PREDICTIONS_FILE, Run
 
+UNJUDGED = -1  # a label that nobody has given
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
@@ -28,12 +30,15 @@ class Predictions:
         views: object [n] of "PA", "AP" or "" where unknown.
         sexes: object [n] of "M", "F" or "".
         ages_years: int64 [n], -1 where unknown.
-        labels: int [n, k], zeros and ones.
+        labels: int [n, k], zeros and ones; `UNJUDGED` where an image does not count for a class.
         scores: float64 [n, k].
         mean_scores: float64 [k], over all rows that the model scored, also those that take no part, and
             before scores of 14 findings were made to sum to 1.
         lacking: classes of the task for which there are no scores.
         warnings: what is to be said of the table.
+        follow_ups: int64 [n], numbers of the follow-up as the table of images has them, -1 where unknown;
+            None for what the images' names tell.
+        labels_from: the table that labels are from, where they are not NIH's; else "".
     """
 
     kind: str
@@ -49,6 +54,31 @@ class Predictions:
     mean_scores: np.ndarray
     lacking: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    follow_ups: np.ndarray | None = None
+    labels_from: str = ""
+
+    def of_classes(self, names: Sequence[str]) -> "Predictions":
+        """Returns the same images for some of the classes; the others are lacking."""
+        places = [self.names.index(name) for name in names]
+        return dataclasses.replace(
+            self,
+            names=tuple(names),
+            labels=self.labels[:, places],
+            scores=self.scores[:, places],
+            mean_scores=self.mean_scores[places],
+            lacking=(*self.lacking, *(name for name in self.names if name not in names)),
+        )
+
+    def of_rows(self, rows: np.ndarray) -> "Predictions":
+        """Returns some of the images, by place or as bool [n]; `mean_scores` stay those of all."""
+        each = {
+            field: getattr(self, field)[rows]
+            for field in (
+                "image_ids", "patient_ids", "views", "sexes", "ages_years", "labels", "scores"
+            )
+        }  # fmt: skip
+        follow_ups = None if self.follow_ups is None else self.follow_ups[rows]
+        return dataclasses.replace(self, **each, follow_ups=follow_ups)
 
     @property
     def num_patients(self) -> int:
@@ -66,7 +96,7 @@ def said_of_scores(names: Sequence[str], labels: np.ndarray, scores: np.ndarray)
 
     Args:
         names: of the k classes.
-        labels: [n, k], zeros and ones.
+        labels: [n, k], zeros and ones, or `UNJUDGED`.
         scores: float64 [n, k].
     """
     equal, constant, two = list[str](), list[str](), list[str]()
@@ -74,7 +104,7 @@ def said_of_scores(names: Sequence[str], labels: np.ndarray, scores: np.ndarray)
     for name, truth, column in zip(names, labels.T, scores.T, strict=True):
         levels = len(np.unique(column))
         if levels <= 2 < len(column):
-            (constant if levels == 1 else equal if (column == truth).all() else two).append(name)
+            (constant if levels == 1 else equal if (column == truth)[truth >= 0].all() else two).append(name)
         elif levels > 2:
             same.setdefault(column.tobytes(), []).append(name)
 

@@ -80,18 +80,54 @@ RANDOM_SPLIT_SIZES = (78_468, 11_219, 22_433)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Published results, and whether they may be set beside one's own."""
+    """Published results, and whether they may be set beside one's own.
+
+    Attributes:
+        comparable: whether they may.
+        reasons: why not, a sentence each.
+        published: the results.
+    """
 
     comparable: bool
+    reasons: tuple[str, ...]
     published: tuple[Published, ...]
 
 
-def comparison(official: bool, task: str, classes: Iterable[str]) -> Comparison:
+def comparison(
+    official: bool,
+    task: str,
+    classes: Iterable[str],
+    *,
+    scored: str = "other images",
+    leaks: bool = False,
+    drawn: bool = False,
+) -> Comparison:
     """Returns what a report says of published results.
 
     Args:
-        official: whether exactly the official test images were scored, by a model that trained on none.
+        official: whether exactly the official test images were scored.
         task: all published results are of multilabel.
         classes: that one's own mean is over; theirs is over the 14 findings.
+        scored: which images were, as `claims` says it.
+        leaks: whether the model has trained on any of them, or of their patients.
+        drawn: whether any of them are drawings.
     """
-    return Comparison(official and task == "multilabel" and set(classes) == set(FINDINGS), RESULTS)
+    reasons, classes = list[str](), set(classes)
+    lacking = [name for name in FINDINGS if name not in classes]
+    if not official:
+        reasons.append(f"It is measured on {scored}.")
+    if drawn:
+        reasons.append("Its images are drawings, and theirs are X-rays of patients.")
+    if leaks:
+        reasons.append("Its model was trained on some of the test images, or of their patients.")
+    if task != "multilabel":
+        reasons.append(f"Its task is {task}, and theirs is multilabel.")
+    elif lacking:
+        told = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        reasons.append(
+            f"Its mean is over {len(FINDINGS) - len(lacking)} of the 14 findings, without {told}; theirs is "
+            "over all."
+        )
+    elif extra := sorted(classes - set(FINDINGS)):
+        reasons.append(f"Its mean is also over {', '.join(extra)}; theirs is over the 14 findings.")
+    return Comparison(not reasons, tuple(reasons), RESULTS)

@@ -19,6 +19,7 @@ from cxr_records.dataset import Dataset, open_dataset
 from cxr_records.errors import CxrError
 from cxr_records.trainers import digests, runs
 from cxr_records.trainers.evaluation import pages, plots
+from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS
 from cxr_records.trainers.evaluation.results import (
     Difference,
     Evaluation,
@@ -27,7 +28,6 @@ from cxr_records.trainers.evaluation.results import (
     RunComparison,
     mean_over,
 )
-from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
 from cxr_records.trainers.evaluation.summary import number
 
 REPORT_FILE = "report.html"
@@ -48,7 +48,7 @@ def read_history(run: str) -> list[dict[str, float]]:
     except CxrError:  # which the evaluation says
         return []
     rows = csv.DictReader(io.StringIO(data.decode()))
-    return [{key: float(value) for key, value in row.items()} for row in rows]
+    return [{key: float(value) for key, value in row.items() if key != runs.PHASE} for row in rows]
 
 
 def read_thumbnails(evaluation: Evaluation, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
@@ -103,8 +103,16 @@ def write_report(
         confusions=list(_confusions(several)) if several else [],
         curves={name: _curve_pictures(evaluation, name) for name in evaluation.curves},
         reliability={
-            name: plots.reliability(each.bins, f"Reliability of {name}, ECE {number(each.ece)}")
+            name: plots.reliability(
+                each.bins,
+                each.bins_calibrated,
+                f"Reliability of {name}, ECE {number(each.ece)}, calibrated {number(each.ece_calibrated)}",
+            )
             for name, each in (calibration.classes if calibration else {}).items()
+        },
+        decisions={
+            name: plots.decision_curve(curve, f"Net benefit of {name} by threshold") if curve else None
+            for name, curve in (evaluation.decisions or {}).items()
         },
         thumbnails={image_id: _data_uri(pixels) for image_id, pixels in (thumbnails or {}).items()},
         training=_training_pictures({evaluation.identity.name: history} if history else {}),
@@ -127,7 +135,10 @@ def write_comparison(
         "comparison.html",
         title="Comparison of " + ", ".join(names.values()),
         names=list(names.values()),
+        drawn=comparison.drawn_words,
+        few_patients=FEW_PATIENTS,
         evaluations=comparison.runs,
+        said=comparison.said,
         differences=[
             (difference, names[difference.a], names[difference.b], _scale(difference))
             for difference in comparison.differences
@@ -144,9 +155,11 @@ def _scale_start(evaluation: Evaluation) -> float:
 
 
 def _scale(difference: Difference) -> float:
-    """How far the scale of the bars goes to either side of 0."""
+    """How far the scale of the bars goes to either side of 0: a number that is written with one digit."""
     bounds = [bound for each in difference.auroc.values() for bound in (each.low, each.high)]
-    return max([_SMALLEST_SCALE, *(abs(bound) for bound in bounds if bound is not None)])
+    widest = max([_SMALLEST_SCALE, *(abs(bound) for bound in bounds if bound is not None)])
+    power = 10.0 ** math.floor(math.log10(widest))
+    return round(math.ceil(widest / power - 1e-9) * power, 10)
 
 
 def _confusions(
@@ -161,6 +174,8 @@ def _confusions(
             several.prior_corrected_confusion,
         ),
     ):
+        if accuracy is None or counts is None:
+            continue
         rows = [
             (name, [(count, count / max(sum(row), 1)) for count in row])
             for name, row in zip(several.class_names, counts, strict=True)

@@ -5,7 +5,7 @@ Labels and patients come from NIH's table alone, never from the table of scores.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from itertools import repeat
 from typing import Any
@@ -39,7 +39,7 @@ _PREFIXES = ("prob", "probability", "score", "pred", "prediction", "logit", "p")
 _MAX_WITHOUT_SCORE = 0.01
 
 
-_Column = Sequence[Any] | np.ndarray  # text or other values, or float64
+Column = Sequence[Any] | np.ndarray  # text or other values, or float64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class ScoreTable:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Table:
+class Table:
     """The cells of a file by column, as text or as the values that they are.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Table:
 
     path: str
     header: list[str]
-    columns: list[_Column]
+    columns: list[Column]
     places: list[str]
     warnings: tuple[str, ...] = ()
 
@@ -98,13 +98,13 @@ def read_score_table(path: str, metadata: Metadata) -> ScoreTable:
         CxrError: the file is damaged or of another kind, a score is no number, more than 1% of the rows lack
             one, or an image has two different rows.
     """
-    table = _read(path)
-    image_ids = _image_names(table)
+    table = read_table(path, "predictions", lambda name: _finding_of(name) is not None)
+    image_ids = image_names(table)
     columns, said = _finding_columns(table)
     warnings = [*table.warnings, *said]
     if not columns:
         raise UsageError(
-            f"{path}: found columns {_listed(table.header)}; expected scores under names of findings, such "
+            f"{path}: found columns {listed(table.header)}; expected scores under names of findings, such "
             f"as prob_{FINDINGS[0]} or {FINDINGS[0]}"
         )
     scores = _scores(table, image_ids, columns)
@@ -176,11 +176,12 @@ def match(
         raise UsageError(
             f"found no scored image for task {task.name}" + " in `test_list`" * (only is not None)
         )
-    used = [place for place, name in enumerate(table.names) if name in _needed(task)]
+    used = [place for place, name in enumerate(table.names) if name in needed_findings(task)]
     used_names = [table.names[place] for place in used]
     labels = metadata.findings[rows[kept]][:, [FINDINGS.index(name) for name in used_names]]
     warnings += said_of_scores(used_names, labels, table.scores[kept][:, used])
     about = metadata.table.iloc[rows[kept]]
+    follow_ups = about["follow_up"].to_numpy()
     places = [runs.score_names(task).index(name) for name in names]
     return Predictions(
         kind=task.kind,
@@ -196,11 +197,12 @@ def match(
         mean_scores=mean_scores,
         lacking=tuple(name for name in runs.score_names(task) if name not in names),
         warnings=tuple(warnings),
+        follow_ups=follow_ups if (follow_ups >= 0).any() else None,
     )
 
 
-def _needed(task: Task) -> tuple[str, ...]:
-    """The findings whose scores a task is made of."""
+def needed_findings(task: Task) -> tuple[str, ...]:
+    """Returns the findings whose scores a task is made of."""
     sides = task.class_names[:2]
     if task.kind != "binary" or ANY_FINDING in sides:
         return FINDINGS
@@ -215,7 +217,7 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
         raise UsageError(f"`task={task.name}`: can be derived from probabilities only, not from other scores")
     if task.with_no_finding:
         raise UsageError(f"`task={task.name}`: No Finding has no score in a table of findings")
-    if lacking := [name for name in _needed(task) if name not in table.names]:
+    if lacking := [name for name in needed_findings(task) if name not in table.names]:
         raise UsageError(f"`task={task.name}`: found no scores for {', '.join(lacking)}")
     by_name = dict(zip(table.names, table.scores.T, strict=True))
     if task.kind == "multiclass":
@@ -231,24 +233,39 @@ def _task_scores(table: ScoreTable, task: Task) -> tuple[np.ndarray, tuple[str, 
     return score[:, np.newaxis], (second,)
 
 
-def _read(path: str) -> _Table:
-    content = read_content(path, "predictions", also=("parquet",))
+def read_table(path: str, argument: str, is_wanted: Callable[[str], bool]) -> Table:
+    """Reads a table of images: CSV, .xlsx or Parquet.
+
+    Args:
+        path: of the table.
+        argument: what it was given as, for the errors.
+        is_wanted: tells whether a column is one of those that it is read for, beside that of images.
+
+    Raises:
+        UsageError: there is no such file, or it is of another kind.
+        CxrError: it is damaged, or its rows are not of one width.
+    """
+
+    def is_header(cells: Sequence[str]) -> bool:
+        return any(plain(cell) in _IMAGE_COLUMNS for cell in cells) and any(map(is_wanted, cells))
+
+    content = read_content(path, argument, also=("parquet",))
     if file_type(content[:HEAD_BYTES]) == "parquet":
         return _parquet_table(path, content)
-    return _text_table(rows_of(path, content, _is_header))
+    return _text_table(rows_of(path, content, is_header))
 
 
-def _parquet_table(path: str, content: bytes) -> _Table:
+def _parquet_table(path: str, content: bytes) -> Table:
     try:
         table = read_parquet(content)
         columns = [_values(column) for column in table.columns]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CxrError(f"{path} cannot be read as a table ({short(error)})") from error
     places = [f"row {row:,}" for row in range(1, len(table) + 1)]
-    return _Table(path, list(map(str, table.column_names)), columns, places)
+    return Table(path, list(map(str, table.column_names)), columns, places)
 
 
-def _values(column: "pa.ChunkedArray[Any]") -> _Column:
+def _values(column: "pa.ChunkedArray[Any]") -> Column:
     """Numbers as float64, nulls NaN; everything else as the Python values that stand there."""
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
         numbers: np.ndarray = column.to_numpy().astype(np.float64)
@@ -257,7 +274,7 @@ def _values(column: "pa.ChunkedArray[Any]") -> _Column:
     return values
 
 
-def _text_table(table: Rows) -> _Table:
+def _text_table(table: Rows) -> Table:
     header = filled(table.header)  # lines may end in a separator
     for row, cells in enumerate(table.rows):
         if len(cells) < len(header) or any(cells[len(header) :]):
@@ -265,22 +282,23 @@ def _text_table(table: Rows) -> _Table:
                 f"{table.path}, {table.place(row)}: found {len(cells)} values where the first line has "
                 f"{len(header)} columns; complete the line, or write the table again"
             )
-    columns: list[_Column] = [[cells[place] for cells in table.rows] for place in range(len(header))]
+    columns: list[Column] = [[cells[place] for cells in table.rows] for place in range(len(header))]
     places = [table.place(row) for row in range(len(table.rows))]
-    return _Table(table.path, header, columns, places, table.warnings)
+    return Table(table.path, header, columns, places, table.warnings)
 
 
-def _is_header(cells: Sequence[str]) -> bool:
-    return any(plain(cell) in _IMAGE_COLUMNS for cell in cells) and any(map(_finding_of, cells))
+def image_names(table: Table) -> list[str]:
+    """Returns the names of images, as they stand.
 
-
-def _image_names(table: _Table) -> list[str]:
-    """The names of images, as they stand."""
+    Raises:
+        UsageError: no column is headed as one of images, or two are.
+        CxrError: there are no rows, or one without a name.
+    """
     names = list(map(plain, table.header))
     wanted = next((name for name in _IMAGE_COLUMNS if name in names), None)
     if wanted is None:
         raise UsageError(
-            f"{table.path}: found columns {_listed(table.header)}; expected one of image names, such as "
+            f"{table.path}: found columns {listed(table.header)}; expected one of image names, such as "
             "image_id or Image Index"
         )
     places = [place for place, name in enumerate(names) if name == wanted]
@@ -290,20 +308,21 @@ def _image_names(table: _Table) -> list[str]:
     values = table.columns[places[0]]
     if not len(values):
         raise CxrError(f"{table.path}: found a header and no rows; expected one row for each image")
-    names = [_text(value) for value in values]
+    names = [cell_text(value) for value in values]
     for place, name in zip(table.places, names, strict=True):
         if not name:
             raise CxrError(f"{table.path}, {place}: found no name of an image; expected one in each row")
     return names
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """Returns what a cell holds as text; "" for an empty one."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
 
 
-def _finding_columns(table: _Table) -> tuple[dict[str, int], list[str]]:
+def _finding_columns(table: Table) -> tuple[dict[str, int], list[str]]:
     """The place of each finding's column, in the order of FINDINGS, and what is to be said of the choice."""
     heads: dict[str, list[int]] = {}
     for place, column in enumerate(table.header):
@@ -325,12 +344,12 @@ def _finding_columns(table: _Table) -> tuple[dict[str, int], list[str]]:
     if labels:
         said.append(
             f"columns of zeros and ones beside scores are taken for labels, and not read: "
-            f"{_listed([table.header[place] for place in labels])}"
+            f"{listed([table.header[place] for place in labels])}"
         )
     if lacking := [name for name in FINDINGS if name not in chosen]:
         unread = [column for column in table.header if not _finding_of(column)]
         like = [column for column in unread if any(map(_is_like, repeat(column), lacking))]
-        meant = f" (columns of like names, which are not read: {_listed(like)})" if like else ""
+        meant = f" (columns of like names, which are not read: {listed(like)})" if like else ""
         said.append(f"no scores for {', '.join(lacking)}{meant}")
     return chosen, said
 
@@ -340,12 +359,12 @@ def _is_like(column: str, finding: str) -> bool:
     return plain(finding) in plain(column) or alike(column, finding)
 
 
-def _is_bare(table: _Table, place: int) -> bool:
+def _is_bare(table: Table, place: int) -> bool:
     """Whether a finding's column is headed by its name alone."""
     return plain(table.header[place]) in map(plain, FINDINGS)
 
 
-def _holds_labels(values: _Column) -> bool:
+def _holds_labels(values: Column) -> bool:
     return all(str(value).strip().lower() in ("0", "1", "0.0", "1.0", "true", "false") for value in values)
 
 
@@ -358,7 +377,7 @@ def _finding_of(column: str) -> str | None:
     return None
 
 
-def _scores(table: _Table, image_ids: Sequence[str], columns: dict[str, int]) -> np.ndarray:
+def _scores(table: Table, image_ids: Sequence[str], columns: dict[str, int]) -> np.ndarray:
     """Returns float64 [n, k], NaN where a cell is empty; refuses what is no number."""
     scores, bad = np.empty((len(image_ids), len(columns))), []
     for column, place in enumerate(columns.values()):
@@ -397,7 +416,7 @@ def _number(value: Any) -> float:
 
 
 def _with_scores(
-    table: _Table, image_ids: Sequence[str], columns: dict[str, int], scores: np.ndarray
+    table: Table, image_ids: Sequence[str], columns: dict[str, int], scores: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
     """Which rows have all their scores, and what is to be said of the others."""
     missing = ~np.isfinite(scores)
@@ -419,7 +438,7 @@ def _in_table(names: Sequence[str], images: ImageNames) -> list[str | None]:
 
 
 def _once_each(
-    table: _Table, names: np.ndarray, as_written: Sequence[str], scores: np.ndarray, rows: np.ndarray
+    table: Table, names: np.ndarray, as_written: Sequence[str], scores: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
     """Of some rows the first one of each image, and what is to be said of the others."""
     first_of: dict[str, int] = {}
@@ -440,5 +459,6 @@ def _once_each(
     return kept, [f"{doubled:,} rows stand twice: counted once"] if doubled else []
 
 
-def _listed(columns: Sequence[str]) -> str:
+def listed(columns: Sequence[str]) -> str:
+    """Returns the first six names."""
     return ", ".join(columns[:6]) + (", ..." if len(columns) > 6 else "")
