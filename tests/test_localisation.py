@@ -144,8 +144,11 @@ def test_the_table_and_the_json_say_the_same():
     assert table_lines(measures)[-1] == "* fewer than 30 patients: do not rank by it"
 
 
-def test_where_all_images_are_alike_there_is_no_interval():
+def test_where_all_images_are_alike_the_interval_is_that_of_so_many_patients_or_none():
     found = measure([pointed(str(n), False, n / 10) for n in range(5)], draws=100)["all"]
 
-    assert (found.pointing.value, found.pointing.low, found.pointing.high) == (0.0, None, None)
+    # Clopper and Pearson: five misses of five are likely enough up to this chance of a hit.
+    assert (found.pointing.value, found.pointing.low) == (0.0, 0.0)
+    assert found.pointing.high == pytest.approx(1 - 0.025 ** (1 / 5), abs=1e-6)
     assert found.mass_in_box.low < 0.2 < found.mass_in_box.high
+    assert (found.box_share.value, found.box_share.low) == (0.1, None)

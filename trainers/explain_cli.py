@@ -15,6 +15,7 @@ import numpy as np
 from cxr_records import progress, storage
 from cxr_records.boxes import Box, BoxTable, read_boxes
 from cxr_records.cli import PATH
+from cxr_records.drawings import drawn_words
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.findings import nearest
 from cxr_records.names import ImageNames, base_name, patient_in_name, stem
@@ -118,13 +119,16 @@ def explain(
         warnings += [*table.warnings, *said]
     thresholds, said = _operating_points(trained)
     warnings += said
+    drawn_images = drawn_words(trained.drawn)
+    if images and drawn_images:
+        drawn_images = f"by a run that was trained {drawn_images}"
     with deterministic_kernels():
         scores = _scores(model, trained, at_hand)
         drawn = _to_draw(scores, trained.score_names, chosen, top, boxed, None if images else pictures, seed)
         files = _files(out, drawn, table is not None)
         storage.make_folder(out)
         pairs = list(dict.fromkeys([*boxed, *drawn]))
-        work = _Work(trained.score_names, at_hand, scores, boxed, thresholds, tolerance)
+        work = _Work(trained.score_names, at_hand, scores, boxed, thresholds, tolerance, drawn_images)
         pointed, figures = work.run(model, pairs, drawn, files)
     progress.warn(warnings)
     for path, problem in problems.items():
@@ -134,10 +138,18 @@ def explain(
     if table is not None:
         measures = localisation.measure(pointed, draws, seed)
         about = {
-            "run": run, "dataset_id": trained.dataset_id, "images": at_hand.where, "boxes": table.path,
-            "boxes_digest": table.digest, "method": work.method, "tolerance": tolerance, "draws": draws,
-            "seed": seed, "warnings": warnings,
-        }  # fmt: skip
+            "run": run,
+            "dataset_id": trained.dataset_id,
+            "images": at_hand.where,
+            "drawn": drawn_images,
+            "boxes": table.path,
+            "boxes_digest": table.digest,
+            "method": work.method,
+            "tolerance": tolerance,
+            "draws": draws,
+            "seed": seed,
+            "warnings": warnings,
+        }
         content = localisation.to_json(measures, pointed, about)
         _write_measures(out, content, measures, figures, by_chance=not images)
         found |= {key: value for key, value in content.items() if key not in ("maps", "format", "version")}
@@ -353,9 +365,11 @@ class _Work:
         boxed: Mapping[tuple[str, str], Sequence[Box]],
         thresholds: Mapping[str, tuple[float, str]],
         tolerance: float,
+        drawn_images: str,
     ):
         self._names, self._images, self._scores = names, images, scores
         self._boxed, self._thresholds, self._tolerance = boxed, thresholds, tolerance
+        self._note = f" Measured {drawn_images}." * bool(drawn_images)
         self.method = ""
 
     def run(
@@ -432,6 +446,7 @@ class _Work:
             told.append("Warm: what adds to the score; line: half of the largest value; cross: the largest.")
         else:
             told.append("Nothing in the image adds to this score: no place to show.")
+        told[0] += self._note
         drawn = overlays.overlay(pixels, heat, boxes)
         told.append(f"{name}; {self.method}. It shows where a score comes from and outlines no disease.")
         storage.write_bytes(path, overlays.sheet(pixels, drawn, boxes, [title, *told]))
@@ -469,7 +484,8 @@ def _tell(found: Mapping[str, Any], measures: Mapping[str, Any], out: str) -> No
     from cxr_records.trainers import localisation
 
     if measures:
-        click.echo(f"\n{found['method']}; {found['images']}; 95% intervals over patients\n")
+        drawn = f"; {found['drawn']}" * bool(found["drawn"])
+        click.echo(f"\n{found['method']}; {found['images']}; 95% intervals over patients{drawn}\n")
         click.echo("\n".join(localisation.table_lines(measures)))
         click.echo(
             "points into a box: the map's largest value is in a box of the finding"

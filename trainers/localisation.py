@@ -15,6 +15,7 @@ import numpy as np
 
 from cxr_records.boxes import BOX_SIZE, Box
 from cxr_records.trainers.evaluation import bootstrap
+from cxr_records.trainers.evaluation.operating_points import opened
 from cxr_records.trainers.evaluation.results import Interval
 from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
 from cxr_records.trainers.evaluation.summary import interval, number
@@ -141,8 +142,7 @@ def measure(pointed: Sequence[Pointed], draws: int = bootstrap.DRAWS, seed: int 
     """Returns measures by finding, in the order of names, and of all together under "all".
 
     Args:
-        pointed: at least one. Where all are alike there is no interval: every draw is alike too, which says
-            nothing of how far off the value may be.
+        pointed: at least one.
         draws: of patients, for the intervals; 0 for none.
         seed: of the draws.
 
@@ -175,19 +175,25 @@ def measure(pointed: Sequence[Pointed], draws: int = bootstrap.DRAWS, seed: int 
                 means.append(np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0))
         return np.array(means).T
 
-    found = [_unless_alike(each) for each in bootstrap.intervals(statistic, patients, draws, seed)]
-    return {
-        name: Measures(
-            int(chosen.sum()),
-            len(set(patients[chosen])),
-            sum(each.boxes for each, taken in zip(pointed, chosen, strict=True) if taken),
-            *found[4 * place : 4 * place + 4],
+    found = bootstrap.intervals(statistic, patients, draws, seed)
+    measures = {}
+    for place, (name, chosen) in enumerate(zip(names, rows, strict=True)):
+        pointing, fixed_place, mass_in_box, box_share = found[4 * place : 4 * place + 4]
+        people = len(set(patients[chosen]))
+        measures[name] = Measures(
+            images=int(chosen.sum()),
+            patients=people,
+            boxes=sum(each.boxes for each, taken in zip(pointed, chosen, strict=True) if taken),
+            pointing=opened(pointing, people),
+            fixed_place=opened(fixed_place, people),
+            mass_in_box=_unless_alike(mass_in_box),
+            box_share=_unless_alike(box_share),
         )
-        for place, (name, chosen) in enumerate(zip(names, rows, strict=True))
-    }
+    return measures
 
 
 def _unless_alike(found: Interval) -> Interval:
+    """Takes away the interval of a mean where every draw gives the same, as those of one image do."""
     return Interval(found.value) if found.low == found.high else found
 
 
