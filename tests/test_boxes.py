@@ -35,10 +35,8 @@ def test_nihs_table_has_984_boxes_of_880_images_and_8_findings(nih):
 
     assert len(table.boxes) == 984
     assert len({box.image_id for box in table.boxes}) == 880
-    assert sorted({box.finding for box in table.boxes}) == [
-        "h,w,y,x,label,image\n4,3,2,1,mass,00000001_000.png\n"
-        "40,30,20,10.5,infiltrate,00000013_005.png\n",
-    ]  # fmt: skip
+    found = " ".join(sorted({box.finding for box in table.boxes}))
+    assert found == "Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax"
     assert table.warnings == ()
     found = next(box for box in table.boxes if box.image_id == "00013118_008.png")
     assert (found.left, found.top) == (225.084745762712, 547.019216763771)

@@ -465,7 +465,7 @@ def _write_measures(
 ) -> None:
     from cxr_records.trainers import localisation
     from cxr_records.trainers.evaluation import pages, results
-    from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
+    from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS
 
     storage.write_bytes(storage.join(out, localisation.JSON_FILE), results.json_bytes(content))
     page = pages.render(

@@ -15,9 +15,8 @@ import numpy as np
 
 from cxr_records.boxes import BOX_SIZE, Box
 from cxr_records.trainers.evaluation import bootstrap
-from cxr_records.trainers.evaluation.operating_points import opened
+from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, opened
 from cxr_records.trainers.evaluation.results import Interval
-from cxr_records.trainers.evaluation.subgroups import FEW_PATIENTS
 from cxr_records.trainers.evaluation.summary import interval, number
 
 FORMAT = "cxr_records localisation"

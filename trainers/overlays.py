@@ -2,6 +2,7 @@
 
 import bisect
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -122,6 +123,6 @@ def _short(line: str, size: int, width: int) -> str:
     if font.getlength(line) <= room:
         return line
     fitting = bisect.bisect(
-        range(len(line)), room, key=lambda letters: font.getlength(f"{line[:letters]}...")
+        range(len(line)), room, key=lambda letters: math.ceil(font.getlength(f"{line[:letters]}..."))
     )
     return f"{line[: fitting - 1]}..."
