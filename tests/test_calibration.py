@@ -44,7 +44,7 @@ def test_a_model_that_knows_only_the_frequency_after_copies_is_brought_to_that_b
     found = undone(np.full((5, 1), 300 / 1300), "multilabel", run)
 
     np.testing.assert_allclose(found, 30 / 1000)
-    assert calibration.undone_by(run) == ("copies",)
+    assert calibration.undone_by(run) == ("how often it saw each class",)
 
 
 def test_without_copies_nothing_is_shifted():
@@ -74,7 +74,7 @@ def test_what_weights_and_copies_do_to_the_odds_is_undone_exactly(records, image
     found = undone(np.array([[odds / (1 + odds)]]), "multilabel", run)
 
     assert found[0, 0] == pytest.approx(truth, rel=1e-6)
-    assert calibration.undone_by(run) == ("copies", "the weights of weighted_bce")
+    assert calibration.undone_by(run) == ("how often it saw each class", "the weights of weighted_bce")
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 2.0])
@@ -93,17 +93,15 @@ def test_what_a_softmax_learned_under_weights_or_an_adjustment_is_undone_exactly
     np.testing.assert_allclose(undone(learned[np.newaxis], "multiclass", run), [truth])
 
 
-def test_shares_that_training_saw_take_the_place_of_those_of_its_records():
-    binary = run_of({"Mass": 300}, {"Mass": 30}, (1000, 100))
-    several = run_of({"A": 100, "B": 300}, {"A": 10, "B": 30}, (400, 40), "ce")
+def test_sampling_by_class_is_undone_as_copies_are():
+    """As a run says of itself whose records were drawn so that classes come as often: numbers as expected."""
+    run = run_of({"A": 133.333, "B": 133.333, "C": 133.334}, {"A": 100, "B": 30, "C": 270}, (400, 400), "ce")
 
-    np.testing.assert_allclose(
-        calibration.shift_of_training(binary, np.array([0.5])), [np.log(1 / (30 / 70))]
-    )
-    shift = calibration.shift_of_training(several, np.array([0.5, 0.5]))
-    np.testing.assert_allclose(
-        calibration.undo_shift(np.array([[0.5, 0.5]]), "multiclass", shift), [[0.25, 0.75]]
-    )
+    found = undone(np.full((1, 3), 1 / 3), "multiclass", run)
+
+    np.testing.assert_allclose(found, [[0.25, 0.075, 0.675]], rtol=1e-4)
+    assert calibration.undone_by(run) == ("how often it saw each class",)
+    assert calibration.balanced_by(run) == "training on as many records of each class"
 
 
 # Slope and offset
@@ -221,7 +219,10 @@ def test_lines_are_fitted_on_validation_after_training_was_undone_and_each_step_
 
     found, best = calibration.calibrate(scored, validation, run)
 
-    assert (found.undone, found.fitted_on) == (("copies", f"the weights of {loss}"), "validation")
+    assert (found.undone, found.fitted_on) == (
+        ("how often it saw each class", f"the weights of {loss}"),
+        "validation",
+    )
     before, fitted_from = undone(scored.scores, kind, run), undone(validation.scores, kind, run)
     shift = calibration.shift_of_training(run)
     for place, name in enumerate(NAMES):
@@ -266,8 +267,11 @@ def best_temperature(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def real(nih) -> tuple[Predictions, Predictions, Run]:
-    """The real table with odds shifted as `weighted_bce` shifts them, in halves of patients; and that run."""
+def real(nih) -> tuple[Predictions, Predictions, Run, Predictions]:
+    """The real table with odds shifted as `weighted_bce` shifts them, in halves of patients; that run.
+
+    And the first half as it was.
+    """
     whole = read_real(nih)
     positives, count = whole.labels.sum(axis=0), len(whole.labels)
     held = dict(zip(whole.names, positives.tolist(), strict=True))
@@ -278,16 +282,14 @@ def real(nih) -> tuple[Predictions, Predictions, Run]:
     half = np.isin(whole.patient_ids, np.random.default_rng(0).permutation(patients)[: len(patients) // 2])
     columns = ("image_ids", "patient_ids", "views", "sexes", "ages_years", "labels", "scores")
 
-    def part(rows: np.ndarray, split: str) -> Predictions:
-        return dataclasses.replace(
-            shifted, split=split, **{name: getattr(shifted, name)[rows] for name in columns}
-        )
+    def part(table: Predictions, rows: np.ndarray) -> Predictions:
+        return dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in columns})
 
-    return part(~half, "test"), part(half, "validation"), run
+    return part(shifted, ~half), part(shifted, half), run, part(whole, ~half)
 
 
 def test_slope_and_offset_bring_the_real_table_from_a_quarter_to_less_than_a_hundredth(real):
-    scored, validation, _ = real
+    scored, validation, _, _ = real
 
     found, _ = calibration.calibrate(scored, validation, None)
 
@@ -300,16 +302,12 @@ def test_slope_and_offset_bring_the_real_table_from_a_quarter_to_less_than_a_hun
     assert cooled.macro_ece == pytest.approx(0.267, abs=0.004)
 
 
-def test_on_the_real_table_the_weights_are_undone_before_slopes_and_offsets(nih, real):
-    scored, validation, run = real
-    whole = read_real(nih)
+def test_on_the_real_table_the_weights_are_undone_before_slopes_and_offsets(real):
+    scored, validation, run, before = real
 
     found, _ = calibration.calibrate(scored, validation, run)
 
-    rows = np.isin(whole.image_ids, scored.image_ids)
-    as_it_was, _ = calibration.calibrate(
-        dataclasses.replace(whole, labels=whole.labels[rows], scores=whole.scores[rows]), None, None
-    )
+    as_it_was, _ = calibration.calibrate(before, None, None)
     assert found.undone == ("the weights of weighted_bce",)
     assert found.macro_ece == pytest.approx(as_it_was.macro_ece, abs=1e-5) == pytest.approx(0.009, abs=0.001)
     assert found.macro_ece_calibrated < 0.008
@@ -357,6 +355,33 @@ def test_without_a_run_or_validation_scores_are_measured_as_they_are():
         assert each.note == "not fitted: no validation scores"
 
 
+def test_images_that_were_not_judged_take_no_part():
+    scored, validation = make_predictions(n=200), make_predictions(n=200, seed=1, split="validation")
+    some = np.arange(200) % 4 > 0
+    part, part_of_validation = (
+        dataclasses.replace(each, labels=each.labels[some], scores=each.scores[some])
+        for each in (scored, validation)
+    )
+    for each in (scored, validation):
+        each.labels[~some] = -1
+
+    found, _ = calibration.calibrate(scored, validation, None)
+
+    assert found == calibration.calibrate(part, part_of_validation, None)[0]
+
+
+def test_a_class_of_which_no_image_was_judged_is_not_measured():
+    scored = make_predictions(n=100)
+    scored.labels[:, 1] = -1
+
+    found, _ = calibration.calibrate(scored, None, None)
+
+    none = found.classes["Nodule"]
+    assert (none.ece_raw, none.ece, none.brier, none.bins) == (None, None, None, ())
+    others = [found.classes[name].ece for name in ("Mass", "Hernia")]
+    assert found.macro_ece == pytest.approx(np.mean(others), abs=1e-6)
+
+
 def test_a_class_that_validation_lacks_is_not_calibrated_and_the_mean_is_over_the_others():
     scored, validation = make_predictions(n=200), make_predictions(n=200, split="validation")
     validation.labels[:, 1] = 0
@@ -401,6 +426,7 @@ def test_of_a_loss_that_is_undone_nothing_is_said(loss):
         ("ce", None),
         ("weighted_bce", None),
         ("weighted_ce", "the loss weighted_ce"),
+        ("ldam", "the loss ldam"),
         ("logit_adjusted", "the loss logit_adjusted"),
     ],
 )

@@ -51,6 +51,25 @@ def test_net_benefit_is_counted_image_by_image_in_all_and_in_each_draw(seed, n, 
         assert (found.low[place], found.high[place]) == pytest.approx((low, high), abs=2e-6)
 
 
+def without(scored: Predictions, rows: np.ndarray) -> Predictions:
+    columns = ("image_ids", "patient_ids", "views", "sexes", "ages_years", "labels", "scores")
+    return dataclasses.replace(scored, **{name: getattr(scored, name)[~rows] for name in columns})
+
+
+def test_images_that_were_not_judged_take_no_part():
+    scored = make_predictions(names=("Mass",), n=100)
+    unjudged = np.arange(100) % 4 < 2  # every second patient
+    judged = curves(without(scored, unjudged))
+    scored.labels[unjudged] = -1
+
+    found = curves(scored)
+
+    assert found == judged
+    assert curves(scored, 50)["Mass"].low != judged["Mass"].low
+    scored.labels[4:] = -1
+    assert len(curves(scored, 50)["Mass"].low) == 30  # though most draws judge nothing
+
+
 @pytest.mark.parametrize(("positives", "end"), [(10, 0.3), (16, 0.48), (20, 0.5), (90, 0.5)])
 def test_thresholds_go_up_to_three_times_the_prevalence_and_at_most_a_half(positives, end):
     scored = make_predictions(names=("Mass",), n=100)

@@ -60,6 +60,7 @@ def test_wherever_a_number_of_drawings_stands_they_are_called_drawings(lookalike
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     unmarked = ["Published results", "Model card", "What was measured"]
     assert [title for title in titles if WORDS not in title] == unmarked
+    assert "If the labels err" not in page
     assert "Its images are drawings, and theirs are X-rays of patients." in page
 
 

@@ -166,7 +166,7 @@ def test_a_run_is_evaluated_with_thresholds_and_slopes_of_validation(scored_run,
     effusion = found.classes["Effusion"]
     assert effusion.positives == int(records.labels[:, 2].sum())
     assert effusion.operating_point.chosen_on == "validation"
-    assert found.calibration.undone == ("copies",)
+    assert found.calibration.undone == ("how often it saw each class",)
     assert found.calibration.fitted_on == "validation"
     assert found.leaks == ()
     assert found.split_claim.official is False
@@ -419,6 +419,16 @@ def test_with_ten_test_patients_the_command_and_the_report_say_that_nothing_is_d
     assert f"not decided: {patients} patients, fewer than 30" in report
 
 
+@pytest.mark.parametrize(("images", "said"), [(30, "15 patients"), (2, "1 patient"), (58, "29 patients")])
+def test_fewer_than_thirty_patients_decide_no_comparison_and_that_is_said_first(images, said):
+    found = evaluate(make_predictions(n=images), draws=0)
+
+    assert found.warnings[0] == (
+        f"{said}, fewer than 30: no comparison of these scores with others is decided"
+    )
+    assert "decided" not in "".join(evaluate(make_predictions(n=60), draws=0).warnings)
+
+
 def test_a_mean_that_too_few_draws_hold_has_no_interval_and_says_why(scored_run):
     run = scored_run()
     table = pd.read_parquet(run / "predictions.parquet")
@@ -427,9 +437,13 @@ def test_a_mean_that_too_few_draws_hold_has_no_interval_and_says_why(scored_run)
     table.loc[tested[0], "label_Hernia"] = 1  # of one patient, whom a third of the draws lack
     write_predictions(str(run / "predictions.parquet"), table)
 
-    macro = evaluate_run(str(run), draws=200).macro_auroc
+    found = evaluate_run(str(run), draws=200)
 
+    macro = found.macro_auroc
     assert (macro.low, macro.high) == (None, None)
+    beside = [said for said in found.warnings if said.startswith("whether the macro AUROC of ")]
+    assert len(beside) == 1
+    assert re.search(r"is not decided: no interval, only \d\d?% of the draws hold every class$", beside[0])
     assert re.fullmatch(r"only \d\d?% of the draws hold every class", macro.no_interval)
 
 

@@ -174,6 +174,8 @@ def test_model_json_says_all_that_a_server_must_know(run, exported):
     assert {point["chosen_on"] for point in points.values() if point} == {"validation"}
     assert "of split test" in about["operating_points_note"]
     assert list(about["calibration"]["classes"]) == list(FINDINGS)
+    assert {"slope", "offset", "shift"} <= set(about["calibration"]["classes"]["Mass"])
+    assert "bins" not in json.dumps(about["calibration"])
     assert '"bins"' not in json.dumps(about)
 
 

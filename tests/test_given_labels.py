@@ -456,8 +456,10 @@ def test_a_run_is_measured_by_given_labels_beside_its_own_result(
     assert list(written["auroc"]) == ["Effusion"]
     assert written["identity"]["labels"]["differ"] == {"Effusion": 1}
     assert written["comparison"]["comparable"] is False
-    page = (run / "labels-again" / "report.html").read_text()
+    page = (run / "labels-again" / "report.html").read_text().replace("<wbr>", "")
     assert f"{images} images with the labels of again.v2.csv, which are not NIH&#39;s" in page
+    assert f"again.v2.csv, not NIH&#39;s, sha256 {written['identity']['labels']['sha256']}" in page
+    assert "Labels are from again.v2.csv, not NIH's; they too may err." in page
     monkeypatch.setattr("cxr_records.trainers.evaluation.report.write_report", lambda *_: None)
     assert run_command([*words, "--out", str(tmp_path / "there")]) == 0
     assert json.loads((tmp_path / "there" / "metrics.json").read_text()) == written

@@ -156,6 +156,19 @@ def test_comparisons_of_groups_are_counted():
     assert measures.groups_differing == sum(len(each.differs) for each in shares) >= 4
 
 
+def test_images_that_were_not_judged_take_no_part():
+    scored = make_predictions(n=100)
+    some = np.arange(100) % 4 > 0
+    part = dataclasses.replace(
+        scored, patient_ids=scored.patient_ids[some], labels=scored.labels[some], scores=scored.scores[some]
+    )
+    scored.labels[~some] = -1
+
+    found, _ = operating_points(scored, None, [], 0, 0)
+
+    assert found == operating_points(part, None, [], 0, 0)[0]
+
+
 def test_a_class_without_a_threshold_has_no_point_anywhere():
     scored = make_predictions()
     scored.labels[:, 1] = 0

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import NAMES, read_expected
+from evaluations import NAMES, make_predictions, read_expected
 
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers.evaluation import pages, plots
+from cxr_records.trainers.evaluation.model_card import card
 from cxr_records.trainers.evaluation.published import RESULTS, comparison
 from cxr_records.trainers.evaluation.report import write_comparison, write_report
 from cxr_records.trainers.evaluation.results import (
@@ -122,8 +123,8 @@ def test_a_sentence_stands_whole(evaluation, text):
     assert "Task multilabel, test: 60 images of 30 patients." in shown
     assert "Thresholds of the largest Youden index, chosen on: validation. They are of the scores" in shown
     assert (
-        "Undone first, exactly: what training did to the odds by copies. Each class was calibrated by a line "
-        "of its own, fitted on validation: calibrated logit = offset + slope × logit."
+        "Undone first, exactly: what training did to the odds by how often it saw each class. Each class was "
+        "calibrated by a line of its own, fitted on validation: calibrated logit = offset + slope × logit."
     ) in shown
     assert "20 draws of patients with replacement, seed 0; 2.5th and 97.5th percentile" in shown
 
@@ -174,6 +175,10 @@ def test_what_the_areas_mean_if_labels_err_is_a_table(evaluation, tmp_path, text
         f"Mass {number(evaluation.auroc['Mass'].value)} {' '.join(cells)} (sensitivity 42%, PPV 56%)" in shown
     )
     assert "(Majkowska et al. 2020)" in shown
+    drawn = dataclasses.replace(evaluation.identity, drawn="all")
+    of_drawings = squeezed(written(bare(evaluation, identity=drawn), tmp_path / "d.html"))
+    assert "These images are drawings, and their labels are right" in of_drawings
+    assert "NIH's labels were read from radiology reports" in shown
     several = squeezed(written(bare(read_expected("multiclass")), tmp_path / "r.html"))
     assert "AUROC seen 99% / 99% 90% / 99% 80% / 95% Mass" in several
     assert "experts" not in several
@@ -229,6 +234,10 @@ def test_a_mean_of_runs_over_fewer_classes_says_so(evaluation, tmp_path):
     assert (
         f"macro {interval(evaluation.macro_auroc)} {over} {interval(evaluation.macro_auroc)} {over}" in shown
     )
+    alone = interval(evaluation.baselines.metadata.macro_auroc)
+    assert f"metadata alone {alone} {alone}" in shown
+    within = f"{interval(evaluation.within_view.macro_auroc)} {over}"
+    assert f"within a view {within} {within}" in shown
     assert f"macro {over} {interval(evaluation.macro_auroc, signed=True)}" in shown
     assert f"second less runs/first: macro {over} " in "\n".join(difference_lines(compared))
 
@@ -324,6 +333,24 @@ def test_a_class_that_was_not_calibrated_says_why(evaluation, tmp_path):
     assert f"{mass.slope:.2f} {mass.offset:.2f} offset alone: for a reason" in with_note
     assert "ECE, calibrated" not in without
     assert "No slope and offset: there are no validation scores to fit them on." in without
+
+
+def test_a_class_of_which_nothing_was_judged_has_an_empty_picture(evaluation, tmp_path):
+    mass = dataclasses.replace(
+        evaluation.calibration.classes["Mass"],
+        bins=(),
+        bins_calibrated=None,
+        ece=None,
+        ece_raw=None,
+        brier=None,
+    )
+    measured = dataclasses.replace(
+        evaluation.calibration, classes={"Mass": dataclasses.replace(mass, ece_calibrated=None)}
+    )
+
+    shown = squeezed(written(bare(evaluation, calibration=measured), tmp_path / "r.html"))
+
+    assert "Mass - - - - " in shown
 
 
 def test_a_decision_curve_says_where_the_model_is_of_use(evaluation, tmp_path):
@@ -439,14 +466,14 @@ def test_headings_follow_each_other_in_order(kind, tmp_path):
 
 
 def test_the_model_card_tells_what_is_known_and_lists_what_is_not(evaluation, tmp_path):
-    shown = squeezed(written(bare(evaluation), tmp_path / "r.html"))
+    items = card(evaluation.identity, evaluation.split_claim, make_predictions())
+    shown = squeezed(written(bare(evaluation, model_card=items), tmp_path / "r.html"))
 
-    card, unknown = shown.split("Not known to this report")
-    for item in evaluation.model_card:
-        if item.known is None:
-            assert item.topic in unknown
-        else:
-            assert item.known in card
+    known, unknown = shown.split("Not known to this report")
+    for item in items:
+        assert (item.topic if item.known is None else item.known) in (
+            unknown if item.known is None else known
+        )
     assert "Ethics approval (TRIPOD+AI 17)" in unknown
     assert "Funding (TRIPOD+AI 18a; CLAIM 44)" in unknown
     assert "Comparison with radiologists (reader study) Effect in care" in unknown
@@ -529,6 +556,14 @@ def test_lines_break_behind_the_parts_of_names_alone(evaluation, text):
     broken = pages.breakable("s3://bucket/runs/first_try-2 of small_cnn")
     assert broken.split("<wbr>") == ["s3://", "bucket/", "runs/", "first_", "try-", "2 of small_cnn"]
     assert pages.breakable("<b>") == "&lt;b&gt;"
+
+
+def test_words_in_a_cell_may_go_on_in_the_next_line_and_numbers_may_not(evaluation, tmp_path):
+    reason = Interval(0.8, no_interval="only 45% of the draws hold every class")
+    page = written(bare(evaluation, macro_auroc=reason), tmp_path / "r.html")
+
+    assert f'<td class="long">{interval(reason)}</td>' in page
+    assert f"<td>{interval(evaluation.auroc['Mass'])}</td>" in page
 
 
 @pytest.mark.parametrize(

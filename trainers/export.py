@@ -294,7 +294,7 @@ def _evaluation_of(run: runs.Run) -> tuple[dict[str, Any] | None, str]:
 def _without_bins(value: Any) -> Any:
     """Leaves the points of diagrams out."""
     if isinstance(value, Mapping):
-        return {key: _without_bins(each) for key, each in value.items() if key != "bins"}
+        return {key: _without_bins(each) for key, each in value.items() if not key.startswith("bins")}
     return value
 
 

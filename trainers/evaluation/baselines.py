@@ -268,14 +268,17 @@ class CellRanking:
     """
 
     def __init__(self, labels: np.ndarray, scores: np.ndarray, cells: np.ndarray):
-        self._kinds = []
+        rows, (num_cells, _) = len(labels), scores.shape
+        self._cells = metrics.Sums(np.arange(rows), cells, num_cells, rows)
+        self._classes = []
         for truth, column in zip(labels.T, scores.T, strict=True):
             levels, level = np.unique(column, return_inverse=True)
-            of_row = level[cells]
-            self._kinds.append(
+            # Positives are few, and so are cells: what is left of a cell's rows are negatives.
+            others = [np.flatnonzero(kind) for kind in (truth == 1, (truth != 0) & (truth != 1))]
+            self._classes.append(
                 [
-                    metrics.Sums(rows, of_row[rows], len(levels), len(truth))
-                    for rows in (np.flatnonzero(truth == 1), np.flatnonzero(truth == 0))
+                    metrics.Sums(np.arange(num_cells), level, len(levels), num_cells),
+                    *(metrics.Sums(each, level[cells[each]], len(levels), rows) for each in others),
                 ]
             )
 
@@ -283,11 +286,12 @@ class CellRanking:
         """Returns float64 [draws, k]; NaN where there is no positive or no negative.
 
         Args:
-            weights: int [n, draws].
+            weights: whole numbers [n, draws].
         """
-        columns = []
-        for positive, negative in self._kinds:
-            true, false = positive.of(weights), negative.of(weights)
+        of_cells, columns = self._cells.of(weights), []
+        for every, positive, unjudged in self._classes:
+            true = positive.of(weights)
+            false = every.of(of_cells) - true - unjudged.of(weights)
             upto = false.cumsum(axis=0)
             columns.append(_share((true * (2 * upto - false)).sum(axis=0), true.sum(axis=0) * upto[-1]))
         return np.stack(columns, axis=1)
@@ -335,7 +339,12 @@ def warnings_of(baselines: Baselines, model: Interval) -> list[str]:
     if metadata is None or metadata.macro_added.value is None or model.value is None:
         return []
     mean, said = metadata.macro_added, []
-    if not _above(mean):
+    if mean.no_interval:
+        said.append(
+            f"whether the macro AUROC of {model.value:.3f} is above that of metadata alone, without a pixel, "
+            f"{metadata.macro_auroc.value:.3f}, is not decided: no interval, {mean.no_interval}"
+        )
+    elif not _above(mean):
         bounds = "" if mean.low is None else f" [{mean.low:+.3f}, {mean.high:+.3f}]"
         said.append(
             f"the macro AUROC of {model.value:.3f} is not above that of metadata alone, without a pixel, "

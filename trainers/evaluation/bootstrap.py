@@ -19,7 +19,8 @@ DIGITS = 6  # behind the point, in metrics.json
 ENOUGH = 0.8  # share of the draws that must have a mean
 _CHUNK = 50  # draws at a time, which bounds memory: 50 x 25,596 images are 10 MB an array
 
-Statistic = Callable[[np.ndarray], np.ndarray]  # int weights [n, draws] -> float [draws, values]
+# Weights, which are whole numbers, float64 [n, draws] -> float [draws, values].
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def draws_of(groups: np.ndarray, draws: int, seed: int, name: str) -> Iterator[np.ndarray]:
@@ -133,7 +134,7 @@ def sample(
     """
     check_draws(draws)
     count = len(patients)
-    values = statistic(np.ones((count, 1), np.int16))[0]
+    values = statistic(np.ones((count, 1)))[0]
     held = [[place for place in places if not np.isnan(values[place])] for places in means]
 
     def with_means(numbers: np.ndarray) -> np.ndarray:
@@ -144,7 +145,8 @@ def sample(
         return np.column_stack([numbers, *columns])
 
     def drawn(groups: np.ndarray, name: str) -> np.ndarray:
-        each = [statistic(weights) for weights in draws_of(groups, draws, seed, name)]
+        # Float64 is what sums of weights are made in, and there are many sums of each.
+        each = [statistic(weights.astype(np.float64)) for weights in draws_of(groups, draws, seed, name)]
         return with_means(np.concatenate(each)) if each else np.empty((0, len(values) + len(means)))
 
     return Sample(

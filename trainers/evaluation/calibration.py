@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cxr_records.trainers import named, weighting
-from cxr_records.trainers.evaluation.bootstrap import DIGITS
+from cxr_records.trainers.evaluation.bootstrap import DIGITS, rounded
 from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.evaluation.results import Bin, Calibration, ClassCalibration
 from cxr_records.trainers.runs import Run
@@ -22,7 +22,7 @@ FEW_IMAGES = 10  # positives or negatives, below which a slope is more noise tha
 _TINY = 1e-12
 
 
-def shift_of_training(run: Run, seen: np.ndarray | None = None) -> np.ndarray:
+def shift_of_training(run: Run) -> np.ndarray:
     """Returns the log of what training multiplied each class's odds by: float64 [k].
 
     Of a multiclass run it is what each class's probability was multiplied by, before they are made to sum
@@ -31,21 +31,24 @@ def shift_of_training(run: Run, seen: np.ndarray | None = None) -> np.ndarray:
     `warning_of_loss`.
 
     Args:
-        run: how often it saw each class, and its loss.
-        seen: float [k], share of each class in what training saw; None where that is its records, copies
-            included.
+        run: how often it saw each class, copies included, and its loss.
     """
-    records = np.array([count.records for count in run.classes.values()], float)
-    images = np.array([count.images for count in run.classes.values()], float)
-    config = run.config
+    seen, images = _shares(run)
+    config, records = run.config, seen * run.train_records
     of_loss = weighting.shift_of_loss(config.loss, config.loss_options, records, run.train_records)
     if run.task.kind == "multiclass":
-        shares = np.maximum(records, 0.5) / run.train_records if seen is None else np.maximum(seen, _TINY)
-        shift: np.ndarray = np.log(shares) - np.log(np.maximum(images, 0.5) / run.train_images)
+        # A class without records or images counts as half of one.
+        floors = 0.5 / run.train_records, 0.5 / run.train_images
+        shift: np.ndarray = np.log(np.maximum(seen, floors[0])) - np.log(np.maximum(images, floors[1]))
     else:
-        shares = records / run.train_records if seen is None else seen
-        shift = logit(shares) - logit(images / run.train_images)
+        shift = logit(seen) - logit(images)
     return shift if of_loss is None else shift + of_loss
+
+
+def _shares(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each class in what training saw, and in the images: float64 [k] each."""
+    seen = [count.records / run.train_records for count in run.classes.values()]
+    return np.array(seen), np.array([count.images / run.train_images for count in run.classes.values()])
 
 
 def undo_shift(scores: np.ndarray, kind: str, shift: np.ndarray) -> np.ndarray:
@@ -65,7 +68,7 @@ def undo_shift(scores: np.ndarray, kind: str, shift: np.ndarray) -> np.ndarray:
 
 def undone_by(run: Run) -> tuple[str, ...]:
     """Returns what of a run's training `shift_of_training` undoes."""
-    done = [] if run.train_records == run.train_images else ["copies"]
+    done = [] if np.allclose(*_shares(run), rtol=1e-9) else ["how often it saw each class"]
     if run.config.loss in ("weighted_bce", "weighted_ce"):
         done.append(f"the weights of {run.config.loss}")
     if run.config.loss == "logit_adjusted":
@@ -78,8 +81,12 @@ def balanced_by(run: Run) -> str | None:
 
     To divide the scores by their means as well would correct for the classes' frequencies twice.
     """
-    loss = run.config.loss
-    return f"the loss {loss}" if loss in ("logit_adjusted", "weighted_ce") else None
+    loss, (seen, _) = run.config.loss, _shares(run)
+    if loss in ("logit_adjusted", "weighted_ce", "ldam"):
+        return f"the loss {loss}"
+    # As class-balanced sampling leaves them; a class that was never seen is no part of it.
+    even = run.task.kind == "multiclass" and np.ptp(seen[seen > 0]) <= 0.01 * seen.max()
+    return "training on as many records of each class" if even else None
 
 
 def warning_of_loss(run: Run) -> str | None:
@@ -198,9 +205,12 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> tuple[Bin, ...]:
 
 
 def expected_error(bins: Sequence[Bin]) -> float:
-    """Returns the expected calibration error: the mean gap between score and share, weighted by count."""
+    """Returns the expected calibration error: the mean gap between score and share, weighted by count.
+
+    NaN without bins.
+    """
     gaps = sum(abs(each.mean_score - each.positive_share) * each.count for each in bins)
-    return gaps / sum(each.count for each in bins)
+    return gaps / sum(each.count for each in bins) if bins else float("nan")
 
 
 def calibrate(
@@ -229,12 +239,13 @@ def calibrate(
     for place, name in enumerate(scored.names):
         line = Line(None, None, "not fitted: no validation scores")
         if validation and fitted_from is not None:
-            line = fit_line(validation.labels[:, place], fitted_from[:, place])
+            known = validation.labels[:, place] >= 0
+            line = fit_line(validation.labels[known, place], fitted_from[known, place])
         if line.offset is not None:
             best[:, place] = line.apply(scores[:, place])
-        classes[name] = _calibrate_class(
-            labels[:, place], scored.scores[:, place], scores[:, place], best[:, place], line, shift[place]
-        )
+        known = labels[:, place] >= 0
+        steps = [each[known, place] for each in (scored.scores, scores, best)]
+        classes[name] = _calibrate_class(labels[known, place], steps, line, shift[place])
     every = classes.values()
     fitted = any(each.offset is not None for each in every)
     calibration = Calibration(
@@ -251,21 +262,20 @@ def calibrate(
 
 
 def _calibrate_class(
-    labels: np.ndarray, raw: np.ndarray, undone: np.ndarray, best: np.ndarray, line: Line, shift: float
+    labels: np.ndarray, steps: Sequence[np.ndarray], line: Line, shift: float
 ) -> ClassCalibration:
-    """Measures one class: labels and scores [n] as given, after the shift was undone, and after the line."""
-    judged = labels >= 0
-    labels, raw, undone, best = labels[judged], raw[judged], undone[judged], best[judged]
+    """Measures one class: labels [n], and its scores as given, after the shift was undone, after the line."""
+    raw, undone, best = steps
 
-    def brier(scores: np.ndarray) -> float:
-        return _digits(((scores - labels) ** 2).mean())
+    def brier(scores: np.ndarray) -> float | None:
+        return _digits(((scores - labels) ** 2).mean()) if len(labels) else None
 
-    bins, fitted = reliability(labels, undone), line.offset is not None
+    bins, fitted = reliability(labels, undone), line.offset is not None and len(labels) > 0
     bins_calibrated = reliability(labels, best)
     return ClassCalibration(
-        ece_raw=_digits(expected_error(reliability(labels, raw))),
-        ece=_digits(expected_error(bins)),
-        ece_calibrated=_digits(expected_error(bins_calibrated)) if fitted else None,
+        ece_raw=rounded(expected_error(reliability(labels, raw))),
+        ece=rounded(expected_error(bins)),
+        ece_calibrated=rounded(expected_error(bins_calibrated)) if fitted else None,
         brier=brier(undone),
         brier_calibrated=brier(best) if fitted else None,
         slope=None if line.slope is None else _digits(line.slope),

@@ -78,7 +78,7 @@ def evaluate(
 
     def measure(weights: np.ndarray) -> np.ndarray:
         """AUROC, average precision, sensitivity at 90% and 95% specificity, by class; what stands beside."""
-        columns = []
+        columns, weights = [], weights.astype(np.float64)  # once for all classes
         for ranking in rankings:
             counts = ranking.counts(weights)
             at = [counts.sensitivity(0.90), counts.sensitivity(0.95)]
@@ -156,6 +156,9 @@ def _class_measures(
 def _warnings(scored: Predictions, classes: dict[str, ClassMeasures], run: runs.Run | None) -> Iterator[str]:
     """What is to be said of the scores, the classes, the loss."""
     yield from scored.warnings
+    if scored.num_patients < FEW_PATIENTS:
+        patients = "1 patient" if scored.num_patients == 1 else f"{scored.num_patients} patients"
+        yield f"{patients}, fewer than {FEW_PATIENTS}: no comparison of these scores with others is decided"
     few = []
     for name, each in classes.items():
         if not each.positives or not each.negatives:

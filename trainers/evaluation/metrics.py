@@ -105,9 +105,10 @@ class Sums:
         """Returns int64 [groups, draws].
 
         Args:
-            weights: int [n, draws]; exact while no sum is above 2^53.
+            weights: whole numbers [n, draws]; exact while no sum is above 2^53. As float64 they are not
+                copied.
         """
-        sums: np.ndarray = (self._matrix @ weights.astype(np.float64)).astype(np.int64)
+        sums: np.ndarray = (self._matrix @ weights.astype(np.float64, copy=False)).astype(np.int64)
         return sums
 
 

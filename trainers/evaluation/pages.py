@@ -13,6 +13,7 @@ from cxr_records.urls import redacted_text
 
 _FOLDER = Path(__file__).parent
 _MOST_TICKS = 6
+_LONG_CELL = re.compile("<td>(?=[^<]{29,}</td>)")  # of words, not of a number with its interval
 _BREAK = "\x1f"  # stands in no text of ours
 
 
@@ -35,7 +36,8 @@ def render(template: str, **values: Any) -> bytes:
     environment.filters |= {"in_hundred": _in_hundred, "breakable": breakable, "marked": _marked}
     environment.globals |= {"ticks": ticks, "tick_text": tick_text}
     environment.globals["style"] = (_FOLDER / "report.css").read_text()
-    return redacted_text(environment.get_template(template).render(**values)).encode()
+    page = environment.get_template(template).render(**values)
+    return redacted_text(_LONG_CELL.sub('<td class="long">', page)).encode()
 
 
 def ticks(start: float, end: float) -> list[float]:

@@ -86,7 +86,7 @@ def reliability(before: Sequence[Bin], after: Sequence[Bin] | None, label: str) 
     series = [each for each in (before, after) if each is not None]
 
     def draw(axes: Axes) -> None:
-        top = max(0.02, *(max(b.mean_score, b.positive_share) for bins in series for b in bins)) * 1.05
+        top = max([0.02, *(max(b.mean_score, b.positive_share) for bins in series for b in bins)]) * 1.05
         axes.plot([0, top], [0, top], color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
         for bins, colour in zip(series, (BLUE, ORANGE), strict=False):
             x, y = [each.mean_score for each in bins], [each.positive_share for each in bins]

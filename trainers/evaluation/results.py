@@ -168,7 +168,8 @@ class ClassCalibration:
     """The calibration of a class.
 
     Attributes:
-        ece_raw: expected calibration error of the scores as the model gives them.
+        ece_raw: expected calibration error of the scores as the model gives them; None where no image of the
+            class was judged, as all that is measured.
         ece: after what training did to the odds was undone.
         ece_calibrated: and after slope and offset; None without these, as all that follows from them.
         brier: Brier score after what training did was undone.
@@ -182,10 +183,10 @@ class ClassCalibration:
         bins_calibrated: after slope and offset.
     """
 
-    ece_raw: float
-    ece: float
+    ece_raw: float | None
+    ece: float | None
     ece_calibrated: float | None
-    brier: float
+    brier: float | None
     brier_calibrated: float | None
     slope: float | None
     offset: float | None
@@ -511,11 +512,6 @@ class Measures:
         return mean_over((*group.lacks, *self._without_scores), self.num_classes, named=False)
 
     @property
-    def within_view_over(self) -> str:
-        """Behind the mean within views: `mean_over` of its classes."""
-        return mean_over((*self.macro_lacks, *self.within_view.lacks), self.num_classes)
-
-    @property
     def groups_compared(self) -> int:
         """Sensitivities and specificities of subgroups that were set beside those of the whole."""
         return sum(2 - len(each.few) for each in self._group_shares if self._drawn)
@@ -524,6 +520,11 @@ class Measures:
     def groups_differing(self) -> int:
         """And those of them that differ."""
         return sum(len(each.differs) for each in self._group_shares)
+
+    @property
+    def within_view_over(self) -> str:
+        """Behind the mean within views: `mean_over` of its classes."""
+        return mean_over((*self.macro_lacks, *self.within_view.lacks), self.num_classes)
 
     @property
     def _drawn(self) -> bool:

@@ -67,7 +67,8 @@ def _subgroup(
     rankings = [metrics.Ranking(y, s) for y, s in zip(labels.T, scores.T, strict=True)]
 
     def areas(weights: np.ndarray) -> np.ndarray:
-        return np.stack([ranking.counts(weights).auroc() for ranking in rankings], axis=1)
+        numbers = weights.astype(np.float64)  # once for all classes
+        return np.stack([ranking.counts(numbers).auroc() for ranking in rankings], axis=1)
 
     *each, macro = intervals(areas, patients, draws, seed, [range(len(rankings))], images=False)
     classes = {}
