@@ -58,6 +58,25 @@ def test_multiclass_comes_to_a_balanced_accuracy_of_080(learn, tmp_path, capfd):
     assert found["balanced_accuracy"]["value"] >= 0.80
 
 
+def test_maps_point_into_over_80_percent_of_the_boxes(learn, look3000, tmp_path, capfd):
+    """Where findings are planted; the shares by finding are printed."""
+    learn(capfd, tmp_path, "multilabel", "epochs=6")
+    words = ["explain", tmp_path / "run", "--boxes", look3000.boxes, "--out", tmp_path / "maps", "--json"]
+
+    assert run_command([str(word) for word in words]) == 0
+
+    found = json.loads(capfd.readouterr().out)["findings"]
+    for name, each in found.items():
+        shares = [each[key]["value"] for key in ("pointing", "fixed_place", "box_share")]
+        print(f"{name}: {each['images']} images; points right, one fixed place, chance: {shares}")
+    everything = found["all"]
+    assert everything["images"] > 600
+    assert everything["pointing"]["value"] > 0.80
+    # Far above what no look at the image gives.
+    assert everything["fixed_place"]["high"] < 0.60
+    assert everything["mass_in_box"]["low"] > 3 * everything["box_share"]["high"]
+
+
 def test_labels_dealt_out_at_random_teach_nothing(learn, look3000, tmp_path, capfd):
     """So the tests above can fail: the same images with another image's findings stay near chance."""
     with open(look3000.metadata, newline="") as file:

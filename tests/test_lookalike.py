@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,10 +12,11 @@ import pytest
 from PIL import Image
 
 from cxr_records import lookalike
+from cxr_records.boxes import read_boxes
 from cxr_records.errors import UsageError
-from cxr_records.findings import parse_findings
+from cxr_records.findings import FINDINGS, parse_findings
 from cxr_records.lookalike import make_lookalike
-from cxr_records.lookalike_drawing import draw_image
+from cxr_records.lookalike_drawing import boxes_of, draw_image
 from cxr_records.lookalike_patients import plan_images
 
 # Copied from the files that NIH and Kaggle offer, but for the column that tells drawings from X-rays.
@@ -241,3 +243,43 @@ def test_too_few_or_too_small_images_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"^`image_size=31`: expected at least 32 pixels$"):
         make_lookalike(tmp_path / "tiny", num_images=50, image_size=31)
     assert not list(tmp_path.iterdir())
+
+
+# ---- boxes
+
+
+def test_boxes_are_written_as_nih_writes_them_for_test_images_of_that_finding(small):
+    text = small.boxes.read_text()
+    held = {row[0]: set(row[1].split("|")) for row in rows_of(small.metadata)}
+    test = set(small.test_list.read_text().split())
+    table = read_boxes(str(small.boxes))
+
+    assert text.startswith("Image Index,Finding Label,Bbox [x,y,w,h],,,\n0")
+    assert "Infiltration" not in text
+    assert all(line.count(",") == 5 for line in text.splitlines()[1:])
+    assert table.warnings == ()
+    for box in table.boxes:
+        assert box.image_id in test
+        assert box.finding in held[box.image_id]
+    boxed = {(box.image_id, box.finding) for box in table.boxes}
+    placed = set(FINDINGS) - {"Edema", "Emphysema", "Fibrosis"}
+    assert {finding for _, finding in boxed} == placed
+    # A nodule may lie where nothing is seen of it; what else has a place has a box.
+    expected = {(name, finding) for name in test for finding in held[name] & placed}
+    assert len(expected - boxed) <= 0.02 * len(expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(FINDINGS) - {"Edema", "Emphysema", "Fibrosis", "Cardiomegaly"}))
+def test_a_finding_changes_its_image_inside_its_boxes(name):
+    for image in [image for image in plan_images(600, 0) if not image.findings][:6]:
+        with_it = dataclasses.replace(image, findings=(name,))
+        drawn = [draw_image(each, 256, 0).astype(float) for each in (with_it, image)]
+        # Means over 4 x 4 pixels: what is left is no noise.
+        change = np.abs(drawn[0] - drawn[1]).reshape(64, 4, 64, 4).mean((1, 3))
+        inside = np.zeros((64, 64), bool)
+        for _, (left, top, width, height) in boxes_of(with_it, 0):
+            rows = slice(int(64 * top), int(np.ceil(64 * (top + height))))
+            inside[rows, int(64 * left) : int(np.ceil(64 * (left + width)))] = True
+        strong = change > 0.4 * change.max()
+        assert (strong & inside).sum() > 0.97 * strong.sum()
+        assert inside.mean() < 0.35

@@ -15,6 +15,7 @@ import numpy as np
 from cxr_records import progress, storage
 from cxr_records.boxes import Box, BoxTable, read_boxes
 from cxr_records.cli import PATH
+from cxr_records.drawings import drawn_words
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.findings import nearest
 from cxr_records.names import ImageNames, base_name, patient_in_name, stem
@@ -118,13 +119,16 @@ def explain(
         warnings += [*table.warnings, *said]
     thresholds, said = _operating_points(trained)
     warnings += said
+    drawn_images = drawn_words(trained.drawn)
+    if images and drawn_images:
+        drawn_images = f"by a run that was trained {drawn_images}"
     with deterministic_kernels():
         scores = _scores(model, trained, at_hand)
         drawn = _to_draw(scores, trained.score_names, chosen, top, boxed, None if images else pictures, seed)
         files = _files(out, drawn, table is not None)
         storage.make_folder(out)
         pairs = list(dict.fromkeys([*boxed, *drawn]))
-        work = _Work(trained.score_names, at_hand, scores, boxed, thresholds, tolerance)
+        work = _Work(trained.score_names, at_hand, scores, boxed, thresholds, tolerance, drawn_images)
         pointed, figures = work.run(model, pairs, drawn, files)
     progress.warn(warnings)
     for path, problem in problems.items():
@@ -134,12 +138,20 @@ def explain(
     if table is not None:
         measures = localisation.measure(pointed, draws, seed)
         about = {
-            "run": run, "dataset_id": trained.dataset_id, "images": at_hand.where, "boxes": table.path,
-            "boxes_digest": table.digest, "method": work.method, "tolerance": tolerance, "draws": draws,
-            "seed": seed, "warnings": warnings,
-        }  # fmt: skip
+            "run": run,
+            "dataset_id": trained.dataset_id,
+            "images": at_hand.where,
+            "drawn": drawn_images,
+            "boxes": table.path,
+            "boxes_digest": table.digest,
+            "method": work.method,
+            "tolerance": tolerance,
+            "draws": draws,
+            "seed": seed,
+            "warnings": warnings,
+        }
         content = localisation.to_json(measures, pointed, about)
-        _write_measures(out, content, measures, figures)
+        _write_measures(out, content, measures, figures, by_chance=not images)
         found |= {key: value for key, value in content.items() if key not in ("maps", "format", "version")}
     if as_json:
         click.echo(json.dumps(found))
@@ -195,7 +207,7 @@ def _of_files(paths: Sequence[str], trained: "runs.Run") -> tuple[_Images, dict[
         patients[base_name(path)] = base_name(path) if patient is None else str(patient)
     said = (f"the patients of {unknown:,} of {len(read):,} images are unknown: each counts as one",)
     pixels, shown = ({base_name(path): held for path, held in some.items()} for some in (read, larger))
-    where = f"{len(read):,} file{'s' * (len(read) > 1)}"
+    where = f"the {len(read):,} files given" if len(read) > 1 else f"the file {next(iter(read))}"
     return _Images(pixels, shown, patients, where, said * (unknown > 0 and len(read) > 1)), problems
 
 
@@ -353,9 +365,11 @@ class _Work:
         boxed: Mapping[tuple[str, str], Sequence[Box]],
         thresholds: Mapping[str, tuple[float, str]],
         tolerance: float,
+        drawn_images: str,
     ):
         self._names, self._images, self._scores = names, images, scores
         self._boxed, self._thresholds, self._tolerance = boxed, thresholds, tolerance
+        self._note = f" Measured {drawn_images}." * bool(drawn_images)
         self.method = ""
 
     def run(
@@ -420,29 +434,38 @@ class _Work:
             threshold, chosen_on = self._thresholds[finding]
             side = "at or above" if score >= threshold else "below"
             title += f", {side} its operating point {threshold:.3f} (chosen on {chosen_on})"
-        told = "nothing adds to this score: no place to show"
-        if float(heat.max()) > 0:
-            told = "warm: what adds to the score; line: half of the most; cross: the most"
+        told = []
         if found is not None:
             where = "inside" if found.hit else "outside"
-            told += (
-                f"; {where} the box, which holds {found.mass_in_box:.0%} of the map on {found.box_share:.0%} "
-                "of the area"
+            these = "the box" if found.boxes == 1 else f"the {found.boxes} boxes"
+            told.append(
+                f"The largest value is {where} {these}. Inside: {found.mass_in_box:.1%} of the map on "
+                f"{found.box_share:.1%} of the area."
             )
+        if float(heat.max()) > 0:
+            told.append("Warm: what adds to the score; line: half of the largest value; cross: the largest.")
+        else:
+            told.append("Nothing in the image adds to this score: no place to show.")
+        told[0] += self._note
         drawn = overlays.overlay(pixels, heat, boxes)
-        last = f"{name}; {self.method}. It shows where a score comes from and outlines no disease."
-        storage.write_bytes(path, overlays.sheet(pixels, drawn, boxes, [title, told, last]))
+        told.append(f"{name}; {self.method}. It shows where a score comes from and outlines no disease.")
+        storage.write_bytes(path, overlays.sheet(pixels, drawn, boxes, [title, *told]))
         small = io.BytesIO()
         drawn.resize((_PAGE_SIDE, _PAGE_SIDE)).save(small, "JPEG", quality=85)
         source = f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"
-        return {"source": source, "title": title, "image": name, "told": told.split("; ")[-1]}
+        return {"source": source, "title": title, "image": name, "told": told[0]}
 
 
 def _write_measures(
-    out: str, content: Mapping[str, Any], measures: Mapping[str, Any], figures: Sequence[Mapping[str, str]]
+    out: str,
+    content: Mapping[str, Any],
+    measures: Mapping[str, Any],
+    figures: Sequence[Mapping[str, str]],
+    by_chance: bool,
 ) -> None:
     from cxr_records.trainers import localisation
     from cxr_records.trainers.evaluation import pages, results
+    from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS
 
     storage.write_bytes(storage.join(out, localisation.JSON_FILE), results.json_bytes(content))
     page = pages.render(
@@ -451,6 +474,8 @@ def _write_measures(
         about=content,
         measures=measures,
         figures=figures,
+        by_chance=by_chance,
+        few_patients=FEW_PATIENTS,
     )
     storage.write_bytes(storage.join(out, localisation.PAGE_FILE), page)
 
@@ -459,12 +484,13 @@ def _tell(found: Mapping[str, Any], measures: Mapping[str, Any], out: str) -> No
     from cxr_records.trainers import localisation
 
     if measures:
-        click.echo(f"\n{found['method']}; {found['images']}; 95% intervals over patients\n")
+        drawn = f"; {found['drawn']}" * bool(found["drawn"])
+        click.echo(f"\n{found['method']}; {found['images']}; 95% intervals over patients{drawn}\n")
         click.echo("\n".join(localisation.table_lines(measures)))
         click.echo(
             "points into a box: the map's largest value is in a box of the finding"
-            f" (tolerance {found['tolerance']:g} pixels of 1024); by chance: boxes' area; fixed place: what the"
-            " place gives that most boxes of other patients share"
+            f" (tolerance {found['tolerance']:g} pixels of 1024); by chance: boxes' area; fixed place: what"
+            " the place gives that most boxes of other patients share"
         )
         click.echo(f"report: {storage.join(out, localisation.PAGE_FILE)}")
         click.echo(f"all numbers: {storage.join(out, localisation.JSON_FILE)}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from cxr_records.boxes import BOX_SIZE, Box
 from cxr_records.trainers.evaluation import bootstrap
+from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, opened
 from cxr_records.trainers.evaluation.results import Interval
 from cxr_records.trainers.evaluation.summary import interval, number
 
@@ -174,15 +175,25 @@ def measure(pointed: Sequence[Pointed], draws: int = bootstrap.DRAWS, seed: int 
         return np.array(means).T
 
     found = bootstrap.intervals(statistic, patients, draws, seed)
-    return {
-        name: Measures(
-            int(chosen.sum()),
-            len(set(patients[chosen])),
-            sum(each.boxes for each, taken in zip(pointed, chosen, strict=True) if taken),
-            *found[4 * place : 4 * place + 4],
+    measures = {}
+    for place, (name, chosen) in enumerate(zip(names, rows, strict=True)):
+        pointing, fixed_place, mass_in_box, box_share = found[4 * place : 4 * place + 4]
+        people = len(set(patients[chosen]))
+        measures[name] = Measures(
+            images=int(chosen.sum()),
+            patients=people,
+            boxes=sum(each.boxes for each, taken in zip(pointed, chosen, strict=True) if taken),
+            pointing=opened(pointing, people),
+            fixed_place=opened(fixed_place, people),
+            mass_in_box=_unless_alike(mass_in_box),
+            box_share=_unless_alike(box_share),
         )
-        for place, (name, chosen) in enumerate(zip(names, rows, strict=True))
-    }
+    return measures
+
+
+def _unless_alike(found: Interval) -> Interval:
+    """Takes away the interval of a mean where every draw gives the same, as those of one image do."""
+    return Interval(found.value) if found.low == found.high else found
 
 
 def to_json(
@@ -223,9 +234,13 @@ def table_lines(measures: Mapping[str, Measures]) -> list[str]:
         f"{'fixed place':<11} {'map inside':<22} boxes' area"
     ]
     for name, each in measures.items():
+        few = " *" * (each.patients < FEW_PATIENTS)
         lines.append(
-            f"{name:<20} {each.images:>6,} {each.patients:>8,} {each.boxes:>6,}  "
-            f"{interval(each.pointing):<22} {number(each.fixed_place.value):<11} {interval(each.mass_in_box):<22} "
+            f"{name + few:<20} {each.images:>6,} {each.patients:>8,} {each.boxes:>6,}  "
+            f"{interval(each.pointing):<22} {number(each.fixed_place.value):<11} "
+            f"{interval(each.mass_in_box):<22} "
             f"{number(each.box_share.value)}"
         )
+    if any(each.patients < FEW_PATIENTS for each in measures.values()):
+        lines.append(f"* fewer than {FEW_PATIENTS} patients: do not rank by it")
     return lines

@@ -1,6 +1,8 @@
 """Pictures of maps over images: PNGs with a caption, the same bytes for the same contents."""
 
+import bisect
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -120,6 +122,7 @@ def _short(line: str, size: int, width: int) -> str:
     font, room = _font(size), width - 2 * _MARGIN
     if font.getlength(line) <= room:
         return line
-    while line and font.getlength(f"{line}...") > room:
-        line = line[:-1]
-    return f"{line}..."
+    fitting = bisect.bisect(
+        range(len(line)), room, key=lambda letters: math.ceil(font.getlength(f"{line[:letters]}..."))
+    )
+    return f"{line[: fitting - 1]}..."

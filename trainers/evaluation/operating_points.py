@@ -117,12 +117,12 @@ def _patients(counts: np.ndarray) -> dict[str, int]:
 def _intervals(drawn: Sample, place: int, patients: dict[str, int]) -> dict[str, Interval]:
     """The four measures of one class in one group, by name."""
     return {
-        name: _opened(drawn.interval(4 * place + offset), patients[name])
+        name: opened(drawn.interval(4 * place + offset), patients[name])
         for offset, name in enumerate(_MEASURES)
     }
 
 
-def _opened(found: Interval, patients: int) -> Interval:
+def opened(found: Interval, patients: int) -> Interval:
     """Opens an interval that has no width because all images are of one kind: drawing them tells nothing.
 
     A share of 1 has the lower bound of Clopper and Pearson (1934), as if each patient were one image; a share
