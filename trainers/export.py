@@ -299,7 +299,10 @@ def _without_bins(value: Any) -> Any:
 
 
 def _in_float32(model: keras.Model, run: runs.Run) -> keras.Model:
-    """Returns a model of the same weights whose every layer computes in float32, as runtimes on CPUs do."""
+    """Returns a model of the same weights whose every layer computes in float32, as runtimes on CPUs do.
+
+    Runs of before saved their models in the precision of training.
+    """
 
     def plain(policy: Any) -> Any:
         if isinstance(policy, Mapping):
@@ -475,20 +478,22 @@ def _load_tflite(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return score
 
 
-_IMAGES = "images, uint8 [batch, SIZE, SIZE, 1]"
+_IMAGES = "images uint8 [batch, SIZE, SIZE, 1]"
 KINDS: Mapping[str, _Kind] = {
     "savedmodel": _Kind(
         "saved_model", (), _write_saved_model, _load_saved_model,
-        f"tf.saved_model.load('saved_model').serve(images)['{OUTPUT}'].numpy(); {_IMAGES}",
+        "model = tf.saved_model.load('saved_model'); "
+        f"model.serve(images)['{OUTPUT}'].numpy(), with {_IMAGES}",
     ),
     "onnx": _Kind(
         "model.onnx", ("onnx", "tf2onnx", "onnxruntime"), _write_onnx, _load_onnx,
-        f"onnxruntime.InferenceSession('model.onnx').run(['{OUTPUT}'], {{'{INPUT}': images}})[0]; {_IMAGES}",
+        "session = onnxruntime.InferenceSession('model.onnx'); "
+        f"session.run(['{OUTPUT}'], {{'{INPUT}': images}})[0], with {_IMAGES}",
     ),
     "tflite": _Kind(
         "model.tflite", ("ai_edge_litert",), _write_tflite, _load_tflite,
-        "ai_edge_litert.interpreter.Interpreter('model.tflite').get_signature_runner('serve')"
-        f"({INPUT}=images)['{OUTPUT}']; {_IMAGES}",
+        "runner = ai_edge_litert.interpreter.Interpreter('model.tflite').get_signature_runner('serve'); "
+        f"runner({INPUT}=images)['{OUTPUT}'], with {_IMAGES}",
     ),
 }  # fmt: skip
 
