@@ -24,26 +24,31 @@ from cxr_records.trainers.export import KINDS, export_run
 from cxr_records.trainers.predict import load_model, predict_run
 from cxr_records.trainers.runs import open_run
 
-# As a server calls each format: it has the runtime alone. Scores of one image, of five, of five again.
+# As a server calls each format.
 SERVERS = {
     "savedmodel": """
 import tensorflow as tf
 model = tf.saved_model.load(f"{folder}/saved_model")
 score = lambda images: model.serve(images)["probabilities"].numpy()
-strangers = {"keras", "cxr_records"}
 """,
     "onnx": """
 import onnxruntime
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
 score = lambda images: session.run(["probabilities"], {"image": images})[0]
-strangers = {"keras", "tensorflow", "onnx", "cxr_records"}
 """,
     "tflite": """
 from ai_edge_litert.interpreter import Interpreter
 serve = Interpreter(f"{folder}/model.tflite").get_signature_runner("serve")
 score = lambda images: serve(image=images)["probabilities"]
-strangers = {"keras", "tensorflow", "cxr_records"}
 """,
+}
+
+
+# Which are not there, as if they were not installed.
+ABSENT = {
+    "savedmodel": ("keras", "cxr_records"),
+    "onnx": ("keras", "cxr_records", "tensorflow", "onnx"),
+    "tflite": ("keras", "cxr_records", "tensorflow"),
 }
 
 
@@ -51,13 +56,13 @@ def served(format: str, folder: Path, images: np.ndarray) -> list[np.ndarray]:
     """Scores of the first image, of all, and of all again, by a fresh process with the format's runtime."""
     np.save(folder.parent / "images.npy", images)
     code = (
-        "import sys; folder, beside = sys.argv[1:]\n" + SERVERS[format] + "import numpy as np\n"
+        "import sys; folder, beside, *absent = sys.argv[1:]\n"
+        "sys.modules.update(dict.fromkeys(absent))\n" + SERVERS[format] + "import numpy as np\n"
         "images = np.load(f'{beside}/images.npy')\n"
         "scores = [score(images[:1]), score(images), score(images)]\n"
-        "assert not strangers & set(sys.modules), strangers & set(sys.modules)\n"
         "np.savez(f'{beside}/scores.npz', *scores)\n"
     )
-    words = [sys.executable, "-c", code, str(folder), str(folder.parent)]
+    words = [sys.executable, "-c", code, str(folder), str(folder.parent), *ABSENT[format]]
     done = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     with np.load(folder.parent / "scores.npz") as scores:
@@ -335,9 +340,11 @@ def test_a_model_that_was_saved_in_mixed_precision_is_exported_in_float32(with_m
     """As runs of before did."""
 
     def network(images, spec):
-        x = keras.layers.Conv2D(8, 3, kernel_initializer=keras.initializers.RandomNormal(seed=0))(images)
+        x = keras.layers.Conv2D(8, 3, kernel_initializer=keras.initializers.RandomNormal(stddev=0.5, seed=0))(
+            images
+        )
         features = keras.layers.GlobalAveragePooling2D()(x)
-        initial = keras.initializers.RandomNormal(seed=1)
+        initial = keras.initializers.RandomNormal(stddev=1.0, seed=1)
         return keras.layers.Dense(spec.num_outputs, kernel_initializer=initial, dtype="float32")(features)
 
     plain = load_model(open_run(str(with_model(network))))
