@@ -53,13 +53,14 @@ ABSENT = {
 
 
 def served(format: str, folder: Path, images: np.ndarray) -> list[np.ndarray]:
-    """Scores of the first image, of all, and of all again, by a fresh process with the format's runtime."""
+    """Scores by a fresh process with the runtime: of the first image, of all by fives, of these again."""
     np.save(folder.parent / "images.npy", images)
     code = (
         "import sys; folder, beside, *absent = sys.argv[1:]\n"
         "sys.modules.update(dict.fromkeys(absent))\n" + SERVERS[format] + "import numpy as np\n"
         "images = np.load(f'{beside}/images.npy')\n"
-        "scores = [score(images[:1]), score(images), score(images)]\n"
+        "fives = lambda: np.concatenate([score(images[n : n + 5]) for n in range(0, len(images), 5)])\n"
+        "scores = [score(images[:1]), fives(), fives()]\n"
         "np.savez(f'{beside}/scores.npz', *scores)\n"
     )
     words = [sys.executable, "-c", code, str(folder), str(folder.parent), *ABSENT[format]]
@@ -69,10 +70,10 @@ def served(format: str, folder: Path, images: np.ndarray) -> list[np.ndarray]:
         return [scores[name].copy() for name in scores.files]
 
 
-def assert_same(model: keras.Model, format: str, folder: Path, images: np.ndarray) -> None:
-    """Asserts that what is served gives what the model predicts."""
+def assert_same(model: keras.Model, images: np.ndarray, scores: list[np.ndarray]) -> None:
+    """Asserts that what `served` returned is what the model predicts."""
     expected = model.predict(images, verbose=0)
-    one, all_of_them, again = served(format, folder, images)
+    one, all_of_them, again = scores
     assert (one.shape, all_of_them.dtype) == ((1, expected.shape[1]), np.float32)
     np.testing.assert_allclose(one, expected[:1], rtol=0, atol=1e-5)
     np.testing.assert_allclose(all_of_them, expected, rtol=0, atol=1e-5)
@@ -138,18 +139,33 @@ def with_model(run, tmp_path) -> Callable[[Callable], Path]:
     return with_model
 
 
-@pytest.mark.parametrize("format", KINDS)
-def test_the_formats_own_runtime_gives_what_the_run_predicts(run, exported, lookalike, format):
-    images = pixels(sorted(lookalike.images.rglob("*.png"))[:5])
+@pytest.fixture(scope="module")
+def images(lookalike) -> np.ndarray:
+    """Five look-alike images, and five real ones behind them where these are at hand."""
+    real = Path(__file__).parents[2] / "shared" / "nih" / "images"
+    paths = sorted(lookalike.images.rglob("*.png"))[:5]
+    return pixels(paths + sorted(real.rglob("*.png"))[:5])
 
-    assert_same(load_model(open_run(str(run))), format, exported[format], images)
+
+@pytest.fixture(scope="module", params=KINDS)
+def scores(request, exported, images) -> list[np.ndarray]:
+    """Of these images, as `served` returns them, by each format."""
+    return served(request.param, exported[request.param], images)
 
 
-@pytest.mark.parametrize("format", KINDS)
-def test_so_it_does_on_real_images(run, exported, nih, format):
-    images = pixels(sorted((nih / "images").rglob("*.png"))[:5])
+def test_the_formats_own_runtime_gives_what_the_run_predicts(run, images, scores):
+    first = [each[:5] for each in scores]
 
-    assert_same(load_model(open_run(str(run))), format, exported[format], images)
+    assert_same(load_model(open_run(str(run))), images[:5], first)
+
+
+def test_so_it_does_on_real_images(run, images, scores, nih):
+    assert len(images) == 10
+    _, *others = scores
+    model = load_model(open_run(str(run)))
+    for each in others:
+        np.testing.assert_allclose(each[5:], model.predict(images[5:], verbose=0), rtol=0, atol=1e-5)
+    assert np.abs(others[0][5:] - others[0][:5]).max() > 1e-3
 
 
 def test_model_json_says_all_that_a_server_must_know(run, exported):
@@ -321,7 +337,9 @@ def test_an_operation_that_a_format_lacks_is_named(with_model, tmp_path, capfd):
     assert export_run(str(run), str(tmp_path / "saved")).about["checked"]["largest_difference"] < 1e-5
 
 
-@pytest.mark.parametrize("format", KINDS)
+@pytest.mark.parametrize(
+    "format", ["onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("savedmodel", "tflite"))]
+)
 def test_grouped_convolutions_and_the_exact_gelu_are_exported(with_model, tmp_path, format):
     """What ConvNeXt is made of: Keras marks the first for XLA, and ONNX has no erfc."""
 
@@ -360,7 +378,7 @@ def test_a_model_that_was_saved_in_mixed_precision_is_exported_in_float32(with_m
     done = export_run(str(run), str(tmp_path / "served"), "onnx")
 
     assert done.about["model"]["precision"] == "float32"
-    assert_same(plain, "onnx", tmp_path / "served", images)
+    assert_same(plain, images, served("onnx", tmp_path / "served", images))
 
 
 def test_without_an_evaluation_it_says_how_to_get_operating_points(copied_run, tmp_path):
@@ -442,7 +460,8 @@ def test_a_run_of_jax_is_exported_whatever_the_backend(dataset, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1)).astype(np.uint8)
 
     assert json.loads((tmp_path / "served" / "model.json").read_text())["run"]["versions"]["backend"] == "jax"
-    assert_same(load_model(open_run(str(tmp_path / "run"))), "onnx", tmp_path / "served", images)
+    trained = load_model(open_run(str(tmp_path / "run")))
+    assert_same(trained, images, served("onnx", tmp_path / "served", images))
 
     code = "import sys; from cxr_records.trainers.export import export_run as e; e(*sys.argv[1:])"
     words = [sys.executable, "-c", code, str(tmp_path / "run"), str(tmp_path / "other")]
@@ -465,4 +484,4 @@ def test_every_architecture_is_exported_in_every_format(run, tmp_path, lookalike
     for format in KINDS:
         done = export_run(str(changed), str(tmp_path / format), format)
         assert done.about["checked"]["largest_difference"] < 1e-5
-        assert_same(load_model(open_run(str(changed))), format, tmp_path / format, images)
+        assert_same(load_model(open_run(str(changed))), images, served(format, tmp_path / format, images))
