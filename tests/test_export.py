@@ -192,7 +192,8 @@ def test_model_json_says_all_that_a_server_must_know(run, exported):
     assert {point["chosen_on"] for point in points.values() if point} == {"validation"}
     assert "of split test" in about["operating_points_note"]
     assert list(about["calibration"]["classes"]) == list(FINDINGS)
-    assert '"bins"' not in json.dumps(about)
+    assert '"bins' not in json.dumps(about)
+    assert about["calibration_note"].startswith("a class that has slope and offset: sigmoid(slope * (logit(")
 
 
 @pytest.mark.parametrize("format", KINDS)
@@ -391,7 +392,7 @@ def test_without_an_evaluation_it_says_how_to_get_operating_points(copied_run, t
     )
     assert done.warnings == (note,)
     assert (done.about["operating_points"], done.about["operating_points_note"]) == (None, note)
-    assert done.about["calibration"] is None
+    assert (done.about["calibration"], done.about["calibration_note"]) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,14 @@ NO_DIAGNOSIS = (
 AGREES_WITHIN = 1e-5
 _REFUSED_FROM = 1e-3
 
+# How the figures of `results.ClassCalibration` are used; the thresholds are not of what comes out then.
+_CALIBRATED = {
+    "sigmoid": "a class that has slope and offset: sigmoid(slope * (logit(probability) - shift) + offset)",
+    "softmax": (
+        "exp(log(probability) - shift) of each class, divided by their sum; then, of a class that has slope "
+        "and offset, sigmoid(slope * logit(of that) + offset)"
+    ),
+}
 _FORMAT = "cxr_records export"
 _VERSION = 1
 _CHECKED_BATCHES = (1, 5)
@@ -249,7 +257,8 @@ def _measured(run: runs.Run) -> tuple[dict[str, Any], list[str]]:
     found, why = _evaluation_of(run)
     if found is None:
         note = f"no operating points: {why}; cxr-records evaluate, then export again, adds them"
-        return {"operating_points": None, "operating_points_note": note, "calibration": None}, [note]
+        nothing = dict.fromkeys(("operating_points", "calibration", "calibration_note"))
+        return {**nothing, "operating_points_note": note}, [note]
     identity = found["identity"]
     note = (
         f"thresholds on the probabilities that come out, positive from the threshold on; measured on "
@@ -260,8 +269,10 @@ def _measured(run: runs.Run) -> tuple[dict[str, Any], list[str]]:
     notes = (
         [f"no operating point of {', '.join(lacks)}: without positives none can be chosen"] if lacks else []
     )
+    measured = {"operating_points": points, "operating_points_note": note}
     calibration = _without_bins(found.get("calibration"))
-    return {"operating_points": points, "operating_points_note": note, "calibration": calibration}, notes
+    how = _CALIBRATED["softmax" if run.task.kind == "multiclass" else "sigmoid"] if calibration else None
+    return {**measured, "calibration": calibration, "calibration_note": how}, notes
 
 
 def _evaluation_of(run: runs.Run) -> tuple[dict[str, Any] | None, str]:
@@ -294,7 +305,7 @@ def _evaluation_of(run: runs.Run) -> tuple[dict[str, Any] | None, str]:
 def _without_bins(value: Any) -> Any:
     """Leaves the points of diagrams out."""
     if isinstance(value, Mapping):
-        return {key: _without_bins(each) for key, each in value.items() if key != "bins"}
+        return {key: _without_bins(each) for key, each in value.items() if not key.startswith("bins")}
     return value
 
 
