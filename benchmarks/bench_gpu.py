@@ -39,22 +39,28 @@ GOAL = 0.98
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
 
 
-def multiply_adds(model) -> list[int]:
-    """Multiply-adds of the forward pass of one image, by convolution and dense layer."""
-    counts = []
+def multiply_adds(model) -> dict[tuple[int, ...], list[int]]:
+    """Multiply-adds of the forward pass of one image: of every convolution and dense layer, by its input."""
+    counts: dict[tuple[int, ...], list[int]] = {}
     for layer in model._flatten_layers():
         kernel = getattr(layer, "kernel", None)
         if kernel is not None:
-            shape = layer.compute_output_shape(layer.get_build_config()["input_shape"])
+            taken = tuple(layer.get_build_config()["input_shape"])
+            places = math.prod(layer.compute_output_shape(taken)[1:-1])
             # Each place of the output takes every weight once, in convolutions by group and by channel too.
-            counts.append(math.prod(shape[1:-1]) * math.prod(kernel.shape))
+            counts.setdefault(taken[1:], []).append(places * math.prod(kernel.shape))
     return counts
 
 
 def step_flops(model) -> int:
-    """Operations of a train step for one image. Images need no gradient: the first layer has two passes."""
+    """Operations of a train step for one image.
+
+    Images need no gradient: the first layer, which has the largest input of the fewest channels, has two
+    passes and not three.
+    """
     counts = multiply_adds(model)
-    return 2 * (3 * sum(counts) - counts[0])
+    first = counts[min(counts, key=lambda shape: (-math.prod(shape[:-1]), shape[-1]))][0]
+    return 2 * (3 * sum(itertools.chain.from_iterable(counts.values())) - first)
 
 
 def peak_of(device: str, precision: str) -> float | None:

@@ -409,3 +409,65 @@ def test_the_identity_of_a_file_changes_when_it_is_written_anew_though_it_holds_
         assert storage.identity(path) == first
         storage.write_bytes(path, b"1")
         assert storage.identity(path) not in (first, None)
+
+
+# Folders
+
+
+def below(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path):
+    for text in ("one", "two"):
+        with storage.atomic_folder(str(tmp_path / "new" / "served"), "last") as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "file").write_text(text)
+            if text == "one":
+                (folder / "gone").write_text("")
+            assert (tmp_path / "new" / "served").exists() is (text == "two")
+            (folder / "last").write_text(text)
+
+    assert below(tmp_path / "new") == {"served/deep/file": "two", "served/last": "two"}
+
+
+@pytest.mark.parametrize("broken", ["at work", "rename"])
+def test_where_a_folder_is_broken_off_the_one_before_stays(tmp_path, monkeypatch, broken):
+    with storage.atomic_folder(str(tmp_path / "served"), "last") as folder:
+        (folder / "last").write_text("before")
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if broken == "rename" and target.name == "served" and (path / "last").read_text() == "after":
+            raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+    def write() -> None:
+        with storage.atomic_folder(str(tmp_path / "served"), "last") as folder:
+            (folder / "last").write_text("after")
+            if broken == "at work":
+                raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write()
+
+    assert below(tmp_path) == {"served/last": "before"}
+
+
+def test_of_a_remote_folder_the_file_that_makes_it_whole_comes_last(monkeypatch):
+    written = []
+    real = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda path, data: (written.append(path), real(path, data)))
+    for names in (("b/z", "a"), ("b/y",)):
+        with storage.atomic_folder("memory://folders/served", "about") as folder:
+            for name in (*names, "about"):
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text(name)
+
+    root = "memory://folders/served"
+    assert written == [f"{root}/{name}" for name in ("a", "b/z", "about", "b/y", "about")]
+    assert [file.url.rpartition("served/")[2] for file in storage.find_files(root)] == ["about", "b/y"]

@@ -41,6 +41,14 @@ NO_DIAGNOSIS = (
 AGREES_WITHIN = 1e-5
 _REFUSED_FROM = 1e-3
 
+# How the figures of `results.ClassCalibration` are used; the thresholds are not of what comes out then.
+_CALIBRATED = {
+    "sigmoid": "a class that has slope and offset: sigmoid(slope * (logit(probability) - shift) + offset)",
+    "softmax": (
+        "exp(log(probability) - shift) of each class, divided by their sum; then, of a class that has slope "
+        "and offset, sigmoid(slope * logit(of that) + offset)"
+    ),
+}
 _FORMAT = "cxr_records export"
 _VERSION = 1
 _CHECKED_BATCHES = (1, 5)
@@ -249,7 +257,8 @@ def _measured(run: runs.Run) -> tuple[dict[str, Any], list[str]]:
     found, why = _evaluation_of(run)
     if found is None:
         note = f"no operating points: {why}; cxr-records evaluate, then export again, adds them"
-        return {"operating_points": None, "operating_points_note": note, "calibration": None}, [note]
+        nothing = dict.fromkeys(("operating_points", "calibration", "calibration_note"))
+        return {**nothing, "operating_points_note": note}, [note]
     identity = found["identity"]
     note = (
         f"thresholds on the probabilities that come out, positive from the threshold on; measured on "
@@ -260,8 +269,10 @@ def _measured(run: runs.Run) -> tuple[dict[str, Any], list[str]]:
     notes = (
         [f"no operating point of {', '.join(lacks)}: without positives none can be chosen"] if lacks else []
     )
+    measured = {"operating_points": points, "operating_points_note": note}
     calibration = _without_bins(found.get("calibration"))
-    return {"operating_points": points, "operating_points_note": note, "calibration": calibration}, notes
+    how = _CALIBRATED["softmax" if run.task.kind == "multiclass" else "sigmoid"] if calibration else None
+    return {**measured, "calibration": calibration, "calibration_note": how}, notes
 
 
 def _evaluation_of(run: runs.Run) -> tuple[dict[str, Any] | None, str]:
@@ -299,7 +310,10 @@ def _without_bins(value: Any) -> Any:
 
 
 def _in_float32(model: keras.Model, run: runs.Run) -> keras.Model:
-    """Returns a model of the same weights whose every layer computes in float32, as runtimes on CPUs do."""
+    """Returns a model of the same weights whose every layer computes in float32, as runtimes on CPUs do.
+
+    Runs of before saved their models in the precision of training.
+    """
 
     def plain(policy: Any) -> Any:
         if isinstance(policy, Mapping):
@@ -475,20 +489,22 @@ def _load_tflite(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return score
 
 
-_IMAGES = "images, uint8 [batch, SIZE, SIZE, 1]"
+_IMAGES = "images uint8 [batch, SIZE, SIZE, 1]"
 KINDS: Mapping[str, _Kind] = {
     "savedmodel": _Kind(
         "saved_model", (), _write_saved_model, _load_saved_model,
-        f"tf.saved_model.load('saved_model').serve(images)['{OUTPUT}'].numpy(); {_IMAGES}",
+        "model = tf.saved_model.load('saved_model'); "
+        f"model.serve(images)['{OUTPUT}'].numpy(), with {_IMAGES}",
     ),
     "onnx": _Kind(
         "model.onnx", ("onnx", "tf2onnx", "onnxruntime"), _write_onnx, _load_onnx,
-        f"onnxruntime.InferenceSession('model.onnx').run(['{OUTPUT}'], {{'{INPUT}': images}})[0]; {_IMAGES}",
+        "session = onnxruntime.InferenceSession('model.onnx'); "
+        f"session.run(['{OUTPUT}'], {{'{INPUT}': images}})[0], with {_IMAGES}",
     ),
     "tflite": _Kind(
         "model.tflite", ("ai_edge_litert",), _write_tflite, _load_tflite,
-        "ai_edge_litert.interpreter.Interpreter('model.tflite').get_signature_runner('serve')"
-        f"({INPUT}=images)['{OUTPUT}']; {_IMAGES}",
+        "runner = ai_edge_litert.interpreter.Interpreter('model.tflite').get_signature_runner('serve'); "
+        f"runner({INPUT}=images)['{OUTPUT}'], with {_IMAGES}",
     ),
 }  # fmt: skip
 
