@@ -109,9 +109,8 @@ class TrainConfig:
                 raise UsageError(f"`{key}={value}`: unknown{guess}; expected one of {', '.join(known)}")
         limits = {
             "epochs": 1, "retrain_epochs": 0, "batch_size": 1, "steps_per_execution": 1, "warmup_epochs": 0,
-            "epochs": 1, "retrain_epochs": 0, "batch_size": 1, "steps_per_execution": 1, "warmup_epochs": 0,
             "weight_decay": 0, "clip_norm": 0, "patience": 0, "checkpoint_minutes": 0, "dropout": 0,
-            "seed": 0,
+            "seed": 0, "ema": 0, "min_positives": 1, "min_steps": 0,
         }  # fmt: skip
         for key, lowest in limits.items():
             if not getattr(self, key) >= lowest:  # also refuses NaN
