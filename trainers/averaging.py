@@ -106,6 +106,14 @@ def averages(model: keras.Model) -> list[keras.Variable]:
     return [*model._averages, model._count] if isinstance(model, AveragedModel) else []
 
 
+def named_averages(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the same variables by the paths of the weights that they are of, and the count as "steps"."""
+    if not isinstance(model, AveragedModel):
+        return {}
+    paths = [weight.path for weight in model._of]
+    return dict(zip(paths, model._averages, strict=True)) | {"steps": model._count}
+
+
 def own_weights(model: keras.Model) -> list[keras.Variable]:
     """Returns the weights of a model without those that hold its average."""
     apart = {id(variable) for variable in averages(model)}

@@ -123,12 +123,12 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     its paths anew with every model of a process."""
     weights = {id(variable) for variable in model.weights}
     others = {
-        "average": averaging.averages(model),
         "seeds": [variable for variable in model.variables if id(variable) not in weights],
         "optimizer": model.optimizer.variables if model.compiled else [],
         "metrics": model.metrics_variables,
     }
     named = {f"model/{variable.path}": variable for variable in averaging.own_weights(model)}
+    named |= {f"average/{path}": each for path, each in averaging.named_averages(model).items()}
     for kind, variables in others.items():
         named |= {f"{kind}/{place:04d}": variable for place, variable in enumerate(variables)}
     return named

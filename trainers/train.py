@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import os
@@ -56,7 +57,7 @@ class _Job:
     def task(self) -> Task:
         return self.run.task
 
-    @property
+    @functools.cached_property  # the dataset may be rebuilt before the run ends
     def counts(self) -> np.ndarray:
         """Records of an epoch that hold each class, copies included: float64 [number of scores]."""
         return np.array(runs.seen(self.dataset.split(TRAIN), self.config.sampling), np.float64)
