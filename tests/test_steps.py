@@ -88,17 +88,25 @@ print(json.dumps([compiled, progress.history[0]["loss"], keras.backend.backend()
 """
 
 
+# Whether XLA takes the steps is the question here, and not how fast they are: it compiles in a fraction so.
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 @pytest.mark.parametrize("preset", preset_names())
 def test_the_steps_of_a_preset_compile_under_xla_and_its_model_is_inert(dataset, tmp_path, preset, backend):
     done = subprocess.run(
         [sys.executable, "-c", STEP, preset, str(dataset), str(tmp_path / "run")],
-        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+            "XLA_FLAGS": UNOPTIMISED,
+        },
         capture_output=True,
         text=True,
-        timeout=1100,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     compiled, loss, used = json.loads(done.stdout.splitlines()[-1])
