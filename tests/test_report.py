@@ -634,3 +634,12 @@ def test_runs_side_by_side(evaluation, tmp_path):
     scored = "the scored images, cross-fitted by patient in 5 folds"
     assert f"fitted on first: {scored}; second: other images. Within" in several
     assert "0.040\n0.080" in shown.replace("\n\n", "\n") or "0.0400.080" in shown.replace("\n", "")
+
+
+def test_on_paper_no_table_is_cut_off(text):
+    printed = text.split("@media print")[1].split("</style>")[0]
+
+    assert "table.numbers td { white-space: normal; }" in printed
+    assert re.search(r"\.differs \{[^}]*white-space: nowrap", text)
+    wide = [each for each in Page(text).all("table") if each["class"] == "numbers wide"]
+    assert len(wide) == 3  # baselines, and both of subgroups
