@@ -132,6 +132,10 @@ def test_derived_binary_tasks_of_the_real_table(nih, real, task, area):
 
     (entry,) = found.auroc.values()
     assert entry.value == pytest.approx(area, abs=0.001)
+    part = "5,213 of the 25,596 images of NIH's official test list, a part"
+    taking = f"; {found.identity.images:,} of them take part in task {task}"
+    assert found.split_claim.text == part + taking * (found.identity.images < 5_213)
+    assert (found.identity.images < 5_213) == (task != "binary")
 
 
 def test_the_derived_multiclass_task_of_the_real_table(nih, real):

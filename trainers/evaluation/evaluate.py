@@ -377,6 +377,9 @@ def evaluate_table(
     if only is not None:
         listed &= set(only)
     claim = claims.claim_of_table(sorted(listed), only)
+    if (count := len(scored.labels)) < len(listed):
+        text = f"{claim.text}; {count:,} of them take part in task {task.name}"
+        claim = dataclasses.replace(claim, text=text)
     if given:
         claim = claims.claim_of_labels(given.file, len(scored.labels))
     leaks = claims.find_leaks(dataset, scored) if dataset else ()
