@@ -17,7 +17,7 @@ from evaluations import NAMES, make_predictions
 
 from cxr_records.cli import run as run_command
 from cxr_records.dataset import open_dataset
-from cxr_records.errors import UsageError
+from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.metadata import read_metadata
 from cxr_records.splits import list_digest
@@ -132,6 +132,10 @@ def test_derived_binary_tasks_of_the_real_table(nih, real, task, area):
 
     (entry,) = found.auroc.values()
     assert entry.value == pytest.approx(area, abs=0.001)
+    part = "5,213 of the 25,596 images of NIH's official test list, a part"
+    taking = f"; {found.identity.images:,} of them take part in task {task}"
+    assert found.split_claim.text == part + taking * (found.identity.images < 5_213)
+    assert (found.identity.images < 5_213) == (task != "binary")
 
 
 def test_the_derived_multiclass_task_of_the_real_table(nih, real):
@@ -568,6 +572,7 @@ def test_nothing_is_prior_corrected_twice(scored_run, loss):
             ["{run}", "--test-list", "f"],
             "--metadata, --test-list, --task and --trained-on go with --predictions",
         ),
+        (["{run}", "{run}/"], "found a run twice among"),
         (["{run}", "--draws", "-1"], "found --draws -1; expected 0 or more"),
         (
             ["{run}", "--out", "x"],
@@ -612,6 +617,13 @@ def test_without_the_dataset_leaks_are_not_looked_for_and_that_is_said(scored_ru
     )
     assert found.baselines.fitted_on == "the scored images, cross-fitted by patient in 5 folds"
     assert found.split_claim.official is False
+    (run / runs.PREDICTIONS_FILE).unlink()
+    with pytest.raises(CxrError) as error:
+        evaluate_run(str(run), draws=0)
+    assert str(error.value) == (
+        f"{run} holds no scores (predictions.parquet), and they cannot be made: {tmp_path}/gone: "
+        "no such folder"
+    )
 
 
 def test_classes_must_be_the_same_to_be_compared(scored_run, build, tmp_path):

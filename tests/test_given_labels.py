@@ -235,6 +235,22 @@ def test_a_table_that_is_none_of_labels_is_refused_in_one_line(tmp_path, text, m
     assert "\n" not in str(error.value)
 
 
+def test_labels_under_other_names_are_counted_as_not_read(tmp_path):
+    table = pd.DataFrame({"image": ["a.png", "b.png"], "Mass": [1, 0], "pleural thickness": ["yes", "no"]})
+    table = table.assign(Opacity=[1, ""], **{"No Finding": [0, 1], "Sex": ["", ""], "reader": [1, 2]})
+    table.assign(Opacity=[1, 0]).to_csv(tmp_path / "l.csv", index=False)
+
+    read = read_labels(str(tmp_path / "l.csv"))
+
+    assert read.names == ("Mass",)
+    assert read.warnings == (
+        f"{tmp_path / 'l.csv'}: columns of labels that are under no name of a finding, and so not read: "
+        f"pleural thickness, Opacity; findings are {', '.join(FINDINGS)}",
+    )
+    table[["image", "Mass", "No Finding"]].to_csv(tmp_path / "l.csv", index=False)
+    assert read_labels(str(tmp_path / "l.csv")).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -460,6 +476,8 @@ def test_a_run_is_measured_by_given_labels_beside_its_own_result(
     assert f"{images} images with the labels of again.v2.csv, which are not NIH&#39;s" in page
     assert f"again.v2.csv, not NIH&#39;s, sha256 {written['identity']['labels']['sha256']}" in page
     assert "Labels are from again.v2.csv, not NIH's; they too may err." in page
+    assert "chosen on: validation, by the labels of the dataset." in page
+    assert "fitted on validation, by the labels of the dataset:" in page
     monkeypatch.setattr("cxr_records.trainers.evaluation.report.write_report", lambda *_: None)
     assert run_command([*words, "--out", str(tmp_path / "there")]) == 0
     assert json.loads((tmp_path / "there" / "metrics.json").read_text()) == written
@@ -472,7 +490,12 @@ def test_a_run_of_a_derived_task_takes_given_labels_too(scored_run, lookalike, t
     found = evaluate_run(str(run), draws=0, labels=str(lookalike.metadata))
 
     plain = evaluate_run(str(run), draws=0)
-    assert (found.auroc, found.classes, found.multiclass) == (plain.auroc, plain.classes, plain.multiclass)
+    assert (found.auroc, found.multiclass) == (plain.auroc, plain.multiclass)
+    for name, each in found.classes.items():
+        point, own = each.operating_point, plain.classes[name].operating_point
+        assert (point and point.chosen_on) == (own and "validation, by the labels of the dataset")
+        as_plain = own and dataclasses.replace(point, chosen_on="validation")
+        assert dataclasses.replace(each, operating_point=as_plain) == plain.classes[name]
     assert "against NIH's labels, no label differs" in found.warnings
 
 

@@ -94,6 +94,10 @@ def test_where_every_image_agrees_the_interval_is_as_wide_as_its_patients_are_fe
     )
     assert worst.sensitivity == Interval(0.0, 0.0, round(1 - 0.025 ** (1 / 10), 6))
     assert worst.ppv == Interval(None)
+    scored.scores[:, 0] = np.where(scored.labels[:, 0] == 1, 0.9, 0.1)
+    about = evaluate(scored, draws=100).classes["Mass"]
+    for each in (about.sensitivity_at_90_specificity, about.sensitivity_at_95_specificity):
+        assert (each.value, each.low, each.high) == (expected.value, expected.low, expected.high)
 
 
 def two_views(shift: float, patients: int) -> Predictions:

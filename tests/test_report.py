@@ -13,12 +13,14 @@ from evaluations import NAMES, make_predictions, read_expected
 
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers.evaluation import pages, plots
+from cxr_records.trainers.evaluation.evaluate import evaluate
 from cxr_records.trainers.evaluation.model_card import card
 from cxr_records.trainers.evaluation.published import RESULTS, comparison
 from cxr_records.trainers.evaluation.report import write_comparison, write_report
 from cxr_records.trainers.evaluation.results import (
     Difference,
     Evaluation,
+    GivenLabels,
     Interval,
     PairedInterval,
     PrecisionRecallCurve,
@@ -179,6 +181,9 @@ def test_what_the_areas_mean_if_labels_err_is_a_table(evaluation, tmp_path, text
     of_drawings = squeezed(written(bare(evaluation, identity=drawn), tmp_path / "d.html"))
     assert "If the labels err" in shown
     assert "If the labels err" not in of_drawings  # what is drawn is what is labelled
+    others = dataclasses.replace(drawn, labels=GivenLabels("again.csv", "0" * 64, {}, {}, {}))
+    given = squeezed(written(bare(evaluation, identity=others), tmp_path / "g.html"))
+    assert "Labels are from again.csv, not NIH's; they too may err." in given
     assert "NIH's labels were read from radiology reports" in shown
     several = squeezed(written(bare(read_expected("multiclass")), tmp_path / "r.html"))
     assert "AUROC seen 99% / 99% 90% / 99% 80% / 95% Mass" in several
@@ -318,6 +323,25 @@ def test_a_group_whose_shares_differ_is_marked_and_comparisons_are_counted(evalu
     assert "0.987* / 0.012*" in shown
     assert "2 such comparisons were made, 2 are marked; by chance alone some 0 would be." in shown
     assert "▲ 0.987" not in squeezed(written(bare(evaluation), tmp_path / "r.html"))
+    groups = (dataclasses.replace(group, operating_points=dict.fromkeys(NAMES, few)),)
+    shown = squeezed(written(bare(evaluation, subgroups=groups), tmp_path / "r.html"))
+    assert "excludes 0. No such comparison was made. * fewer" in shown
+
+
+def test_without_draws_the_report_speaks_of_no_interval(evaluation, tmp_path):
+    measures = evaluate(make_predictions(), draws=0)
+    identity = dataclasses.replace(evaluation.identity, draws=0)
+    page = written(dataclasses.replace(evaluation, **vars(measures), identity=identity), tmp_path / "r.html")
+    shown = squeezed(page)
+
+    assert "No intervals were asked for: how far chance has a part in these numbers is not known." in shown
+    assert "intervals none were asked for" in shown
+    assert "draws of patients with replacement" not in shown.split("Model card")[0]
+    for words in ("Brackets", "brackets", "with 95% intervals", "with its 95% interval"):
+        assert words not in shown
+    classes = page.split("<h2>Classes")[1].split("</section>")[0]
+    assert classes.count("<circle") == len(NAMES) + 1
+    assert 'class="patients"' not in classes
 
 
 def test_a_class_that_was_not_calibrated_says_why(evaluation, tmp_path):
@@ -599,4 +623,23 @@ def test_runs_side_by_side(evaluation, tmp_path):
     assert "On the 120 images of 60 patients that both scored" in shown
     assert "3 comparisons of classes in 1 pair of runs: p-values" in shown
     assert shown.count("not decided: so few of them") == 4
+    assert "excludes 0, its adjusted p-value is at most 0.05, and it is of 30 patients or more;" in shown
+    assert "without a pixel; fitted on the scored images, cross-fitted by patient in 5 folds. Within" in shown
+    elsewhere = dataclasses.replace(other.baselines, fitted_on="other images")
+    leaky = dataclasses.replace(other, baselines=elsewhere, leaks=("7 images were trained on",))
+    write_comparison(RunComparison((evaluation, leaky), (difference,) * 2), str(tmp_path / "d.html"))
+    several = squeezed((tmp_path / "d.html").read_text())
+    assert "Leak of second: 7 images were trained on." in several
+    assert several.count("comparisons of classes in 2 pairs of runs") == 1
+    scored = "the scored images, cross-fitted by patient in 5 folds"
+    assert f"fitted on first: {scored}; second: other images. Within" in several
     assert "0.040\n0.080" in shown.replace("\n\n", "\n") or "0.0400.080" in shown.replace("\n", "")
+
+
+def test_on_paper_no_table_is_cut_off(text):
+    printed = text.split("@media print")[1].split("</style>")[0]
+
+    assert "table.numbers td { white-space: normal; }" in printed
+    assert re.search(r"\.differs \{[^}]*white-space: nowrap", text)
+    wide = [each for each in Page(text).all("table") if each["class"] == "numbers wide"]
+    assert len(wide) == 3  # baselines, and both of subgroups

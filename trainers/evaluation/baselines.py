@@ -329,7 +329,7 @@ class WithinRanking:
 
 
 def warnings_of(baselines: Baselines, model: Interval) -> list[str]:
-    """Returns what is to be said where a model is not above what metadata give.
+    """Returns what is to be said where a model is not shown to be above what metadata give.
 
     Args:
         baselines: that stand beside the model.
@@ -347,13 +347,13 @@ def warnings_of(baselines: Baselines, model: Interval) -> list[str]:
     elif not _above(mean):
         bounds = "" if mean.low is None else f" [{mean.low:+.3f}, {mean.high:+.3f}]"
         said.append(
-            f"the macro AUROC of {model.value:.3f} is not above that of metadata alone, without a pixel, "
-            f"{metadata.macro_auroc.value:.3f} (difference {mean.value:+.3f}{bounds})"
+            f"the macro AUROC of {model.value:.3f} is not shown to be above that of metadata alone, without "
+            f"a pixel, {metadata.macro_auroc.value:.3f} (difference {mean.value:+.3f}{bounds})"
         )
     if below := [
         name for name, each in metadata.added.items() if each.value is not None and not _above(each)
     ]:
-        said.append(f"not above metadata alone: {', '.join(below)}")
+        said.append(f"not shown to be above metadata alone: {', '.join(below)}")
     return said
 
 

@@ -112,6 +112,8 @@ def evaluate(
         )
     if out and len(runs) == 1 and not labels:
         raise UsageError("--out goes with --predictions, with --labels, or with several runs to compare")
+    if len({run.rstrip("/") for run in runs}) < len(runs):
+        raise UsageError(f"found a run twice among {', '.join(runs)}; give each once")
     folders = list(runs)
     if labels:
         folders = [storage.join(run, f"labels-{_stem(labels)}") for run in runs]

@@ -27,7 +27,7 @@ from cxr_records.trainers.evaluation.given_labels import match_labels, read_labe
 from cxr_records.trainers.evaluation.label_noise import label_noise
 from cxr_records.trainers.evaluation.mistakes import mistakes
 from cxr_records.trainers.evaluation.model_card import card
-from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, operating_points
+from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS, opened, operating_points
 from cxr_records.trainers.evaluation.predictions import Predictions, read_run_predictions
 from cxr_records.trainers.evaluation.results import (
     CardItem,
@@ -146,8 +146,8 @@ def _class_measures(
         negatives=images - positives,
         positive_patients=patients,
         prevalence=round(positives / images, DIGITS),
-        sensitivity_at_90_specificity=at_90,
-        sensitivity_at_95_specificity=at_95,
+        sensitivity_at_90_specificity=opened(at_90, patients),
+        sensitivity_at_95_specificity=opened(at_95, patients),
         operating_point=point,
         warnings=tuple(warnings),
     )
@@ -251,7 +251,11 @@ def evaluate_run(
     scored, validation, given = *_scores_of(run, split), None
     if labels:
         scored, given = relabel(scored, read_labels(labels), run.task)
-        run, validation = _of_classes(run, scored.names), validation and validation.of_classes(scored.names)
+        run = _of_classes(run, scored.names)
+        if validation:  # what is chosen and fitted on it is so by the labels that the run was trained with
+            validation = dataclasses.replace(
+                validation.of_classes(scored.names), split=f"{VALIDATION}, by the labels of the dataset"
+            )
     table, training = None, None
     leaks: tuple[str, ...] = ()
     try:
@@ -373,6 +377,9 @@ def evaluate_table(
     if only is not None:
         listed &= set(only)
     claim = claims.claim_of_table(sorted(listed), only)
+    if (count := len(scored.labels)) < len(listed):
+        text = f"{claim.text}; {count:,} of them take part in task {task.name}"
+        claim = dataclasses.replace(claim, text=text)
     if given:
         claim = claims.claim_of_labels(given.file, len(scored.labels))
     leaks = claims.find_leaks(dataset, scored) if dataset else ()
@@ -443,7 +450,12 @@ def compare_runs(
 def _scores_of(run: runs.Run, split: str) -> tuple[Predictions, Predictions | None]:
     """What a run predicted for a split, and for validation; scores it first where that has not been done."""
     if not storage.exists(run.file(runs.PREDICTIONS_FILE)):
-        _predict(run)
+        try:
+            _predict(run)
+        except (CxrError, OSError) as trouble:
+            raise CxrError(
+                f"{run.path} holds no scores ({runs.PREDICTIONS_FILE}), and they cannot be made: {trouble}"
+            ) from trouble
     try:
         scored = read_run_predictions(run, split)
     except digests.DamagedFileError as error:

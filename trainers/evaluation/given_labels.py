@@ -217,6 +217,12 @@ def read_labels(path: str) -> LabelTable:
     found = tuple(FINDINGS) if strings else tuple(columns)
     labels = _label_strings(table, names, strings[0]) if strings else _label_columns(table, names, columns)
     said = list(table.warnings)
+    others = [head for place, head in enumerate(table.header) if _is_of_another(table, place)]
+    if others and columns:
+        said.append(
+            f"columns of labels that are under no name of a finding, and so not read: {listed(others)}; "
+            f"findings are {', '.join(FINDINGS)}"
+        )
     empty = ~(labels >= 0).any(axis=1)
     if empty.any():
         said.append(f"{empty.sum():,} of {len(names):,} rows have no label at all: left out")
@@ -417,6 +423,16 @@ def _finding_columns(table: Table) -> dict[str, int]:
 def _finding_of(column: str) -> str | None:
     text = plain(column)
     return next((name for name in FINDINGS for prefix in _PREFIXES if text == prefix + plain(name)), None)
+
+
+def _is_of_another(table: Table, place: int) -> bool:
+    """Whether a column holds labels, of something that is none of the findings."""
+    name = plain(table.header[place])
+    known = (plain(NO_FINDING), *PATIENT_COLUMNS, *_VIEW_COLUMNS, *_SEX_COLUMNS, *_AGE_COLUMNS)
+    if name in known or _finding_of(table.header[place]):
+        return False
+    values = {cell_text(value).lower() for value in table.columns[place]}
+    return values <= set(_VALUES) and len(values - {""}) > 1
 
 
 def _label_strings(table: Table, names: Sequence[str], place: int) -> np.ndarray:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.bootstrap import DIGITS
+from cxr_records.trainers.evaluation.operating_points import choose_thresholds
 from cxr_records.trainers.evaluation.predictions import Predictions
 from cxr_records.trainers.evaluation.results import Mistake
 
@@ -21,9 +21,8 @@ def mistakes(scored: Predictions, validation: Predictions | None = None) -> Iter
         scored: what is measured.
         validation: on which operating points are chosen; None for `scored` itself.
     """
-    each, chosen_on = max(1, _SHOWN // len(scored.names)), validation or scored
-    for place, name in enumerate(scored.names):
-        threshold = metrics.youden_threshold(chosen_on.labels[:, place], chosen_on.scores[:, place])
+    each, thresholds = max(1, _SHOWN // len(scored.names)), choose_thresholds(scored, validation)
+    for place, (name, threshold) in enumerate(zip(scored.names, thresholds, strict=True)):
         if threshold is None:
             continue
         scores, labels = scored.scores[:, place], scored.labels[:, place]

@@ -37,6 +37,11 @@ _LIMITATIONS = (
     "for. Views, sexes and ages differ between findings, so a model can score by these instead of the "
     "finding (see Subgroups)."
 )
+_LIMITATIONS_OF_OTHERS = (
+    "What the labels and the images leave out is known to whoever gave them. Several images of one patient, "
+    "which the intervals allow for where patients are known. Views, sexes and ages differ between findings, "
+    "so a model can score by these instead of the finding (see Subgroups)."
+)
 _MISSING = (
     "An unknown view, sex or age stays unknown and is in no subgroup of it; images without scores, and files "
     "that cannot be decoded, take no part and are counted."
@@ -161,8 +166,10 @@ def _measures(identity: Identity, run: runs.Run | None) -> Iterator[_Row]:
     yield "Results", "23a", "32, 37, 38", "See Classes, Operating points and Calibration."
     yield "Fairness, and differences between groups", "14, 23b", "30", "By view, sex and age: see Subgroups."
     yield "Analysis of errors", "", "39", "See Mistakes at the operating points."
-    limits = "The images are drawn: nothing here holds of patients."
-    yield "Limitations", "26", "40", limits if identity.drawn == drawings.ALL else _LIMITATIONS
+    limits = _LIMITATIONS_OF_OTHERS if identity.labels else _LIMITATIONS
+    if identity.drawn == drawings.ALL:
+        limits = "The images are drawn: nothing here holds of patients."
+    yield "Limitations", "26", "40", limits
     version = run.versions.get("cxr_records") if run else None
     shared = f"Dataset id {identity.dataset_id}" if identity.dataset_id else None
     yield (

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxr_records.splits import VALIDATION
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.bootstrap import DIGITS, Sample, by_patient, sample
 from cxr_records.trainers.evaluation.predictions import Predictions
@@ -75,7 +74,7 @@ def operating_points(
     intervals = [_intervals(drawn, place, each) for place, each in enumerate(held)]
     points: list[OperatingPoint | None] = [None] * len(thresholds)
     by_group: list[list[GroupShares | None]] = [[None] * len(thresholds) for _ in groups]
-    chosen_on = VALIDATION if validation else f"{scored.split} (no validation scores)"
+    chosen_on = validation.split if validation else f"{scored.split} (no validation scores)"
     for index, place in enumerate(places):
         threshold = thresholds[place]
         assert threshold is not None

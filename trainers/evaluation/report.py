@@ -21,6 +21,7 @@ from cxr_records.trainers import digests, runs
 from cxr_records.trainers.evaluation import pages, plots
 from cxr_records.trainers.evaluation.operating_points import FEW_PATIENTS
 from cxr_records.trainers.evaluation.results import (
+    ALPHA,
     Difference,
     Evaluation,
     Interval,
@@ -131,6 +132,11 @@ def write_comparison(
         histories: rows of history.csv by run.
     """
     names = _short_names([str(evaluation.identity.run) for evaluation in comparison.runs])
+    fitted_on = [evaluation.baselines.fitted_on for evaluation in comparison.runs]
+    if len(set(fitted_on)) == 1:
+        fitted_on = fitted_on[:1]
+    else:
+        fitted_on = [f"{name}: {each}" for name, each in zip(names.values(), fitted_on, strict=True)]
     page = pages.render(
         "comparison.html",
         title="Comparison of " + ", ".join(names.values()),
@@ -139,6 +145,8 @@ def write_comparison(
         few_patients=FEW_PATIENTS,
         evaluations=comparison.runs,
         said=comparison.said,
+        alpha=ALPHA,
+        fitted_on=fitted_on,
         differences=[
             (difference, names[difference.a], names[difference.b], _scale(difference))
             for difference in comparison.differences
