@@ -469,7 +469,7 @@ def write_bytes(path: str, data: bytes) -> None:
 def atomic_folder(path: str, last: str) -> Iterator[Path]:
     """Gives an empty local folder whose files appear under a path whole, or not at all.
 
-    What was there is replaced: to be checked before.
+    What was there is replaced: to be checked before. What a killed one left beside it is removed.
 
     Local: a temporary name beside it, fsync, rename. Elsewhere: uploads, that of `last` at the end, so that
     the folder is whole once it has that one.
@@ -506,7 +506,9 @@ def atomic_folder(path: str, last: str) -> Iterator[Path]:
             before.rename(final)
         raise
     _sync(final.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    for name in os.listdir(final.parent):  # what was there, and what killed ones left
+        if _TEMPORARY.match(name) and name.startswith(f".{final.name}.tmp-"):
+            shutil.rmtree(final.parent / name, ignore_errors=True)
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:

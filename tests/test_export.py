@@ -389,7 +389,8 @@ def test_without_an_evaluation_it_says_how_to_get_operating_points(copied_run, t
     done = export_run(str(copied_run), str(tmp_path / "served"), "onnx")
 
     note = (
-        "no operating points: the run has no metrics.json; cxr-records evaluate, then export again, adds them"
+        f"no operating points: {copied_run} has no metrics.json; cxr-records evaluate, then export again, "
+        "adds them"
     )
     assert done.warnings == (note,)
     assert (done.about["operating_points"], done.about["operating_points_note"]) == (None, note)

@@ -275,17 +275,13 @@ def _matched(
 
 def _operating_points(trained: "runs.Run") -> tuple[dict[str, tuple[float, str]], list[str]]:
     """Returns threshold and what it was chosen on, by class, as the run's evaluation has them."""
-    from cxr_records.trainers.evaluation import results
+    from cxr_records.trainers.evaluation.predictions import evaluation_of
 
-    path = trained.file(results.METRICS_FILE)
-    if not storage.exists(path):
-        return {}, [f"{path} is not there: the pictures show no operating points; evaluate the run"]
-    try:
-        evaluation = results.Evaluation.from_json(json.loads(storage.read_bytes(path)))
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        return {}, [f"{path}: {error}; the pictures show no operating points"]
-    points = {name: about.operating_point for name, about in evaluation.classes.items()}
-    return {name: (point.threshold, point.chosen_on) for name, point in points.items() if point}, []
+    found, why = evaluation_of(trained)
+    if found is None:
+        return {}, [f"the pictures show no operating points: {why}; cxr-records evaluate makes it"]
+    points = {name: about.get("operating_point") for name, about in found["classes"].items()}
+    return {name: (point["threshold"], point["chosen_on"]) for name, point in points.items() if point}, []
 
 
 def _scores(model: Any, trained: "runs.Run", at_hand: _Images) -> dict[str, np.ndarray]:
