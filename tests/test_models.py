@@ -482,8 +482,8 @@ def test_a_damaged_file_is_one_line(tmp_path, weights):
         (
             {"name": "densnet121"},
             "`model=densnet121`: no such model (did you mean densenet121?); expected one of small_cnn, "
-            "densenet121, resnet50, efficientnetv2b0, convnext_tiny, or your own as module:function or "
-            "file.py:function",
+            "efficientnet_lite0, densenet121, resnet50, efficientnetv2b0, convnext_tiny, or your own as "
+            "module:function or file.py:function",
         ),
         ({"weights": "nowhere.keras"}, "`weights=nowhere.keras`: no such file"),
         ({"weights": "nowhere.h5", "name": "resnet50"}, "`weights=nowhere.h5`: no such file"),

@@ -160,7 +160,9 @@ def model(name: str, **changes) -> keras.Model:
 
 
 def test_our_models_and_augmentations_are_named_in_tables():
-    assert list(MODELS) == ["small_cnn", "densenet121", "resnet50", "efficientnetv2b0", "convnext_tiny"]
+    assert list(MODELS) == [
+        "small_cnn", "efficientnet_lite0", "densenet121", "resnet50", "efficientnetv2b0", "convnext_tiny",
+    ]  # fmt: skip
     assert list(AUGMENTATIONS) == ["none", "light"]
 
 

@@ -76,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.metadata.rename(folder / "Data_Entry_2017_v2020.csv")
     made.train_val_list.rename(folder / "train_val_list.txt")
     made.test_list.rename(folder / "test_list.txt")
+    made.boxes.rename(folder / "BBox_List_2017.csv")
     names = (folder / "test_list.txt").read_text().split()
     scores = np.random.default_rng(0).random((len(names), len(FINDINGS)))
     table = pd.DataFrame(scores, columns=[f"prob_{name}" for name in FINDINGS])

@@ -146,7 +146,7 @@ def test_xla_and_deterministic_kernels_are_not_had_together_with_tensorflow(data
 def test_xla_that_a_gpu_does_without_is_said(dataset, capfd, kind, said):
     opened, model = training.open_dataset(str(dataset)), make_model("small_cnn", 14, 32, 100.0, 50.0)
     shaky = keras.Model(model.input, model(keras.layers.RandomZoom(0.1, name="zoom")(model.input)))
-    job = training._Job(opened, runs.describe("run", opened, TINY, {}), Devices(kind, 1), 1)
+    job = training._Job(opened, runs.describe("run", opened, TINY, {}), Devices(kind, 1), 1, TINY)
 
     def warned(asked: keras.Model) -> str:
         assert training._xla(job, asked) == "auto"
