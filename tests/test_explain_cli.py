@@ -142,8 +142,8 @@ def test_files_with_boxes_are_measured_without_the_runs_dataset(
     assert {each["image_id"] for each in content["maps"]} == {path.name for path in boxed}
     assert len(list((tmp_path / "maps").glob("*.png"))) == len(content["maps"])
     code, out, err = explain("--boxes", lookalike.boxes, run=run)
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert str(tmp_path / "gone") in err
+    why = f"the run's dataset: {tmp_path / 'gone'}: no such folder"
+    assert (code, out, err) == (1, "", f"Error: {why}; name the images themselves, beside --boxes\n")
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_drawn(explain, boxed, tmp_path):

@@ -18,6 +18,7 @@ from cxr_records.cli import PATH
 from cxr_records.drawings import drawn_words
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.findings import nearest
+from cxr_records.manifest import ManifestError
 from cxr_records.names import ImageNames, base_name, patient_in_name, stem
 from cxr_records.quiet import load_tensorflow
 from cxr_records.seeding import keyed_hash
@@ -218,7 +219,10 @@ def _of_dataset(trained: "runs.Run", split: str, table: BoxTable) -> _Images:
     from cxr_records.record_table import VERIFY
     from cxr_records.trainers.runs import dataset_of
 
-    dataset = dataset_of(trained)
+    try:
+        dataset = dataset_of(trained)
+    except ManifestError as error:
+        raise CxrError(f"the run's dataset: {error}; name the images themselves, beside --boxes") from None
     records = dataset.split(split)
     names = ImageNames(records.image_ids.tolist())
     wanted = {names.find(box.image_id) for box in table.boxes}

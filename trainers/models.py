@@ -1,4 +1,4 @@
-"""Networks from raw uint8 images to logits: one that CPUs can train, and four of keras.applications.
+"""Networks from raw uint8 images to logits: one that CPUs can train, EfficientNet-Lite0, four others.
 
 Grey levels are normalised inside, by the mean and deviation of the dataset's training images, so a saved
 model takes what a record holds. What is random in training stands before the network (`with_augmentation`),
