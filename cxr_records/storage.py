@@ -453,10 +453,16 @@ def atomic_file(path: str) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(final)  # a full disk says so without a name
+        _name_final(error, temporary, final)
         raise
     _sync(final.parent)
+
+
+def _name_final(error: BaseException, temporary: Path, final: Path) -> None:
+    """Lets an error of the system name what was to be written, and not the temporary name or, as where a disk
+    is full, none."""
+    if isinstance(error, OSError) and str(error.filename or temporary) == str(temporary):
+        error.filename, error.filename2 = str(final), None
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -500,7 +506,8 @@ def atomic_folder(path: str, last: str) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             final.rename(before)
         temporary.rename(final)
-    except BaseException:
+    except BaseException as error:
+        _name_final(error, temporary, final)
         shutil.rmtree(temporary, ignore_errors=True)
         if not final.exists() and before.exists():
             before.rename(final)

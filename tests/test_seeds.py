@@ -175,6 +175,17 @@ def test_what_takes_one_run_says_so(folder):
     )
 
 
+def test_the_one_that_is_named_is_a_finished_one_where_there_is_any(folder):
+    shutil.rmtree(folder / "seed-0")
+    with pytest.raises(UsageError, match=f"name one of them, such as {folder}/seed-1$"):
+        runs.open_run(str(folder))
+
+    for seed in (1, 2):
+        (folder / f"seed-{seed}" / "model.keras").unlink()
+    with pytest.raises(UsageError, match=f"name one of them, such as {folder}/seed-0$"):
+        runs.open_run(str(folder))
+
+
 def test_to_train_one_run_over_several_is_refused(folder, dataset):
     with pytest.raises(UsageError) as error:
         train(str(dataset), str(folder), TINY)

@@ -282,7 +282,8 @@ def open_run(path: str) -> Run:
     """
     file = storage.join(path, CONFIG_FILE)
     if not storage.exists(file) and seeds.is_of_seeds(path):
-        one = storage.join(path, f"seed-{min(seeds.members(path))}")
+        each = list(seeds.members(path).values())
+        one = next((run for run in each if storage.exists(storage.join(run, MODEL_FILE))), each[0])
         raise UsageError(f"{path} holds runs of several seeds: name one of them, such as {one}")
     if not storage.exists(file):
         raise UsageError(f"{path} is no run: found no {CONFIG_FILE} in it; cxr-records train makes one")
