@@ -453,10 +453,16 @@ def atomic_file(path: str) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(final)  # a full disk says so without a name
+        _name_final(error, temporary, final)
         raise
     _sync(final.parent)
+
+
+def _name_final(error: BaseException, temporary: Path, final: Path) -> None:
+    """Lets an error of the system name what was to be written, and not the temporary name or, as where a disk
+    is full, none."""
+    if isinstance(error, OSError) and str(error.filename or temporary) == str(temporary):
+        error.filename, error.filename2 = str(final), None
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -469,7 +475,7 @@ def write_bytes(path: str, data: bytes) -> None:
 def atomic_folder(path: str, last: str) -> Iterator[Path]:
     """Gives an empty local folder whose files appear under a path whole, or not at all.
 
-    What was there is replaced: to be checked before.
+    What was there is replaced: to be checked before. What a killed one left beside it is removed.
 
     Local: a temporary name beside it, fsync, rename. Elsewhere: uploads, that of `last` at the end, so that
     the folder is whole once it has that one.
@@ -500,13 +506,16 @@ def atomic_folder(path: str, last: str) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             final.rename(before)
         temporary.rename(final)
-    except BaseException:
+    except BaseException as error:
+        _name_final(error, temporary, final)
         shutil.rmtree(temporary, ignore_errors=True)
         if not final.exists() and before.exists():
             before.rename(final)
         raise
     _sync(final.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    for name in os.listdir(final.parent):  # what was there, and what killed ones left
+        if _TEMPORARY.match(name) and name.startswith(f".{final.name}.tmp-"):
+            shutil.rmtree(final.parent / name, ignore_errors=True)
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:

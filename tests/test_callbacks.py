@@ -139,7 +139,7 @@ class Run:
 
 
 def test_a_mean_over_fewer_classes_is_called_that_after_each_epoch(capfd):
-    keeper = SimpleNamespace(progress=TrainingProgress(best_epoch=1))
+    keeper = SimpleNamespace(progress=TrainingProgress(best_epoch=1), phase=Phase("train", 2, True))
     display = callbacks.Display(2, 4, 5, SimpleNamespace(_batches=0), keeper)
 
     def said(**areas: float) -> str:
@@ -152,6 +152,11 @@ def test_a_mean_over_fewer_classes_is_called_that_after_each_epoch(capfd):
     )
     assert said(val_auroc_Mass=0.75, val_auroc_Hernia=math.nan) == (
         "epoch 1/2: loss 0.5000, validation macro AUROC (1 of 2 classes: no Hernia) 0.7500 (best so far)\n"
+    )
+    # An epoch before may have been better, and is none of these.
+    keeper.phase = Phase("retrain", 2, False)
+    assert said(val_auroc_Mass=0.75) == (
+        "epoch 1/2: loss 0.5000, validation macro AUROC 0.7500 (best so far of retraining)\n"
     )
 
 

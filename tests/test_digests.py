@@ -159,7 +159,7 @@ def test_no_flipped_bit_of_a_trusted_file_is_used(run, monkeypatch):
     for name in ("model.keras", "checkpoints/best.npz"):
         for _ in flips(run / name, 5):
             with pytest.raises(CxrError, match=r"^`weights=.*: cannot be read: .* is damaged"):
-                models._read_weights(str(run / name), lambda text: None)
+                models._read_weights(str(run / name), {}, lambda text: None)
     held = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
     assert {name for name in held if not name.startswith(("tensorboard", ".lock"))} == {
         *readers, "history.csv", "model.keras"

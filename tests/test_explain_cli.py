@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from cxr_records.boxes import read_boxes
 from cxr_records.cli import run as run_command
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers import digests
+from cxr_records.trainers.explain_cli import _operating_points
+from cxr_records.trainers.runs import open_run
 
 HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
 
@@ -51,8 +54,8 @@ def test_the_highest_scores_are_drawn_and_the_same_bytes_again(explain, trained_
     made = sorted((tmp_path / "maps").iterdir())
     assert (code, len(made)) == (0, 4)
     assert out == f"4 pictures in {tmp_path / 'maps'}\n"
-    path = trained_run / "metrics.json"
-    assert err == f"warning: {path} is not there: the pictures show no operating points; evaluate the run\n"
+    why = f"{trained_run} has no metrics.json"
+    assert err == f"warning: the pictures show no operating points: {why}; cxr-records evaluate makes it\n"
     for image in boxed:
         findings = [p.stem.split("-")[1] for p in made if p.name.startswith(image.stem)]
         assert len(findings) == 2
@@ -62,6 +65,28 @@ def test_the_highest_scores_are_drawn_and_the_same_bytes_again(explain, trained_
         assert picture.width == 1060
     assert explain(*boxed, "--top", "2")[0] == 0
     assert {path.name: path.read_bytes() for path in made} == before
+
+
+def test_an_evaluation_that_is_not_of_this_model_gives_no_operating_points(trained_run, tmp_path):
+    from cxr_records.trainers.evaluation.results import FORMAT, VERSION
+
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    (run / "predictions.parquet").write_bytes(b"scores")
+    identity = {
+        "dataset_id": open_run(str(run)).dataset_id,
+        "predictions_sha256": sha256(b"scores").hexdigest(),
+    }
+    point = {"threshold": 0.25, "chosen_on": "validation"}
+    content = {"format": FORMAT, "version": VERSION, "identity": identity}
+    content["classes"] = {"Mass": {"operating_point": point}, "Hernia": {"operating_point": None}}
+    digests.write(str(run / "metrics.json"), json.dumps(content).encode())
+
+    assert _operating_points(open_run(str(run))) == ({"Mass": (0.25, "validation")}, [])
+
+    (run / "predictions.parquet").write_bytes(b"others")
+    why = f"{run}/metrics.json is of other scores than predictions.parquet"
+    said = f"the pictures show no operating points: {why}; cxr-records evaluate makes it"
+    assert _operating_points(open_run(str(run))) == ({}, [said])
 
 
 def test_boxes_of_a_datasets_images_are_measured_and_written(explain, lookalike, dataset, tmp_path):
@@ -117,8 +142,8 @@ def test_files_with_boxes_are_measured_without_the_runs_dataset(
     assert {each["image_id"] for each in content["maps"]} == {path.name for path in boxed}
     assert len(list((tmp_path / "maps").glob("*.png"))) == len(content["maps"])
     code, out, err = explain("--boxes", lookalike.boxes, run=run)
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert str(tmp_path / "gone") in err
+    why = f"the run's dataset: {tmp_path / 'gone'}: no such folder"
+    assert (code, out, err) == (1, "", f"Error: {why}; name the images themselves, beside --boxes\n")
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_drawn(explain, boxed, tmp_path):

@@ -389,7 +389,8 @@ def test_without_an_evaluation_it_says_how_to_get_operating_points(copied_run, t
     done = export_run(str(copied_run), str(tmp_path / "served"), "onnx")
 
     note = (
-        "no operating points: the run has no metrics.json; cxr-records evaluate, then export again, adds them"
+        f"no operating points: {copied_run} has no metrics.json; cxr-records evaluate, then export again, "
+        "adds them"
     )
     assert done.warnings == (note,)
     assert (done.about["operating_points"], done.about["operating_points_note"]) == (None, note)
@@ -418,6 +419,17 @@ def test_an_evaluation_that_is_not_of_this_model_is_left_out_and_that_is_said(co
     assert measured["operating_points"] is None
     said = f"no operating points: {copied_run}/{why}; cxr-records evaluate, then export again, adds them"
     assert notes == [said]
+
+
+def test_points_that_were_measured_by_other_labels_are_said_to_be(copied_run):
+    content = json.loads((copied_run / "metrics.json").read_text())
+    content["identity"]["labels"] = {"file": "readers.csv"}
+    digests.write(str(copied_run / "metrics.json"), json.dumps(content).encode())
+
+    measured, _ = export._measured(open_run(str(copied_run)))
+
+    said = measured["operating_points_note"]
+    assert said.endswith(" of split test, by the labels of readers.csv and not NIH's")
 
 
 def test_a_missing_package_is_one_line(run, tmp_path, monkeypatch, capfd):

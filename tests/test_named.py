@@ -264,6 +264,16 @@ def test_a_saved_model_with_layers_of_a_users_is_loaded_by_whom_has_not_run_the_
     assert table["prob_Mass"].between(0, 1, inclusive="neither").all()
 
 
+def test_a_users_model_takes_the_weights_of_a_saved_one_with_layers_of_its_own(nets, tmp_path):
+    saved = model(f"{nets}:make", seed=1)
+    saved.save(tmp_path / "model.keras")
+
+    taken = model(f"{nets}:make", weights=str(tmp_path / "model.keras"))
+
+    for weight, other in zip(taken.weights, saved.weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), other.numpy(), err_msg=weight.path)
+
+
 def test_a_file_that_has_changed_is_refused_when_going_on_and_when_predicting(dataset, users_run):
     file = users_run.parent / "nets.py"
     config, before = open_run(str(users_run)).config, file.read_text()

@@ -89,6 +89,14 @@ def test_retraining_follows_the_end_and_a_stop():
 # The last layer, trained anew
 
 
+def test_what_is_shown_counts_to_the_end_of_the_run_and_not_of_the_phase():
+    config = TrainConfig(epochs=5, retrain_epochs=2)
+    of_phases = [phases.Phase(phases.TRAIN, 4, False), phases.Phase(phases.REWEIGHT, 5, True)]
+    after_a_stop = phases.Phase(phases.RETRAIN, 5, False)
+
+    assert [phases.last_epoch(config, phase) for phase in (*of_phases, after_a_stop)] == [7, 7, 5]
+
+
 @pytest.fixture(scope="module")
 def retrained(dataset, tmp_path_factory) -> Path:
     """A run with retraining that nothing broke off."""

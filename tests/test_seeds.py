@@ -16,7 +16,7 @@ import pytest
 
 from cxr_records.cli import run as run_command
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.trainers import runs, seeds
+from cxr_records.trainers import digests, runs, seeds
 from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import ensembles, evaluate, metrics
 from cxr_records.trainers.predict import predict_run
@@ -135,6 +135,15 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_ensemble(folder, datase
     )
 
 
+def test_seeds_may_differ_in_what_changes_nothing(folder):
+    path = folder / "seed-1" / "config.json"
+    content = digests.unsealed(str(path), path.read_bytes())
+    content["config"] |= {"checkpoint_minutes": 0.5, "steps_per_execution": 7}
+    path.write_bytes(digests.sealed(content))
+
+    assert ensembles.combine(str(folder)) == []
+
+
 def test_a_folder_without_a_finished_run_is_told(tmp_path):
     seeds.begin(str(tmp_path / "none"), [0, 1])
 
@@ -163,6 +172,25 @@ def test_what_takes_one_run_says_so(folder):
         runs.open_run(str(folder))
     assert str(error.value) == (
         f"{folder} holds runs of several seeds: name one of them, such as {folder}/seed-0"
+    )
+
+
+def test_the_one_that_is_named_is_a_finished_one_where_there_is_any(folder):
+    shutil.rmtree(folder / "seed-0")
+    with pytest.raises(UsageError, match=f"name one of them, such as {folder}/seed-1$"):
+        runs.open_run(str(folder))
+
+    for seed in (1, 2):
+        (folder / f"seed-{seed}" / "model.keras").unlink()
+    with pytest.raises(UsageError, match=f"name one of them, such as {folder}/seed-0$"):
+        runs.open_run(str(folder))
+
+
+def test_to_train_one_run_over_several_is_refused(folder, dataset):
+    with pytest.raises(UsageError) as error:
+        train(str(dataset), str(folder), TINY)
+    assert str(error.value) == (
+        f"`run={folder}` holds runs of several seeds; go on with them by --seeds, or name another"
     )
 
 

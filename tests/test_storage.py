@@ -458,6 +458,40 @@ def test_where_a_folder_is_broken_off_the_one_before_stays(tmp_path, monkeypatch
     assert below(tmp_path) == {"served/last": "before"}
 
 
+def test_where_nothing_can_be_written_the_error_names_what_was_to_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+
+    def write_folder(path: str, data: bytes) -> None:
+        with storage.atomic_folder(path, "last"):
+            pass
+
+    for write, name in (
+        (storage.write_bytes, "absent/scores.csv"),
+        (storage.write_bytes, "folder"),
+        (write_folder, "file/served"),
+    ):
+        with pytest.raises(OSError, match=r"No such file|Is a directory|Not a directory") as caught:
+            write(str(tmp_path / name), b"")
+        assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / name), None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_what_a_killed_one_left_beside_a_folder_is_removed_and_no_other(tmp_path):
+    for name in ("served", "other"):
+        (tmp_path / f".{name}.tmp-{'0' * 32}").mkdir()
+    (tmp_path / ".served.tmp-mine").mkdir()
+
+    with storage.atomic_folder(str(tmp_path / "served"), "last") as folder:
+        (folder / "last").write_text("")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".other.tmp-{'0' * 32}",
+        ".served.tmp-mine",
+        "served",
+    ]
+
+
 def test_of_a_remote_folder_the_file_that_makes_it_whole_comes_last(monkeypatch):
     written = []
     real = storage.write_bytes

@@ -19,9 +19,11 @@ from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.results import mean_over
 from cxr_records.trainers.inputs import WaitMeter
-from cxr_records.trainers.phases import RETRAIN, TRAIN, Phase
+from cxr_records.trainers.phases import RETRAIN, REWEIGHT, TRAIN, Phase
 
 BATCHES_BETWEEN_SUMMARIES = 100
+# Epochs before a phase may have been better, and count no longer.
+_OF_PHASE = {TRAIN: "", REWEIGHT: " with deferred weights", RETRAIN: " of retraining"}
 
 
 class _Callback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
@@ -105,7 +107,7 @@ class RunKeeper(_Callback):
         phase: Phase,
     ):
         super().__init__()
-        self._phase = phase
+        self.phase = phase
         self._run, self.progress, self._metrics_state = run, progress, metrics_state
         self._validation, self._config, self._steps = validation, config, steps
         self._seconds_between = 60 * config.checkpoint_minutes
@@ -156,20 +158,20 @@ class RunKeeper(_Callback):
         """Validates, notes an epoch in the progress, and tells whether its weights are to be kept."""
         row: dict[str, Any] = {"epoch": epoch + 1, "steps": self._steps, "loss": float(logs["loss"])}
         row |= self._validation(self.model) if self._validation else {}
-        row[runs.PHASE] = self._phase.name
+        row[runs.PHASE] = self.phase.name
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row |= {key: logs[key] for key in ("images_per_second", "input_wait_share", "seconds")}
         progress = self.progress
         score, patience = row.get(runs.SELECTION_AUROC, math.nan), self._config.patience
-        first = not progress.history or progress.history[-1].get(runs.PHASE, TRAIN) != self._phase.name
+        first = not progress.history or progress.history[-1].get(runs.PHASE, TRAIN) != self.phase.name
         better = first or progress.best is None or score > progress.best or self._config.keep == "last"
         if better:
             progress.best = None if math.isnan(score) else score
             progress.best_epoch = epoch + 1
         progress.epoch, progress.batch = epoch + 1, 0
-        progress.retrained += self._phase.name == RETRAIN
+        progress.retrained += self.phase.name == RETRAIN
         progress.history.append(row)
-        may_stop = self._phase.may_stop and (epoch + 1) * self._steps >= self._config.min_steps
+        may_stop = self.phase.may_stop and (epoch + 1) * self._steps >= self._config.min_steps
         if patience and may_stop and epoch + 1 - progress.best_epoch >= patience:
             progress.stopped = self.model.stop_training = True
         return better
@@ -295,7 +297,9 @@ class Display(_Callback):
         self._progress.close()
         parts = [f"epoch {epoch + 1}/{self._epochs}: loss {logs['loss']:.4f}"]
         if "val_macro_auroc" in logs:
-            best = " (best so far)" if self._keeper.progress.best_epoch == epoch + 1 else ""
+            best = ""
+            if self._keeper.progress.best_epoch == epoch + 1:
+                best = f" (best so far{_OF_PHASE[self._keeper.phase.name]})"
             classes = [key for key in logs if key.startswith(runs.CLASS_AUROC)]
             lacks = [key.removeprefix(runs.CLASS_AUROC) for key in classes if math.isnan(logs[key])]
             over = mean_over(lacks, len(classes))

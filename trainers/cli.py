@@ -102,6 +102,8 @@ def train(
     from cxr_records.tasks import parse_task
     from cxr_records.trainers import config
 
+    if preset.endswith(".py"):
+        load_tensorflow()  # quietly, before the file does by importing Keras
     settings = config.change(
         config.read_preset(preset), [*changes, *([f"weights={weights}"] if weights else [])]
     )

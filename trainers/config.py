@@ -22,7 +22,8 @@ class TrainConfig:
     Attributes:
         model: a name of `cxr_records.trainers.models.MODELS`, or a `ModelMaker` of one's own as
             "module:function" or "file.py:function".
-        weights: "none", "imagenet", or a file: a run's model.keras or checkpoint, or a .weights.h5.
+        weights: "none", "imagenet", or a file: a run's model.keras or .npz checkpoint, or an .h5 of
+            keras.applications without its top.
         loss: a name of `cxr_records.trainers.losses.LOSSES`, or "auto": bce for binary and multilabel,
             logit_adjusted for multiclass; or a `LossMaker` of one's own, named as a model is.
         loss_options: options of that loss, such as {"gamma": 2.0}.

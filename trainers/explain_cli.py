@@ -18,6 +18,7 @@ from cxr_records.cli import PATH
 from cxr_records.drawings import drawn_words
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.findings import nearest
+from cxr_records.manifest import ManifestError
 from cxr_records.names import ImageNames, base_name, patient_in_name, stem
 from cxr_records.quiet import load_tensorflow
 from cxr_records.seeding import keyed_hash
@@ -218,7 +219,10 @@ def _of_dataset(trained: "runs.Run", split: str, table: BoxTable) -> _Images:
     from cxr_records.record_table import VERIFY
     from cxr_records.trainers.runs import dataset_of
 
-    dataset = dataset_of(trained)
+    try:
+        dataset = dataset_of(trained)
+    except ManifestError as error:
+        raise CxrError(f"the run's dataset: {error}; name the images themselves, beside --boxes") from None
     records = dataset.split(split)
     names = ImageNames(records.image_ids.tolist())
     wanted = {names.find(box.image_id) for box in table.boxes}
@@ -275,17 +279,13 @@ def _matched(
 
 def _operating_points(trained: "runs.Run") -> tuple[dict[str, tuple[float, str]], list[str]]:
     """Returns threshold and what it was chosen on, by class, as the run's evaluation has them."""
-    from cxr_records.trainers.evaluation import results
+    from cxr_records.trainers.evaluation.predictions import evaluation_of
 
-    path = trained.file(results.METRICS_FILE)
-    if not storage.exists(path):
-        return {}, [f"{path} is not there: the pictures show no operating points; evaluate the run"]
-    try:
-        evaluation = results.Evaluation.from_json(json.loads(storage.read_bytes(path)))
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        return {}, [f"{path}: {error}; the pictures show no operating points"]
-    points = {name: about.operating_point for name, about in evaluation.classes.items()}
-    return {name: (point.threshold, point.chosen_on) for name, point in points.items() if point}, []
+    found, why = evaluation_of(trained)
+    if found is None:
+        return {}, [f"the pictures show no operating points: {why}; cxr-records evaluate makes it"]
+    points = {name: about.get("operating_point") for name, about in found["classes"].items()}
+    return {name: (point["threshold"], point["chosen_on"]) for name, point in points.items() if point}, []
 
 
 def _scores(model: Any, trained: "runs.Run", at_hand: _Images) -> dict[str, np.ndarray]:

@@ -24,11 +24,10 @@ from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import nearest
 from cxr_records.images import JPEG_QUALITY, ImageFormat
-from cxr_records.progress import say
 from cxr_records.quiet import stderr_kept
 from cxr_records.seeding import generator
 from cxr_records.trainers import digests, named, predict, runs
-from cxr_records.trainers.evaluation import results
+from cxr_records.trainers.evaluation.predictions import evaluation_of
 from cxr_records.urls import redacted_text
 
 ABOUT_FILE = "model.json"
@@ -254,7 +253,7 @@ def _preparation(image_format: ImageFormat) -> list[str]:
 
 def _measured(run: runs.Run) -> tuple[dict[str, Any], list[str]]:
     """Operating points and calibration of the run's evaluation, and what is to be said of them."""
-    found, why = _evaluation_of(run)
+    found, why = evaluation_of(run)
     if found is None:
         note = f"no operating points: {why}; cxr-records evaluate, then export again, adds them"
         nothing = dict.fromkeys(("operating_points", "calibration", "calibration_note"))
@@ -264,6 +263,8 @@ def _measured(run: runs.Run) -> tuple[dict[str, Any], list[str]]:
         f"thresholds on the probabilities that come out, positive from the threshold on; measured on "
         f"{identity['images']:,} images of {identity['patients']:,} patients of split {identity['split']}"
     )
+    if given := identity.get("labels"):
+        note += f", by the labels of {given['file']} and not NIH's"
     points = {name: found["classes"].get(name, {}).get("operating_point") for name in run.score_names}
     lacks = [name for name, point in points.items() if point is None]
     notes = (
@@ -273,33 +274,6 @@ def _measured(run: runs.Run) -> tuple[dict[str, Any], list[str]]:
     calibration = _without_bins(found.get("calibration"))
     how = _CALIBRATED["softmax" if run.task.kind == "multiclass" else "sigmoid"] if calibration else None
     return {**measured, "calibration": calibration, "calibration_note": how}, notes
-
-
-def _evaluation_of(run: runs.Run) -> tuple[dict[str, Any] | None, str]:
-    """What metrics.json holds, or None and why it does not count."""
-    path = run.file(results.METRICS_FILE)
-    if not storage.exists(path):
-        return None, f"the run has no {results.METRICS_FILE}"
-    try:
-        data = storage.read_bytes(path)
-        if warning := digests.check(path, data):
-            say(f"warning: {warning}")
-        content = json.loads(data)
-        if (content["format"], content["version"]) != (results.FORMAT, results.VERSION):
-            return None, f"{path} is of another version"
-        if content["identity"]["dataset_id"] != run.dataset_id:
-            return None, f"{path} is of another dataset"
-        scores = run.file(runs.PREDICTIONS_FILE)
-        if not storage.exists(scores):
-            return None, f"{path} is of a model before this one"
-        if storage.file_sha256(scores) != content["identity"]["predictions_sha256"]:
-            return None, f"{path} is of other scores than {runs.PREDICTIONS_FILE}"
-    except CxrError as error:
-        return None, str(error)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None, f"{path} is not as cxr-records evaluate writes it"
-    held: dict[str, Any] = content
-    return held, ""
 
 
 def _without_bins(value: Any) -> Any:

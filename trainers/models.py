@@ -1,4 +1,4 @@
-"""Networks from raw uint8 images to logits: one that CPUs can train, and four of keras.applications.
+"""Networks from raw uint8 images to logits: one that CPUs can train, EfficientNet-Lite0, four others.
 
 Grey levels are normalised inside, by the mean and deviation of the dataset's training images, so a saved
 model takes what a record holds. What is random in training stands before the network (`with_augmentation`),
@@ -174,7 +174,7 @@ def make_model(
     if named.is_outside(name):
         _check_kept(model, name)
     if weights != "none" and not pretrained:
-        _take_weights(model, weights, say)
+        _take_weights(model, weights, named.objects({"model": name}, {}), say)
     return model
 
 
@@ -479,8 +479,10 @@ MODELS: Mapping[str, ModelMaker] = {
 AUGMENTATIONS: Mapping[str, Augmenter] = {"none": _no_augmentation, "light": _light_augmentation}
 
 
-def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> None:
-    saved = _read_weights(path, say)
+def _take_weights(
+    model: keras.Model, path: str, custom: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    saved = _read_weights(path, custom, say)
     # Keras forgets these names when it loads a file.
     blocks = {layer.name for layer in model._flatten_layers() if isinstance(layer, keras.Sequential)}
     held = dict(saved)
@@ -504,7 +506,7 @@ def _take_weights(model: keras.Model, path: str, say: Callable[[str], None]) -> 
     say(f"took the weights of {path}" + (", the last layer stays fresh: it has other outputs" * bool(fresh)))
 
 
-def _read_weights(path: str, say: Callable[[str], None]) -> dict[str, np.ndarray]:
+def _read_weights(path: str, custom: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, np.ndarray]:
     try:
         data = storage.read_bytes(path)
         if warning := digests.check(path, data):
@@ -512,7 +514,7 @@ def _read_weights(path: str, say: Callable[[str], None]) -> dict[str, np.ndarray
         if path.endswith(".keras"):
             _forget_names()
             with local_copy(path) as file:
-                model = keras.saving.load_model(file, compile=False)
+                model = keras.saving.load_model(file, compile=False, custom_objects=dict(custom))
             return {weight.path: np.asarray(weight.value) for weight in model.weights}
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {n.removeprefix("model/"): file[n] for n in file.files if n.startswith("model/")}

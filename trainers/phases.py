@@ -54,6 +54,11 @@ def current(config: TrainConfig, loss: keras.losses.Loss, progress: TrainingProg
     return Phase(REWEIGHT, config.epochs, may_stop=True)
 
 
+def last_epoch(config: TrainConfig, phase: Phase) -> int:
+    """Returns the epoch with which a run ends, as far as is known in a phase: training may yet stop early."""
+    return phase.end if phase.name == RETRAIN else config.epochs + config.retrain_epochs
+
+
 def is_main_over(config: TrainConfig, progress: TrainingProgress) -> bool:
     """Tells whether all is done but for retraining."""
     return progress.stopped or progress.epoch - progress.retrained >= config.epochs

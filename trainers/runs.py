@@ -37,7 +37,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 _FORMAT = "cxr_records run"
 _VERSION = 1
 # What may differ when a run goes on, for it changes nothing of what comes out.
-_FREE = ("checkpoint_minutes", "steps_per_execution")
+FREE = ("checkpoint_minutes", "steps_per_execution")
 _KEYS = {
     "format", "version", "dataset", "dataset_id", "task", "with_no_finding", "image_format", "config",
     "classes", "train", "versions", "code", "drawn", "selection",
@@ -239,6 +239,10 @@ def check(run: Run) -> None:
     """
     names = storage.list_names(run.path)
     strangers = [name for name in names if not is_litter(name)]
+    if CONFIG_FILE not in names and seeds.is_of_seeds(run.path):
+        raise UsageError(
+            f"`run={run.path}` holds runs of several seeds; go on with them by --seeds, or name another"
+        )
     if CONFIG_FILE not in names and strangers:
         raise UsageError(
             f"`run={run.path}` is not empty and no run of ours (it holds {strangers[0]}); name another"
@@ -264,7 +268,7 @@ def _compared(before: Run, now: Run) -> Iterator[tuple[str, Any, Any]]:
     yield "task", before.task.name, now.task.name
     yield "with_no_finding", before.task.with_no_finding, now.task.with_no_finding
     for field in dataclasses.fields(TrainConfig):
-        if field.name not in _FREE:
+        if field.name not in FREE:
             yield field.name, getattr(before.config, field.name), getattr(now.config, field.name)
 
 
@@ -278,7 +282,8 @@ def open_run(path: str) -> Run:
     """
     file = storage.join(path, CONFIG_FILE)
     if not storage.exists(file) and seeds.is_of_seeds(path):
-        one = storage.join(path, f"seed-{min(seeds.members(path))}")
+        each = list(seeds.members(path).values())
+        one = next((run for run in each if storage.exists(storage.join(run, MODEL_FILE))), each[0])
         raise UsageError(f"{path} holds runs of several seeds: name one of them, such as {one}")
     if not storage.exists(file):
         raise UsageError(f"{path} is no run: found no {CONFIG_FILE} in it; cxr-records train makes one")

@@ -371,7 +371,8 @@ def _fit(
     speed = callbacks.Speed(config.batch_size, meter)
     followers = [speed, keeper]
     if writes:
-        followers.append(callbacks.Display(phase.end, config.batch_size, job.steps, speed, keeper))
+        last = phases.last_epoch(job.run.config, phase)
+        followers.append(callbacks.Display(last, config.batch_size, job.steps, speed, keeper))
     if writes and not storage.is_url(job.run.path):
         folder = str(storage.local_path(job.run.file(runs.TENSORBOARD_FOLDER)))
         followers.append(callbacks.Summaries(folder, job.steps, keeper))

@@ -13,6 +13,7 @@ from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.parquet import read_parquet
 from cxr_records.trainers import digests, runs, seeds
+from cxr_records.trainers.config import TrainConfig
 from cxr_records.trainers.evaluation import metrics
 from cxr_records.trainers.evaluation.bootstrap import rounded
 from cxr_records.trainers.evaluation.given_labels import read_labels, relabel
@@ -109,7 +110,8 @@ def _finished(path: str) -> list[runs.Run]:
         raise UsageError(f"{path}: no seed is finished; run its train command again until one is")
 
     def rest(run: runs.Run) -> runs.Run:
-        config = dataclasses.replace(run.config, seed=0, checkpoint_minutes=0)
+        free = {name: getattr(TrainConfig(), name) for name in ("seed", *runs.FREE)}
+        config = dataclasses.replace(run.config, **free)
         return dataclasses.replace(run, path="", dataset="", versions={}, config=config)
 
     for run in finished:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import io
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,9 @@ import pyarrow as pa
 from cxr_records import storage
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.parquet import read_parquet
+from cxr_records.progress import say
 from cxr_records.trainers import digests
+from cxr_records.trainers.evaluation import results
 from cxr_records.trainers.runs import PREDICTIONS_FILE, Run
 
 UNJUDGED = -1  # a label that nobody has given
@@ -199,3 +203,30 @@ def read_run_predictions(run: Run, split: str) -> Predictions:
         mean_scores=scores.mean(axis=0),
         warnings=((warning,) if warning else ()) + tuple(said),
     )
+
+
+def evaluation_of(run: Run) -> tuple[dict[str, Any] | None, str]:
+    """Returns what a run's metrics.json holds; None and why, where it is not of the model in the run."""
+    path = run.file(results.METRICS_FILE)
+    if not storage.exists(path):
+        return None, f"{run.path} has no {results.METRICS_FILE}"
+    try:
+        data = storage.read_bytes(path)
+        if warning := digests.check(path, data):
+            say(f"warning: {warning}")
+        content = json.loads(data)
+        if (content["format"], content["version"]) != (results.FORMAT, results.VERSION):
+            return None, f"{path} is of another version"
+        if content["identity"]["dataset_id"] != run.dataset_id:
+            return None, f"{path} is of another dataset"
+        scores = run.file(PREDICTIONS_FILE)
+        if not storage.exists(scores):
+            return None, f"{path} is of a model before this one"
+        if storage.file_sha256(scores) != content["identity"]["predictions_sha256"]:
+            return None, f"{path} is of other scores than {PREDICTIONS_FILE}"
+    except CxrError as error:
+        return None, str(error)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, f"{path} is not as cxr-records evaluate writes it"
+    held: dict[str, Any] = content
+    return held, ""
