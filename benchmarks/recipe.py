@@ -1,8 +1,9 @@
 """What each part of the training recipe brings on few real images: python benchmarks/recipe.py --help.
 
 Builds datasets of the images given, by NIH's own lists, with validation cut from the training patients. Then
-measures the macro AUROC on the test images of three baselines (logistic regressions on pixels, on histograms
-of oriented gradients, on metadata: view, sex, age, follow-up number) and of networks trained with several
+measures the macro AUROC on the test images of baselines (logistic regressions on pixels, on histograms of
+oriented gradients, on metadata: view, sex, age, follow-up number, on the features of EfficientNet-Lite0 as
+ImageNet left it, and on some of these together) and of networks trained with several
 settings and seeds. Prints one JSON object: for each the mean and the spread over seeds, the ensemble of the
 seeds, the least of the seeds, the CPU seconds of a training, all threads counted, and the ensemble's interval
 over test patients. Arms that are done are kept in the folder, so that the same command goes on.
@@ -96,7 +97,29 @@ def arrays(dataset: Path, split: str) -> dict[str, np.ndarray]:
         "pixels": pixels.reshape(len(pixels), -1) / 255,
         "hog": histograms(pixels),
         "metadata": _metadata(held),
+        **{f"ImageNet features at {side}": imagenet_features(pixels, side) for side in (64, 128)},
     }
+
+
+def imagenet_features(images: np.ndarray, side: int) -> np.ndarray:
+    """What EfficientNet-Lite0 as ImageNet left it makes of images, float [n, 1280].
+
+    Args:
+        images: of 0 to 255, [n, height, width].
+        side: they are brought to, bilinearly.
+    """
+    import keras
+
+    from cxr_records.trainers import efficientnet_lite
+
+    seen = keras.Input((*images.shape[1:], 1))
+    x = keras.layers.Resizing(side, side)(seen)
+    x = keras.layers.Rescaling(1 / 128, offset=-127 / 128)(x)
+    features = efficientnet_lite.features(keras.layers.Concatenate()([x, x, x]))
+    model = keras.Model(seen, features)
+    efficientnet_lite.load_imagenet(model)
+    found: np.ndarray = model.predict(images[..., np.newaxis], 32, verbose=0)
+    return found
 
 
 def _pixels(dataset: Path, split: str) -> np.ndarray:
@@ -167,7 +190,9 @@ def baseline(
 def baselines(dataset: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What the case gives without a network, and the scores."""
     train, test = arrays(dataset, "train"), arrays(dataset, "test")
-    kinds = (("pixels",), ("hog",), ("metadata",), ("pixels", "hog"), ("pixels", "hog", "metadata"))
+    kinds: tuple[tuple[str, ...], ...] = (("pixels",), ("hog",), ("metadata",), ("pixels", "hog"))
+    kinds += (("pixels", "hog", "metadata"), ("ImageNet features at 64",), ("ImageNet features at 128",))
+    kinds += (("ImageNet features at 128", "hog"),)
     found = {" + ".join(some): baseline(train, test, some) for some in kinds}
     return {name: told for name, (told, _) in found.items()}, {
         name: each for name, (_, each) in found.items()
