@@ -3,10 +3,10 @@
 Builds datasets of the images given, by NIH's own lists, with validation cut from the training patients. Then
 measures the macro AUROC on the test images of baselines (logistic regressions on pixels, on histograms of
 oriented gradients, on metadata: view, sex, age, follow-up number, on the features of EfficientNet-Lite0 as
-ImageNet left it, and on some of these together) and of networks trained with several
-settings and seeds. Prints one JSON object: for each the mean and the spread over seeds, the ensemble of the
-seeds, the least of the seeds, the CPU seconds of a training, all threads counted, and the ensemble's interval
-over test patients. Arms that are done are kept in the folder, so that the same command goes on.
+ImageNet left it, and on some of these together) and of networks trained with several settings and seeds.
+Prints one JSON object: for each the mean and the spread over seeds, the ensemble of the seeds, the least of
+the seeds, the CPU seconds of a training, all threads counted, and the ensemble's interval over test patients.
+Arms that are done are kept in the folder, so that the same command goes on.
 """
 
 import argparse
