@@ -103,7 +103,7 @@ def config_of(dataset: Dataset, task: str, method: Method, seed: int, seen: int,
     retrained = max(1, round(RETRAINED * epochs)) if method.retrained else 0
     return dataclasses.replace(
         TrainConfig(
-            epochs=epochs - retrained, retrain_epochs=retrained, batch_size=batch, patience=0, seed=seed
+            epochs=epochs - retrained, retrain_epochs=retrained, batch_size=batch, keep="last", seed=seed
         ),
         **method.settings,
     )
