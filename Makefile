@@ -33,7 +33,7 @@ test: $(VENV)/.installed
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 # Each trial depends on FAULT_SEED and its own number alone; benchmarks/README.md has the figures of the long form.
 test-faults: $(VENV)/.installed
