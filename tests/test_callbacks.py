@@ -272,9 +272,13 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path, monk
     assert run.saved == []
     for error in (in_epoch, at_end):
         assert str(error.value) == (
-            f"{tmp_path}: the loss became {loss} in epoch 1; the last good checkpoint is kept; try a smaller "
+            f"{tmp_path}: the loss became {loss} in epoch 1; there is no checkpoint yet; try a smaller "
             "learning_rate or clip_norm in a new run"
         )
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.npz").touch()
+    with pytest.raises(CxrError, match="in epoch 1; the last good checkpoint is kept; try"):
+        run.keeper.on_train_batch_end(0, {"loss": loss})
 
 
 def test_steps_that_changed_nothing_under_float16_are_counted_and_said_when_there_are_more(

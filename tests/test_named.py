@@ -138,6 +138,10 @@ def blocks(images, spec):
 
 def lambdas(images, spec):
     return spec.head(keras.layers.Flatten()(keras.layers.Lambda(lambda x: x / 2)(images)))
+
+
+def plain(images, spec):
+    return keras.layers.Dense(spec.num_outputs)(keras.layers.Flatten()(images))
 '''
 
 
@@ -164,6 +168,17 @@ def test_our_models_and_augmentations_are_named_in_tables():
         "small_cnn", "efficientnet_lite0", "densenet121", "resnet50", "efficientnetv2b0", "convnext_tiny",
     ]  # fmt: skip
     assert list(AUGMENTATIONS) == ["none", "light"]
+
+
+def test_a_users_model_that_takes_no_dropout_is_told_so(nets):
+    said: list[str] = []
+    make_model(f"{nets}:plain", 3, 16, 100.0, 50.0, dropout=0.3, say=said.append)
+    assert said == [
+        f"warning: `dropout=0.3`: nothing in {nets}:plain drops; end it with `spec.head(features)`"
+    ]
+    make_model(f"{nets}:make", 3, 16, 100.0, 50.0, dropout=0.3, say=said.append)
+    make_model(f"{nets}:plain", 3, 16, 100.0, 50.0, say=said.append)
+    assert len(said) == 1
 
 
 def test_a_model_of_a_users_file_takes_what_ours_take(nets):

@@ -569,4 +569,4 @@ def test_a_loss_that_is_no_number_ends_the_run(dataset, tmp_path):
 
     with pytest.raises(CxrError) as error:
         train(str(dataset), str(tmp_path / "run"), config)
-    assert "the last good checkpoint is kept; try a smaller learning_rate" in str(error.value)
+    assert "; try a smaller learning_rate or clip_norm in a new run" in str(error.value)

@@ -178,9 +178,11 @@ class RunKeeper(_Callback):
 
     def _check(self, loss: Any) -> None:
         if not math.isfinite(float(loss)):
+            there = storage.exists(storage.join(self._run, runs.LAST_FILE))
+            kept = "the last good checkpoint is kept" if there else "there is no checkpoint yet"
             raise CxrError(
-                f"{self._run}: the loss became {float(loss)} in epoch {self.progress.epoch + 1}; the last "
-                "good checkpoint is kept; try a smaller learning_rate or clip_norm in a new run"
+                f"{self._run}: the loss became {float(loss)} in epoch {self.progress.epoch + 1}; {kept}; try "
+                "a smaller learning_rate or clip_norm in a new run"
             )
 
     def _check_updates(self) -> None:

@@ -147,7 +147,7 @@ def make_model(
             that training begins at the prior (Lin et al. 2017, section 4.1). None for zeros.
         synchronized: batch statistics of small_cnn over all devices of a tf.distribute strategy.
         cosine_scale: as `ModelSpec.cosine_scale`.
-        say: told what was taken from a weights file.
+        say: told what was taken from a weights file, and that a user's model takes no dropout.
 
     Raises:
         UsageError: no such model or weights file; or a user's model fails, gives another shape, or cannot be
@@ -173,6 +173,8 @@ def make_model(
             model = keras.Model(inputs, logits, name=name.rpartition(":")[2])
     if named.is_outside(name):
         _check_kept(model, name)
+        if dropout and not any(map(_draws, model._flatten_layers())):
+            say(f"warning: `dropout={dropout}`: nothing in {name} drops; end it with `spec.head(features)`")
     if weights != "none" and not pretrained:
         _take_weights(model, weights, named.objects({"model": name}, {}), say)
     return model
