@@ -173,7 +173,7 @@ def measure_here(arguments: argparse.Namespace) -> dict:
     devices.check_batch(batch)
     keras.config.set_dtype_policy(settings.precision)
     run = runs.describe(str(arguments.folder / "run"), dataset, settings, {})
-    job = train._Job(dataset, run, devices, dataset.steps_per_epoch("train", batch))
+    job = train._Job(dataset, run, devices, dataset.steps_per_epoch("train", batch), run.config)
     with devices.scope():
         model = train._compiled(job, train._loss(job))
     if keras.backend.backend() == "jax":

@@ -132,7 +132,7 @@ def test_small_cnn_is_explained_at_every_resolution_it_has():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "resnet50", "efficientnetv2b0", "convnext_tiny"])
 def test_every_network_of_keras_applications_is_explained(name):
-    made = models.make_model(name, 3, 64, 100.0, 50.0, augment="light", dropout=0.3)
+    made = models.make_model(name, 3, 64, 100.0, 50.0, dropout=0.3)
     explainer = Explainer(models.with_probabilities(made, "multilabel"))
 
     assert explainer.resolutions[-3:] == (8, 4, 2)
