@@ -81,6 +81,7 @@ def many_shards(dataset, tmp_path_factory) -> Path:
         names += [name] * len(part)
     table.loc[rows.index, "shard"] = names
     table.loc[rows.index, "place"] = places
+    table.loc[rows.index, "image_offset"] += np.array(offsets) - rows["offset"]
     table.loc[rows.index, "offset"] = offsets
     table.to_parquet(out / "records.parquet")
     manifest["splits"]["train"] |= {"shards": shards, "bytes": sum(shard["bytes"] for shard in shards)}
