@@ -19,7 +19,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -138,6 +138,7 @@ def load_split(
     if fetch:
         enable_tensorflow_io()
     arrays = Arrays(dataset, split, cache_dir=cache_dir, cache_bytes=cache_bytes, fetch=fetch)
+    arrays.check_room(run)
     reading = _Reading(arrays, run)
 
     types = [tf.uint8, tf.int32] + [tf.float32] * (run.last_batch == "pad")
@@ -148,8 +149,10 @@ def load_split(
     by_number = reading.function()
 
     def batch(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        parts = python_call(by_number, [number], types)
-        return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=False))
+        trouble, *parts = python_call(by_number, [number], [tf.string, *types])
+        # An error of Python's would come with its traceback.
+        with tf.control_dependencies([tf.debugging.Assert(tf.equal(trouble, ""), [trouble])]):
+            return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=False))
 
     last = tf.int64.max if count is None else first + count
     batches = tf.data.Dataset.range(first, last).map(batch)
@@ -174,8 +177,8 @@ def shard_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        if found := re.search(rf"\[{_STOPPED}(.*)\]$", error.message, re.MULTILINE):
-            raise CxrError(found[1]) from error
+        if found := re.search(rf"\[{_STOPPED}(.*?)\]\s*(\[\[|\[Op|$)", error.message, re.DOTALL):
+            raise CxrError(re.sub(r"\\(.)", r"\1", found[1])) from error  # it puts \ before quotes
         raise
 
 
@@ -209,14 +212,19 @@ class _Reading:
         weakref.finalize(keeper, self._leave)
         return keeper
 
-    def function(self) -> Callable[[np.int64], tuple[np.ndarray, ...]]:
-        """Returns the function that TensorFlow calls with the number of a batch."""
+    def function(self) -> Callable[[np.int64], tuple[Any, ...]]:
+        """Returns what TensorFlow calls with the number of a batch, for its parts behind what went wrong."""
         name = self._name
+        nothing = np.empty(0, np.uint8), np.empty(0, np.int32), np.empty(0, np.float32)
+        nothing = nothing[: 3 if self._run.last_batch == "pad" else 2]
 
-        def batch(number: np.int64) -> tuple[np.ndarray, ...]:
-            if name not in _Reading._open:
-                raise _stopped("its shards were closed, as nobody referred to what load_split had returned")
-            return _Reading._open[name]._batch(int(number))
+        def batch(number: np.int64) -> tuple[Any, ...]:
+            try:
+                if name not in _Reading._open:
+                    raise CxrError("its shards were closed, as nobody referred to what load_split returned")
+                return b"", *_Reading._open[name]._batch(int(number))
+            except CxrError as error:
+                return f"{_STOPPED}{error}".encode(), *nothing
 
         return batch
 
@@ -235,7 +243,7 @@ class _Reading:
         except CxrError as error:
             with self._lock:
                 self._failed[number + 1] = str(error)
-            raise _stopped(str(error)) from None
+            raise
         with self._lock:
             self._failed.pop(number + 1, None)
             self._places[number + 1] = place
@@ -246,8 +254,3 @@ class _Reading:
 
 class _Keeper:
     """Is referred to."""
-
-
-def _stopped(said: str) -> ValueError:
-    """The error that TensorFlow makes an InvalidArgumentError of."""
-    return ValueError(f"[{_STOPPED}{said}]")

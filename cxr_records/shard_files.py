@@ -170,7 +170,6 @@ class FetchedShards:
         """Fetches nothing yet; see `open_shards`."""
         check_sizes(dataset.path, entries)
         self._dataset, self._entries, self._bring, self._limit = dataset, entries, fetch, limit_bytes
-        self.check_room(1)
         room = limit_bytes // max(entry.bytes for entry in entries)
         # Of the room that those read in turn leave, a third at a time is on its way.
         self._fetches = max(1, min(FETCH_AHEAD, (room - INTERLEAVED_SHARDS) // 3))
@@ -284,13 +283,13 @@ def check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
 
 
 def allow_open_files(number: int) -> None:
-    """Lets the process hold so many files more, as far as its hard limit goes.
+    """Lets the process hold so many files more, each of them mapped too, as far as its hard limit goes.
 
     Raises:
         CxrError: it does not go so far.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = number + _OTHER_FILES + len(os.listdir("/dev/fd"))
+    wanted = 2 * number + _OTHER_FILES + len(os.listdir("/dev/fd"))
     if soft == resource.RLIM_INFINITY or wanted <= soft:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
