@@ -232,12 +232,13 @@ class Arrays:
         return self._numbers(epochs)
 
     def _numbers(self, epochs: Epochs) -> Iterator[np.ndarray]:
-        places: dict[int, int] = {}
+        known: list[int] = []
         for shards, numbers in epochs.batches():
-            if shards != list(places):  # another epoch
-                places, furthest = {shard: place for place, shard in enumerate(shards)}, -1
-            here = np.unique(self._shards[numbers]).tolist()
-            furthest = max([furthest, *(places[shard] for shard in here)])
+            if shards is not known:  # another epoch
+                known, furthest = shards, -1
+                places = np.empty(len(self.records.shards), np.int64)
+                places[shards] = np.arange(len(shards))
+            furthest = max(furthest, int(places[self._shards[numbers]].max(initial=-1)))
             self._files.ahead(shards[furthest + 1 :])
             yield numbers
 
@@ -285,14 +286,14 @@ class Arrays:
                     record = f"record {self._places[number]} ({self.records.image_ids[number]})"
                     raise self._files.trouble(shard, f"{record} {kind}: {said}") from None
 
-    def _checked(self, file: OpenShard, number: int) -> bytes:
+    def _checked(self, file: OpenShard, number: int) -> memoryview:
         """The stored image of a record whose checksums are right."""
         offset = int(self._offsets[number])
-        data = unframe(_read(file, offset, int(self._lengths[number])), offset)
+        data = memoryview(unframe(_read(file, offset, int(self._lengths[number])), offset))
         start = int(self._image_offsets[number]) - offset - HEADER_BYTES
         return data[start : start + int(self._image_bytes[number])]
 
-    def _decoded(self, stored: bytes) -> np.ndarray:
+    def _decoded(self, stored: bytes | memoryview) -> np.ndarray:
         """The pixels of a stored image: uint8 [size * size]."""
         return self._format.decode(stored).reshape(-1)
 
