@@ -248,13 +248,14 @@ class Arrays:
             run: of this split.
             first: number of the batch to begin with.
         """
-        places: dict[int, int] = {}
+        known: list[int] = []
         for shards, numbers in run.batches(first):
-            if shards != list(places):  # another epoch
-                places, begun = {shard: place for place, shard in enumerate(shards)}, 0
+            if shards is not known:  # another epoch
+                known, begun = shards, 0
+                places = np.empty(len(self.records.shards), np.int64)
+                places[shards] = np.arange(len(shards))
                 self._files.ahead(shards)
-            here = np.unique(self._shards[numbers]).tolist()
-            if (upto := 1 + max((places[shard] for shard in here), default=0)) > begun:
+            if (upto := int(places[self._shards[numbers]].max(initial=-1)) + 1) > begun:
                 begun = upto
                 self._files.ahead(shards[begun:])
             yield numbers
@@ -312,14 +313,14 @@ class Arrays:
                     record = f"record {self._places[number]} ({self.records.image_ids[number]})"
                     raise self._files.trouble(shard, f"{record} {kind}: {said}") from None
 
-    def _checked(self, file: OpenShard, number: int) -> bytes:
+    def _checked(self, file: OpenShard, number: int) -> memoryview:
         """The stored image of a record whose checksums are right."""
         offset = int(self._offsets[number])
-        data = unframe(_read(file, offset, int(self._lengths[number])), offset)
+        data = memoryview(unframe(_read(file, offset, int(self._lengths[number])), offset))
         start = int(self._image_offsets[number]) - offset - HEADER_BYTES
         return data[start : start + int(self._image_bytes[number])]
 
-    def _decoded(self, stored: bytes) -> np.ndarray:
+    def _decoded(self, stored: bytes | memoryview) -> np.ndarray:
         """The pixels of a stored image: uint8 [size * size]."""
         return self._format.decode(stored).reshape(-1)
 
