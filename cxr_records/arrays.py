@@ -5,7 +5,8 @@ between. Raw pixels are copied once, from the page cache to their place in the a
 files are mapped for that, which takes half the time of reading them.
 
 Damage is found: the checksum of a record is compared when the process reads it for the first time. And each
-time that a file is used, it must still be as long as it was: what is mapped and gone would end the process.
+time that a file is used it must still be as long as it was, or is read instead: to touch what is mapped and
+gone would end the process.
 """
 
 import math
@@ -302,7 +303,7 @@ class Arrays:
                         images[row] = self._decoded(self._checked(file, number))
                         self._known[number] = True
                     elif mapped is None:
-                        raise RecordError(start, "the file is shorter than it was")
+                        images[row] = self._decoded(_read(file, start, int(self._image_bytes[number])))
                     elif raw:
                         images[row] = mapped[start : start + size]
                     else:

@@ -170,7 +170,8 @@ class FetchedShards:
         """Fetches nothing yet; see `open_shards`."""
         check_sizes(dataset.path, entries)
         self._dataset, self._entries, self._bring, self._limit = dataset, entries, fetch, limit_bytes
-        room = limit_bytes // max(entry.bytes for entry in entries)
+        self._largest = max(entry.bytes for entry in entries)
+        room = limit_bytes // self._largest
         # Of the room that those read in turn leave, a third at a time is on its way.
         self._fetches = max(1, min(FETCH_AHEAD, (room - INTERLEAVED_SHARDS) // 3))
         # Each reader may still have one that was just let go.
@@ -191,7 +192,7 @@ class FetchedShards:
         Raises:
             UsageError: it is not.
         """
-        largest = max(entry.bytes for entry in self._entries)
+        largest = self._largest
         if self._limit // largest < at_once + 3:
             raise UsageError(
                 f"found a cache of {self._limit:,} bytes; {at_once} shards of "
@@ -203,8 +204,10 @@ class FetchedShards:
         """Opens a shard.
 
         Raises:
+            UsageError: the cache is too small for it.
             CxrError: it cannot be fetched, or the dataset was rebuilt since it was opened.
         """
+        self.check_room(1)
         coming = self._ask_for(shard)
         return coming if isinstance(coming, _FetchedShard) else coming.result()
 

@@ -580,8 +580,9 @@ def test_images_of_a_remote_dataset_are_gathered_with_the_smallest_cache_and_sev
 def test_a_cache_that_is_too_small_is_refused_with_what_it_needs(many_shards, remote, tmp_path):
     largest = largest_of(many_shards)
     for limit, at_once in ((4 * largest - 1, 1), (10 * largest - 1, 7)):
+        read = opened(remote, cache_dir=str(tmp_path), cache_bytes=limit)
         with pytest.raises(UsageError) as error:
-            opened(remote, cache_dir=str(tmp_path), cache_bytes=limit).batches(4)
+            read[0] if at_once == 1 else read.batches(4)
         assert str(error.value) == (
             f"found a cache of {limit:,} bytes; {at_once} shards of memory://bucket are read at once, so it "
             f"must hold {at_once + 3} of up to {largest:,} bytes: allow {(at_once + 3) * largest:,}"
