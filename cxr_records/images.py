@@ -16,7 +16,7 @@ from cxr_records.dicom import decode_dicom
 from cxr_records.errors import UsageError
 from cxr_records.filetypes import HEAD_BYTES, file_type
 from cxr_records.jpeg import check_jpeg
-from cxr_records.png import blank, check_decoded, checked_png
+from cxr_records.png import blank, check_decoded, decode_grey, grey_pixels, needed_chunks, png_of
 
 CODECS = ("raw", "png", "jpeg")
 RESAMPLING = {
@@ -114,8 +114,10 @@ class ImageFormat:
             if len(data) != self.size**2:
                 raise ImageDecodeError(f"{len(data)} bytes of raw pixels, expected {self.size**2}")
             return np.frombuffer(data, np.uint8).reshape(self.size, self.size)
-        with decoding(), Image.open(io.BytesIO(data), formats=[self.codec.upper()]) as image:
-            pixels = np.asarray(image)
+        pixels = decode_grey(data) if self.codec == "png" else None
+        if pixels is None:
+            with decoding(), Image.open(io.BytesIO(data), formats=[self.codec.upper()]) as image:
+                pixels = np.asarray(image)
         if pixels.shape != (self.size, self.size) or pixels.dtype != np.uint8:
             shape = "x".join(map(str, pixels.shape))
             raise ImageDecodeError(f"image of {shape} {pixels.dtype}, expected {self.size}x{self.size} uint8")
@@ -166,7 +168,10 @@ def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
         start = data[:12].decode("latin-1").encode("unicode_escape").decode()
         raise ImageDecodeError(f"no PNG, JPEG or DICOM: begins with '{start}'")
     if kind == "png":
-        data = checked_png(data)
+        chunks = needed_chunks(data)
+        if (pixels := grey_pixels(chunks)) is not None:
+            return Image.fromarray(pixels), "L"
+        data = png_of(chunks, data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[kind.upper()])
     except Image.DecompressionBombError as error:

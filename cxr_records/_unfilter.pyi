@@ -1,0 +1,3 @@
+LANES: int
+
+def unfilter(rows: bytes, width: int, height: int, /) -> bytes | None: ...
