@@ -6,6 +6,7 @@ pixels. It says nothing of what it does not take: that is Pillow's.
 
 import zlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ try:
     from cxr_records._unfilter import unfilter as _unfilter
 except ImportError:
     _unfilter = None
+_inflate: ModuleType
 try:
     from isal import isal_zlib as _inflate
 except ImportError:
@@ -183,7 +185,7 @@ def needed_chunks(data: bytes) -> list[Chunk]:
 
 def png_of(chunks: Sequence[Chunk], data: bytes) -> bytes:
     """Returns the file of these chunks alone: the whole file itself, where they are all of it."""
-    parts = [SIGNATURE, *(chunk.whole for chunk in chunks)]
+    parts: list[bytes | memoryview] = [SIGNATURE, *(chunk.whole for chunk in chunks)]
     return data if sum(map(len, parts)) == len(data) else b"".join(parts)
 
 
