@@ -5,8 +5,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "cxr_records._unfilter",
-            ["cxr_records/_unfilter.c"],
+            "cxr_records._pixels",
+            ["cxr_records/_pixels.c"],
             # Python's stable interface of 3.10, so that one wheel serves all later versions.
             define_macros=[("Py_LIMITED_API", "0x030A0000")],
             py_limited_api=True,

@@ -17,6 +17,7 @@ from cxr_records.errors import UsageError
 from cxr_records.filetypes import HEAD_BYTES, file_type
 from cxr_records.jpeg import check_jpeg
 from cxr_records.png import blank, check_decoded, decode_grey, grey_pixels, needed_chunks, png_of
+from cxr_records.resizing import resized
 
 CODECS = ("raw", "png", "jpeg")
 RESAMPLING = {
@@ -153,13 +154,12 @@ def decode_image(data: bytes, image_format: ImageFormat) -> DecodedImage:
         warnings.simplefilter("ignore")
         kind = file_type(data[:HEAD_BYTES])
         grey, mode = decode_dicom(data) if kind == "dicom" else _decode_picture(data, kind)
-    width, height = grey.size
-    side = image_format.size
-    small = grey.resize((side, side), RESAMPLING[image_format.resample])
-    return DecodedImage(np.asarray(small), width, height, mode)
+    width, height = grey.shape[::-1] if isinstance(grey, np.ndarray) else grey.size
+    pixels = resized(grey, image_format.size, RESAMPLING[image_format.resample])
+    return DecodedImage(pixels, width, height, mode)
 
 
-def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
+def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image | np.ndarray, str]:
     if data.startswith(_BARE_DICOM):
         raise ImageDecodeError(
             "DICOM without the 132 bytes that every file begins with; write it anew, as with dcmtk's dcmconv"
@@ -170,7 +170,7 @@ def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
     if kind == "png":
         chunks = needed_chunks(data)
         if (pixels := grey_pixels(chunks)) is not None:
-            return Image.fromarray(pixels), "L"
+            return pixels, "L"
         data = png_of(chunks, data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[kind.upper()])

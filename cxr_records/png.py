@@ -18,7 +18,7 @@ from cxr_records.decoding import MAX_PIXELS, ImageDecodeError
 # package was installed without a C compiler.
 _unfilter: Callable[[bytes, int, int], bytes | None] | None
 try:
-    from cxr_records._unfilter import unfilter as _unfilter
+    from cxr_records._pixels import unfilter as _unfilter
 except ImportError:
     _unfilter = None
 _inflate: ModuleType

@@ -15,7 +15,7 @@ ORDER = [
     "__init__", "urls", "errors", "drawings", "findings", "names", "filetypes", "seeding", "streams",
     "progress", "quiet", "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling", "balancing",
-    "decoding", "_unfilter", "png", "jpeg", "dicom", "images", "config",
+    "decoding", "_pixels", "resizing", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "cache", "tfio", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",

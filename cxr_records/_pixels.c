@@ -1,5 +1,10 @@
-/* Undoes the filters of the rows of an 8-bit grey PNG (PNG 3rd edition, section 9): one byte for each pixel.
+/* What takes most of the time between a grey PNG and a record, beside inflating: `unfilter` and `shrink`.
 
+   Built for the stable interface of Python 3.10, so that one file serves all later versions. That has no
+   buffers to write to, so bytes come in and bytes go out. Python's lock is free meanwhile. Nothing here trusts
+   what it is given: sizes are checked before a byte is read.
+
+   unfilter undoes the filters of the rows (PNG 3rd edition, section 9) of 8-bit grey: one byte for each pixel.
    A pixel is made from its neighbours on the left, above, and above on the left, so that a row by itself is one
    chain of steps that wait for each other. But a pixel and the one below it on its left need nothing of each
    other. So 16 rows go on together, each one pixel behind the row above it, in the 16 lanes of a vector: what a
@@ -8,8 +13,9 @@
    To have the bytes of 16 rows in step, 16 bytes of each are turned like a matrix, and turned back when done.
    The rows lie in a buffer of our own, with margins, so that nothing outside of it is ever read or written.
 
-   Built for the stable interface of Python 3.10, so that one file serves all later versions. That has no
-   buffers, so bytes come in and bytes go out. Python's lock is free meanwhile. */
+   shrink resizes 8-bit grey as Pillow does, bit for bit: first across, then down, each pixel a sum of weights
+   with 22 bits behind the point, rounded to 8 bits each time. A weight comes in two halves, its upper bits and
+   its lower 11, as every x86-64 multiplies eight pairs of 16 bits at once. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -26,6 +32,10 @@ enum { DONE, UNKNOWN_FILTER, NO_MEMORY };
 #define HAVE_LANES
 #endif
 #endif
+#if defined(__SSE2__) && !defined(CXR_ONE_LANE)
+#define HAVE_SSE2
+#include <emmintrin.h>
+#endif
 
 #ifdef HAVE_LANES
 
@@ -36,10 +46,9 @@ typedef uint8_t lanes __attribute__((vector_size(LANES)));
 #define LOWER(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define UPPER(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 
-#ifdef __SSE2__
+#ifdef HAVE_SSE2
 
 /* What every x86-64 has as one instruction, which GCC does not find in the general form below. */
-#include <emmintrin.h>
 static inline lanes minus(lanes a, lanes b) { return (lanes)_mm_subs_epu8((__m128i)a, (__m128i)b); }
 static inline lanes plus(lanes a, lanes b) { return (lanes)_mm_adds_epu8((__m128i)a, (__m128i)b); }
 static inline lanes least(lanes a, lanes b) { return (lanes)_mm_min_epu8((__m128i)a, (__m128i)b); }
@@ -213,6 +222,114 @@ static int unfilter(const uint8_t *packed, uint8_t *pixels, size_t width, size_t
 
 #endif
 
+#define ROUND (1 << 21)
+#define SHIFT 22 /* bits of a weight behind the point */
+#define LOW_BITS 11
+#define GROUP 8 /* weights come in groups of so many, the last ones 0 */
+
+/* Along one axis: for each pixel that comes out, the first that goes in, and `taps` weights. */
+typedef struct {
+    const int32_t *first;
+    const int16_t *high, *low;
+    size_t size, taps;
+} axis;
+
+#ifdef HAVE_SSE2
+
+static inline uint8_t weigh(const uint8_t *pixels, const int16_t *high, const int16_t *low, size_t taps)
+{
+    __m128i highs = _mm_setzero_si128(), lows = highs;
+    for (size_t j = 0; j < taps; j += GROUP) {
+        const __m128i eight = _mm_loadl_epi64((const __m128i *)(pixels + j));
+        const __m128i wide = _mm_unpacklo_epi8(eight, _mm_setzero_si128());
+        highs = _mm_add_epi32(highs, _mm_madd_epi16(wide, _mm_loadu_si128((const __m128i *)(high + j))));
+        lows = _mm_add_epi32(lows, _mm_madd_epi16(wide, _mm_loadu_si128((const __m128i *)(low + j))));
+    }
+    __m128i sums = _mm_add_epi32(_mm_slli_epi32(highs, LOW_BITS), lows);
+    sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, _MM_SHUFFLE(1, 0, 3, 2)));
+    sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, _MM_SHUFFLE(2, 3, 0, 1)));
+    return (uint8_t)((_mm_cvtsi128_si32(sums) + ROUND) >> SHIFT);
+}
+
+/* One row of `width` pixels, a multiple of GROUP, out of `taps` rows below each other. */
+static inline void weigh_rows(const uint8_t *rows, size_t width, const int16_t *high, const int16_t *low,
+                              size_t taps, uint8_t *out)
+{
+    const __m128i zero = _mm_setzero_si128();
+    for (size_t x = 0; x < width; x += GROUP) {
+        __m128i left_high = zero, left_low = zero, right_high = zero, right_low = zero;
+        for (size_t j = 0; j < taps; j += 2) { /* two rows in turn, as pairs are added */
+            const __m128i one = _mm_loadl_epi64((const __m128i *)(rows + j * width + x));
+            const __m128i other = _mm_loadl_epi64((const __m128i *)(rows + (j + 1) * width + x));
+            const __m128i pairs = _mm_unpacklo_epi8(one, other);
+            const __m128i left = _mm_unpacklo_epi8(pairs, zero), right = _mm_unpackhi_epi8(pairs, zero);
+            int32_t two_high, two_low;
+            memcpy(&two_high, high + j, sizeof two_high);
+            memcpy(&two_low, low + j, sizeof two_low);
+            const __m128i highs = _mm_set1_epi32(two_high), lows = _mm_set1_epi32(two_low);
+            left_high = _mm_add_epi32(left_high, _mm_madd_epi16(left, highs));
+            left_low = _mm_add_epi32(left_low, _mm_madd_epi16(left, lows));
+            right_high = _mm_add_epi32(right_high, _mm_madd_epi16(right, highs));
+            right_low = _mm_add_epi32(right_low, _mm_madd_epi16(right, lows));
+        }
+        const __m128i half = _mm_set1_epi32(ROUND);
+        __m128i left = _mm_add_epi32(_mm_add_epi32(_mm_slli_epi32(left_high, LOW_BITS), left_low), half);
+        __m128i right = _mm_add_epi32(_mm_add_epi32(_mm_slli_epi32(right_high, LOW_BITS), right_low), half);
+        left = _mm_packs_epi32(_mm_srai_epi32(left, SHIFT), _mm_srai_epi32(right, SHIFT));
+        _mm_storel_epi64((__m128i *)(out + x), _mm_packus_epi16(left, left));
+    }
+}
+
+#else
+
+static inline uint8_t weigh(const uint8_t *pixels, const int16_t *high, const int16_t *low, size_t taps)
+{
+    uint32_t highs = 0, lows = ROUND;
+    for (size_t j = 0; j < taps; j++) {
+        highs += (uint32_t)(pixels[j] * high[j]);
+        lows += (uint32_t)(pixels[j] * low[j]);
+    }
+    return (uint8_t)(((highs << LOW_BITS) + lows) >> SHIFT);
+}
+
+/* As above. */
+static inline void weigh_rows(const uint8_t *rows, size_t width, const int16_t *high, const int16_t *low,
+                              size_t taps, uint8_t *out)
+{
+    for (size_t x = 0; x < width; x++) {
+        uint32_t highs = 0, lows = ROUND;
+        for (size_t j = 0; j < taps; j++) {
+            highs += (uint32_t)(rows[j * width + x] * high[j]);
+            lows += (uint32_t)(rows[j * width + x] * low[j]);
+        }
+        out[x] = (uint8_t)(((highs << LOW_BITS) + lows) >> SHIFT);
+    }
+}
+
+#endif
+
+/* pixels: height rows of width bytes. out: down.size rows of across.size bytes. */
+static int shrink(const uint8_t *pixels, size_t width, size_t height, axis across, axis down, uint8_t *out)
+{
+    const size_t stride = (across.size + GROUP - 1) / GROUP * GROUP;
+    uint8_t *narrow = calloc(height + 1, stride); /* all rows made narrow, and the one that is being made */
+    if (narrow == NULL)
+        return NO_MEMORY;
+    uint8_t *made = narrow + height * stride;
+    for (size_t y = 0; y < height; y++)
+        for (size_t x = 0; x < across.size; x++)
+            narrow[y * stride + x] = weigh(pixels + y * width + (size_t)across.first[x],
+                                           across.high + x * across.taps, across.low + x * across.taps,
+                                           across.taps);
+    for (size_t y = 0; y < down.size; y++) {
+        weigh_rows(narrow + (size_t)down.first[y] * stride, stride, down.high + y * down.taps,
+                   down.low + y * down.taps, down.taps, made);
+        memcpy(out + y * across.size, made, across.size);
+    }
+    free(narrow);
+    return DONE;
+}
+
 PyDoc_STRVAR(unfilter_doc, "unfilter(rows: bytes, width: int, height: int) -> bytes | None\n\n"
                            "Undoes the filters of the rows of an 8-bit grey PNG.\n\n"
                            "Returns height x width pixels; None where a row has a filter that no PNG has.");
@@ -247,19 +364,78 @@ static PyObject *py_unfilter(PyObject *module, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(shrink_doc,
+             "shrink(pixels, width: int, height: int, first_x, weights_x, first_y, weights_y) -> bytes\n\n"
+             "Resizes 8-bit grey; see resizing.py, which makes the weights.\n\n"
+             "first: int32 [out], the first pixel for each that comes out. weights: int16 [2, out, taps], their\n"
+             "upper bits and their lower 11; taps is a multiple of 8.");
+
+/* Checks what belongs to one axis: that no weight is for a pixel that is not there. */
+static int make_axis(const char *first, Py_ssize_t first_bytes, const char *weights, Py_ssize_t weights_bytes,
+                     Py_ssize_t size, axis *made)
+{
+    const Py_ssize_t count = first_bytes / (Py_ssize_t)sizeof(int32_t);
+    if (count < 1 || count > INT32_MAX || size > INT32_MAX || first_bytes % (Py_ssize_t)sizeof(int32_t))
+        return 0;
+    const Py_ssize_t taps = weights_bytes / (2 * (Py_ssize_t)sizeof(int16_t)) / count;
+    if (taps < GROUP || taps % GROUP || taps > size || weights_bytes != 2 * (Py_ssize_t)sizeof(int16_t) * count * taps)
+        return 0;
+    made->first = (const int32_t *)first;
+    made->high = (const int16_t *)weights;
+    made->low = made->high + count * taps;
+    made->size = (size_t)count;
+    made->taps = (size_t)taps;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (made->first[i] < 0 || made->first[i] > size - taps)
+            return 0;
+    return 1;
+}
+
+static PyObject *py_shrink(PyObject *module, PyObject *arguments)
+{
+    const char *pixels, *first_x, *weights_x, *first_y, *weights_y;
+    Py_ssize_t num_pixels, width, height, first_x_bytes, weights_x_bytes, first_y_bytes, weights_y_bytes;
+    axis across, down;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y#nny#y#y#y#:shrink", &pixels, &num_pixels, &width, &height, &first_x,
+                          &first_x_bytes, &weights_x, &weights_x_bytes, &first_y, &first_y_bytes, &weights_y,
+                          &weights_y_bytes))
+        return NULL;
+    if (width < 1 || height < 1 || height > PY_SSIZE_T_MAX / width || num_pixels != height * width ||
+        !make_axis(first_x, first_x_bytes, weights_x, weights_x_bytes, width, &across) ||
+        !make_axis(first_y, first_y_bytes, weights_y, weights_y_bytes, height, &down)) {
+        PyErr_SetString(PyExc_ValueError, "the weights are not for this many pixels");
+        return NULL;
+    }
+    PyObject *resized = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(across.size * down.size));
+    if (resized == NULL)
+        return NULL;
+    uint8_t *to = (uint8_t *)PyBytes_AsString(resized); /* nobody else has them yet */
+    int came;
+    Py_BEGIN_ALLOW_THREADS
+    came = shrink((const uint8_t *)pixels, (size_t)width, (size_t)height, across, down, to);
+    Py_END_ALLOW_THREADS
+    if (came == DONE)
+        return resized;
+    Py_DECREF(resized);
+    return PyErr_NoMemory();
+}
+
 static int add_constants(PyObject *module) { return PyModule_AddIntConstant(module, "LANES", LANES); }
 
-static PyMethodDef methods[] = {{"unfilter", py_unfilter, METH_VARARGS, unfilter_doc}, {NULL, NULL, 0, NULL}};
+static PyMethodDef methods[] = {{"unfilter", py_unfilter, METH_VARARGS, unfilter_doc},
+                                {"shrink", py_shrink, METH_VARARGS, shrink_doc},
+                                {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)add_constants}, {0, NULL}};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "cxr_records._unfilter",
-    .m_doc = "Undoes the filters of the rows of an 8-bit grey PNG; see png.py, which does without it too.",
+    .m_name = "cxr_records._pixels",
+    .m_doc = "What takes most of the time between a grey PNG and a record; the package does without it too.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,
 };
 
-PyMODINIT_FUNC PyInit__unfilter(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__pixels(void) { return PyModuleDef_Init(&definition); }

@@ -1,4 +1,4 @@
-"""Plain PNG files decoded by ISA-L and the extension, beside Pillow, which decides what is right."""
+"""Decoding and making smaller with the extension, beside Pillow, which decides what is right."""
 
 import hashlib
 import importlib.util
@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,15 +23,17 @@ from pictures import PNG_MARK, SMALL, chunk, colours, png, ramp, saved
 from PIL import Image
 
 from cxr_records import png as png_module
+from cxr_records import resizing
 from cxr_records.images import CODECS, ImageDecodeError, ImageFormat, decode_image
 from cxr_records.png import decode_grey, decoder
 
 if not shutil.which(os.environ.get("CC", "cc")):
     pytest.skip("without a C compiler there is no extension", allow_module_level=True)
 
-from cxr_records import _unfilter
+from cxr_records import _pixels
 
 ROOT = Path(__file__).parents[1]
+BILINEAR = Image.Resampling.BILINEAR
 MUTANTS = 2000
 NOISE = np.random.default_rng(0).integers(0, 256, (120, 150), np.uint8)
 # As of an X-ray: smooth, with noise; its stream is none of the small ones.
@@ -46,8 +48,8 @@ def one_lane(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     folder = tmp_path_factory.mktemp("one_lane")
     built = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", folder, "--build-temp", folder]
     subprocess.run(built, cwd=ROOT, env={**os.environ, "CFLAGS": "-DCXR_ONE_LANE"}, check=True)
-    (path,) = folder.rglob("_unfilter*.so")
-    spec = importlib.util.spec_from_file_location("cxr_records._unfilter", path)
+    (path,) = folder.rglob("_pixels*.so")
+    spec = importlib.util.spec_from_file_location("cxr_records._pixels", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.LANES == 1
@@ -71,6 +73,7 @@ def by_pillow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple]:
     def outcome_by_pillow(data: bytes, image_format: ImageFormat = SMALL) -> tuple:
         with monkeypatch.context() as patch:
             patch.setattr(png_module, "_unfilter", None)
+            patch.setattr(resizing, "_pixels", None)
             return outcome(data, image_format)
 
     return outcome_by_pillow
@@ -126,7 +129,7 @@ def test_pixels_come_back_from_rows_of_any_filters(one_lane, width, height, seed
     draws = np.random.default_rng(seed)
     picture = draws.integers(0, most, (height, width), np.uint8, endpoint=True)
     rows = filtered(picture, draws.integers(0, 5, height).tolist())
-    assert _unfilter.unfilter(rows, width, height) == picture.tobytes()
+    assert _pixels.unfilter(rows, width, height) == picture.tobytes()
     assert one_lane.unfilter(rows, width, height) == picture.tobytes()
 
 
@@ -136,7 +139,7 @@ def test_the_nearest_of_all_three_neighbours_is_taken_whatever_they_are(one_lane
     left, up, corner = (each.ravel() for each in np.meshgrid(values, values, values))
     picture = np.stack([np.stack([corner, up], axis=1).ravel(), np.stack([left, ~left], axis=1).ravel()])
     rows = filtered(picture, [0, 4])
-    for module in (_unfilter, one_lane):
+    for module in (_pixels, one_lane):
         assert module.unfilter(rows, picture.shape[1], 2) == picture.tobytes()
 
 
@@ -145,7 +148,7 @@ def test_the_nearest_of_all_three_neighbours_is_taken_whatever_they_are(one_lane
 def test_each_filter_alone(one_lane, filters, width):
     picture = np.random.default_rng(width).integers(0, 256, (35, width), np.uint8)
     rows = filtered(picture, [filters] * 35)
-    for module in (_unfilter, one_lane):
+    for module in (_pixels, one_lane):
         assert module.unfilter(rows, width, 35) == picture.tobytes()
 
 
@@ -154,7 +157,7 @@ def test_a_filter_that_no_png_has_is_none_in_any_row(one_lane):
     for row in range(20):
         for kind in (5, 255):
             wrong = rows[: 21 * row] + bytes([kind]) + rows[21 * row + 1 :]
-            for module in (_unfilter, one_lane):
+            for module in (_pixels, one_lane):
                 assert module.unfilter(wrong, 20, 20) is None
 
 
@@ -163,13 +166,87 @@ def test_a_filter_that_no_png_has_is_none_in_any_row(one_lane):
     [(5, 5), (4, 6), (0, 30), (30, 0), (-1, 30), (5, -5), (29, 2**62), (2**62, 1), (2**63 - 1, 2), (14, 1)],
 )
 def test_rows_of_another_size_are_refused(one_lane, width, height):
-    for module in (_unfilter, one_lane):
+    for module in (_pixels, one_lane):
         with pytest.raises(ValueError, match=r"the rows are not height times width \+ 1 bytes"):
             module.unfilter(bytes(29), width, height)
         with pytest.raises(OverflowError):
             module.unfilter(bytes(30), 2**63, 1)
         with pytest.raises(TypeError):
             module.unfilter(bytearray(30), 5, 5)
+
+
+# ---- making smaller -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["vectors", "one lane"])
+def shrinking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "one lane":
+        monkeypatch.setattr(resizing, "_pixels", request.getfixturevalue("one_lane"))
+
+
+def by_pillow_alone(picture: np.ndarray, side: int, resample: Image.Resampling = BILINEAR) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize((side, side), resample))
+
+
+def test_any_picture_is_made_smaller_to_the_bits_of_pillow(shrinking):
+    @given(st.integers(8, 400), st.integers(8, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))
+    @settings(max_examples=200, deadline=None)
+    @example(1024, 1024, 224, 0)
+    @example(8, 8, 7, 0)
+    @example(8, 400, 8, 0)
+    @example(400, 9, 1, 0)
+    def check(width, height, side, seed):
+        draws = np.random.default_rng(seed)
+        picture = draws.integers(0, 256, (height, width), np.uint8)
+        if seed % 2:  # where a sum that is too large or too small shows
+            picture = np.where(picture < draws.integers(0, 256), 0, 255).astype(np.uint8)
+        assert np.array_equal(resizing.resized(picture, side, BILINEAR), by_pillow_alone(picture, side))
+
+    check()
+
+
+def test_the_extension_makes_smaller_what_it_can_and_pillow_the_rest(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        resizing, "_pixels", SimpleNamespace(shrink=lambda *given: calls.append(1) or _pixels.shrink(*given))
+    )
+    for picture, side, resample, taken in [
+        (NOISE, 100, BILINEAR, True),
+        (NOISE, 120, BILINEAR, True),
+        (NOISE, 121, BILINEAR, False),  # larger than it is high
+        (NOISE, 100, Image.Resampling.BOX, False),
+        (NOISE, 100, Image.Resampling.LANCZOS, False),
+        (NOISE[:8, :8], 1, BILINEAR, True),
+        (NOISE[:7, :8], 1, BILINEAR, False),
+        (NOISE[:20, :20], 1, BILINEAR, False),  # weights for 24 pixels
+        (NOISE[:20, :20], 20, BILINEAR, False),
+    ]:
+        calls.clear()
+        small = resizing.resized(picture, side, resample)
+        assert np.array_equal(small, by_pillow_alone(picture, side, resample))
+        assert bool(calls) == taken
+
+
+def test_weights_that_reach_past_the_pixels_are_refused(one_lane):
+    picture = np.zeros((20, 30), np.uint8)
+    across, down = resizing._weights(30, 10), resizing._weights(20, 10)
+    for module in (_pixels, one_lane):
+        assert module.shrink(picture, 30, 20, *across, *down) == bytes(100)
+        for width, height, x, y in [
+            (20, 30, across, down),
+            (0, 20, across, down),
+            (-30, -20, across, down),
+            (600, 2**62, across, down),
+            (30, 20, (across[0] + 1, across[1]), down),
+            (30, 20, across, (down[0] - 1, down[1])),
+            (30, 20, (across[0][:9], across[1]), down),
+            (30, 20, across, (down[0], down[1][:, :, :7])),
+            (30, 20, (across[0][:0], across[1][:0]), down),
+            (30, 20, (across[0].tobytes()[:-1], across[1]), down),
+            (30, 20, across, (down[0], np.zeros((2, 10, 24), np.int16))),
+        ]:
+            with pytest.raises(ValueError, match=r"not for this many pixels|C-contiguous"):
+                module.shrink(picture, width, height, *x, *y)
 
 
 # ---- files ----------------------------------------------------------------------------------------------
@@ -423,7 +500,7 @@ def test_the_package_is_installed_with_a_compiler_or_without_one_and_decodes_to_
     assert "-cp310-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(where)
-        assert any("_unfilter." in name and name.endswith(".so") for name in packed.namelist()) == (
+        assert any("_pixels." in name and name.endswith(".so") for name in packed.namelist()) == (
             compiler is None
         )
     (tmp_path / "picture.png").write_bytes(PLAIN)

@@ -1,3 +1,0 @@
-LANES: int
-
-def unfilter(rows: bytes, width: int, height: int, /) -> bytes | None: ...
