@@ -248,7 +248,7 @@ static inline uint8_t weigh(const uint8_t *pixels, const int16_t *high, const in
     __m128i sums = _mm_add_epi32(_mm_slli_epi32(highs, LOW_BITS), lows);
     sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, _MM_SHUFFLE(1, 0, 3, 2)));
     sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, _MM_SHUFFLE(2, 3, 0, 1)));
-    return (uint8_t)((_mm_cvtsi128_si32(sums) + ROUND) >> SHIFT);
+    return (uint8_t)(((uint32_t)_mm_cvtsi128_si32(sums) + ROUND) >> SHIFT);
 }
 
 /* One row of `width` pixels, a multiple of GROUP, out of `taps` rows below each other. */
