@@ -15,7 +15,7 @@ ORDER = [
     "__init__", "urls", "errors", "drawings", "findings", "names", "filetypes", "seeding", "streams",
     "progress", "quiet", "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling", "balancing",
-    "decoding", "png", "jpeg", "dicom", "images", "config",
+    "decoding", "_pixels", "resizing", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "order", "epochs", "cache",
     "shard_files", "arrays", "tfio", "python_calls", "reader",
     "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
