@@ -26,7 +26,7 @@ from PIL import Image
 from readers import memmap
 
 LEADS = Path(__file__).with_name("leads.json")
-LOST = 0.25  # of a lead
+KEPT = 0.75  # of a lead: what must be left
 NUM_IMAGES, EPOCHS = 2048, 4  # of the reader's set, and read in a round
 DECODED, SIZE = 6, 224  # images of 1,024 pixels in a round
 TABLE_ROWS = 30_000
@@ -123,13 +123,13 @@ def lead(ours: Work, yardstick: Work, rounds: int) -> dict[str, Any]:
     return {"lead": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def verdict(found: dict[str, dict[str, Any]], recorded: dict[str, float]) -> list[str]:
-    """One line for each lead that is lost."""
+def verdict(found: dict[str, dict[str, Any]], recorded: dict[str, float], kept: float) -> list[str]:
+    """One line for each lead of which less than a share is left."""
     return [
-        f"{name}: found a lead of {found[name]['lead']:.3f}, expected at least {(1 - LOST) * held:.3f}, "
-        f"which is {1 - LOST:.0%} of the {held:.3f} recorded in {LEADS.name}"
+        f"{name}: found a lead of {found[name]['lead']:.3f}, expected at least {kept * held:.3f}, "
+        f"which is {kept:.0%} of the {held:.3f} recorded in {LEADS.name}"
         for name, held in recorded.items()
-        if name in found and found[name]["lead"] < (1 - LOST) * held
+        if name in found and found[name]["lead"] < kept * held
     ]
 
 
@@ -139,6 +139,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--keep", type=float, default=KEPT, help="share of each lead that must be left")
     parser.add_argument("--record", action="store_true", help=f"write what is found to {LEADS.name}")
     asked = parser.parse_args()
     found = {}
@@ -155,7 +156,7 @@ def main() -> None:
         leads = {name: round(told["lead"], 4) for name, told in found.items()}
         LEADS.write_text(json.dumps(leads, indent=1) + "\n")
         return
-    lost = verdict(found, json.loads(LEADS.read_text()))
+    lost = verdict(found, json.loads(LEADS.read_text()), asked.keep)
     for line in lost:
         print(f"Error: {line}", file=sys.stderr)
     raise SystemExit(bool(lost))

@@ -35,7 +35,7 @@ from PIL import Image
 from readers import FORMS, READERS
 
 SETS = ("raw-224", "png-224", "jpeg-224", "raw-512")
-COUNT = 9000  # of 224 pixels; larger images are fewer, of as many pixels
+COUNT = 9000  # of 224 pixels; larger images are fewer
 CORES = min(2, len(os.sched_getaffinity(0)))
 NUM_ORIGINALS = 300  # look-alike images that are drawn
 
@@ -188,9 +188,9 @@ def tables(log: Log, readers: Sequence[str]) -> str:
 
 
 def scaled(count: int, name: str) -> int:
-    """So many images of 224 pixels, or fewer larger ones of as many pixels."""
+    """So many images of 224 pixels, or fewer larger ones: as many rows of pixels."""
     size = int(name.split("-")[1])
-    return count if size <= 224 else max(2 * BATCH, count * 224**2 // size**2)
+    return count if size <= 224 else max(2 * BATCH, count * 224 // size)
 
 
 def set_name(text: str) -> str:

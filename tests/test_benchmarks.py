@@ -236,7 +236,7 @@ def test_one_label_is_corrected_and_nothing_else(tmp_path):
 def test_a_lead_is_lost_when_a_quarter_of_it_is():
     found = {"reader": {"lead": 0.76}, "decode": {"lead": 2.2}, "plan": {"lead": 3.0}}
 
-    (said,) = bench_check.verdict(found, {"reader": 1.0, "decode": 3.0, "plan": 3.0})
+    (said,) = bench_check.verdict(found, {"reader": 1.0, "decode": 3.0, "plan": 3.0}, 0.75)
 
     assert said == (
         "decode: found a lead of 2.200, expected at least 2.250, "
