@@ -17,10 +17,8 @@ rebuild meanwhile changes nothing; those that are fetched are known by their sha
 """
 
 import contextlib
-import math
 import os
 import re
-import resource
 import threading
 import time
 import weakref
@@ -32,29 +30,24 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_records import balancing, storage
-from cxr_records.cache import DEFAULT_BYTES, HeldFile, ShardCache, listed_sizes
+from cxr_records.cache import DEFAULT_BYTES, HeldFile, ShardCache
 from cxr_records.dataset import Dataset, SplitRecords, open_dataset
+from cxr_records.epochs import steps_of_epoch
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import encode_example
 from cxr_records.findings import NO_FINDING
 from cxr_records.manifest import ShardEntry
+from cxr_records.order import BLOCK_RECORDS, INTERLEAVED_SHARDS, SHUFFLE_BYTES, SHUFFLE_RECORDS
 from cxr_records.record_table import VERIFY
 from cxr_records.seeding import keyed_hash
+from cxr_records.shard_files import FETCH_AHEAD, allow_open_files, check_sizes
 from cxr_records.splits import TRAIN
 from cxr_records.tasks import ANY_FINDING, Task
 from cxr_records.tfio import enable_tensorflow_io
 
-# Of the order of training, so never taken from the machine.
-INTERLEAVED_SHARDS = 8
-BLOCK_RECORDS = 16
-SHUFFLE_BYTES, SHUFFLE_RECORDS = 64 << 20, 16384  # whichever is less; more than a cache holds is slower
-
 READ_BYTES = 1 << 20  # of a shard at a time
 PREFETCH_BYTES, PREFETCH_BATCHES = 64 << 20, (2, 16)  # of batches ready for the trainer
-FETCH_AHEAD = 4  # remote shards fetched before they are read
-LAST_BATCHES = ("drop", "pad", "smaller")
 LINGER_SECONDS = 60.0  # for which shards stay open that nobody reads any longer
-_OTHER_FILES = 64  # that a process may open beside the shards it holds
 
 _STOPPED = "reading stopped: "  # begins what `shard_errors` knows again
 
@@ -68,7 +61,7 @@ def steps_per_epoch(dataset: Dataset | str, split: str, batch_size: int, *, num_
         UsageError: as `load_split`.
     """
     records = open_dataset(dataset).split(split)
-    return _steps(records, split, batch_size, num_hosts, shuffle=True, last_batch="drop")
+    return steps_of_epoch(records, split, batch_size, num_hosts, shuffle=True, last_batch="drop")
 
 
 def load_split(
@@ -145,7 +138,7 @@ def load_split(
         raise UsageError(f"found sampling {sampling!r}; expected one of {', '.join(balancing.SAMPLINGS)}")
     if sampling != balancing.NATURAL and not shuffle:
         raise UsageError(f"found sampling {sampling!r} of records in manifest order; expected `shuffle=True`")
-    steps = _steps(records, split, batch_size, num_hosts, shuffle, last_batch)
+    steps = steps_of_epoch(records, split, batch_size, num_hosts, shuffle, last_batch)
     if not 0 <= host < num_hosts:
         raise UsageError(f"found host {host} of {num_hosts} hosts; expected 0 to {num_hosts - 1}")
     if start_epoch < 0 or not 0 <= start_batch <= steps:
@@ -158,7 +151,7 @@ def load_split(
     if start_batch == steps:
         start_epoch, start_batch = start_epoch + 1, 0
     entries = dataset.splits[split].shards
-    _check_sizes(dataset.path, entries)
+    check_sizes(dataset.path, entries)
     local = [] if storage.is_url(dataset.path) else entries
     held = _OpenFiles([storage.join(dataset.path, entry.file) for entry in local])
     files = _files(dataset, entries, held, shuffle, cache_dir, cache_bytes, direct)
@@ -224,56 +217,6 @@ def shard_errors() -> Iterator[None]:
         raise
 
 
-def _steps(
-    records: SplitRecords, split: str, batch_size: int, num_hosts: int, shuffle: bool, last_batch: str
-) -> int:
-    """Batches of an epoch, the same for every host and epoch."""
-    if batch_size < 1 or num_hosts < 1:
-        raise UsageError(f"found batch size {batch_size} and {num_hosts} hosts; expected 1 or more of each")
-    if last_batch not in LAST_BATCHES:
-        raise UsageError(f"found last_batch {last_batch!r}; expected one of {', '.join(LAST_BATCHES)}")
-    if last_batch == "smaller" and num_hosts > 1:
-        raise UsageError("found last_batch 'smaller' with several hosts, whose counts differ; expected 'pad'")
-    counts = [kept for _, kept, _ in records.shards]
-    if num_hosts > len(counts):
-        raise UsageError(
-            f"found {num_hosts} hosts for the {len(counts)} shards of split {split}; each host needs one: "
-            "build with a smaller `shard_mb`"
-        )
-    if shuffle:  # which shards a host gets changes with the epoch
-        counts = sorted(counts)
-        fewest = sum(counts[: len(counts) // num_hosts])
-        most = sum(counts[-math.ceil(len(counts) / num_hosts) :])
-    else:
-        per_host = [sum(counts[host::num_hosts]) for host in range(num_hosts)]
-        fewest, most = min(per_host), max(per_host)
-    if last_batch != "drop":
-        return -(-most // batch_size)
-    if fewest < batch_size:
-        each = f" for each of {num_hosts} hosts" * (num_hosts > 1)
-        raise UsageError(
-            f"found a batch of {batch_size}, larger than split {split}, which has {fewest} records{each}; "
-            "expected a smaller one"
-        )
-    return fewest // batch_size
-
-
-def _check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
-    """Compares the shards at hand with the manifest, before anything is read."""
-    sizes = listed_sizes(dataset)
-    if sizes is None:  # the storage cannot list; each shard is checked as it is fetched
-        return
-    for entry in entries:
-        path = storage.join(dataset, entry.file)
-        if entry.file not in sizes:
-            if storage.exists(path):
-                storage.open_regular(path).close()  # which says what it is instead
-            raise CxrError(f"{path} is missing; {VERIFY}")
-        size = sizes[entry.file]
-        if size is not None and size != entry.bytes:
-            raise CxrError(f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; {VERIFY}")
-
-
 class _OpenFiles:
     """The shards of a split, held open as long as somebody refers to this object, and somewhat longer.
 
@@ -287,7 +230,7 @@ class _OpenFiles:
         while self._left and self._left[0][0] < time.monotonic() - LINGER_SECONDS:
             for file in self._left.popleft()[1]:
                 file.close()
-        _allow_open_files(len(paths))
+        allow_open_files(len(paths))
         self.files = [storage.open_regular(path) for path in paths]
         weakref.finalize(self, self._leave, self.files)
 
@@ -324,20 +267,6 @@ class _ReadableFiles:
 _DESCRIPTORS = "/proc/self/fd"  # opened anew there, a descriptor has a place of its own in the file
 # As on Linux. Elsewhere files are opened by their names, and a rebuild is noticed at the dataset's next use.
 _HAS_DESCRIPTORS = os.path.isdir(_DESCRIPTORS)
-
-
-def _allow_open_files(number: int) -> None:
-    """Lets the process hold so many files more, as far as its hard limit goes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = number + _OTHER_FILES + len(os.listdir("/dev/fd"))
-    if soft == resource.RLIM_INFINITY or wanted <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and wanted > hard:
-        raise CxrError(
-            f"found {number:,} shards, which are held open while they are read, and a limit of {hard:,} open "
-            "files; raise that (ulimit -Hn), or build with a larger `shard_mb`"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _FetchedFiles:

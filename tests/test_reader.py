@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import io
 import os
 import shutil
 from collections import Counter
@@ -14,80 +13,24 @@ import fsspec
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import manifest_json, write_manifest
-from PIL import Image
+from conftest import manifest_json, pixels, stored
 
-from cxr_records import reader, storage
+from cxr_records import reader, shard_files, storage
 from cxr_records.balancing import expected_draws, reached, times_drawn
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
-from cxr_records.examples import decode_example
+from cxr_records.order import Order, buffer_records
 from cxr_records.reader import load_split, shard_errors, steps_per_epoch
 from cxr_records.tasks import parse_task
-from cxr_records.tfrecord import read_records
 
 BATCH = 16
 NATURAL_ORDER = [30, 151, 82, 113, 140, 86, 109, 141, 13, 92, 41, 10, 149, 96, 152, 11, 99, 78, 155, 62]
 NATURAL_DIGEST = "f4d0fb3b851457880c7c39c599a4a6d1ecf461b77ce26adeaa484f7641bc0421"
 
 
-def stored(dataset: Path, split: str) -> list[dict]:
-    """The records of a split in manifest order, read without TensorFlow."""
-    found = []
-    for shard in manifest_json(dataset)["splits"][split]["shards"]:
-        with open(dataset / shard["file"], "rb") as file:
-            found += [decode_example(data) for _, data in read_records(file)]
-    return found
-
-
-def pixels(values: dict, codec: str) -> np.ndarray:
-    if codec == "raw":
-        return np.frombuffer(values["image"][0], np.uint8).reshape(32, 32, 1)
-    return np.asarray(Image.open(io.BytesIO(values["image"][0])))[..., np.newaxis]
-
-
 def keys(batches) -> list[list[bytes]]:
     """What tells records apart: their pixels. One list of them for each batch."""
     return [[image.tobytes() for image in batch[0].numpy()] for batch in batches]
-
-
-@pytest.fixture(scope="module")
-def many_shards(dataset, tmp_path_factory) -> Path:
-    """The dataset with its training records dealt to seven shards, as a larger one has them."""
-    import pyarrow.parquet as pq
-    from conftest import frame
-
-    out = tmp_path_factory.mktemp("many") / "cxr14"
-    shutil.copytree(dataset, out)
-    manifest = manifest_json(out)
-    table = pq.read_table(out / "records.parquet").to_pandas()
-    rows = table[table["split"] == "train"]
-    records = []
-    for shard in manifest["splits"]["train"]["shards"]:
-        with open(out / shard["file"], "rb") as file:
-            records += [data for _, data in read_records(file)]
-        (out / shard["file"]).unlink()
-    shards, names, places, offsets = [], [], [], []
-    for place, part in enumerate(np.array_split(np.arange(len(records)), 7)):
-        name = f"cxr14-train.tfrecord-{place:05d}-of-00007"
-        framed = [frame(records[i]) for i in part]
-        data = b"".join(framed)
-        places += range(len(part))
-        offsets += [sum(map(len, framed[:number])) for number in range(len(part))]
-        (out / name).write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        shards.append({"file": name, "records": len(part), "bytes": len(data), "sha256": digest})
-        names += [name] * len(part)
-    table.loc[rows.index, "shard"] = names
-    table.loc[rows.index, "place"] = places
-    table.loc[rows.index, "offset"] = offsets
-    table.to_parquet(out / "records.parquet")
-    manifest["splits"]["train"] |= {"shards": shards, "bytes": sum(shard["bytes"] for shard in shards)}
-    (entry,) = (entry for entry in manifest["files"] if entry["file"] == "records.parquet")
-    data = (out / "records.parquet").read_bytes()
-    entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_manifest(out, manifest)
-    return out
 
 
 # What a batch holds
@@ -252,6 +195,23 @@ def test_the_order_of_natural_sampling_is_what_it_was_before_there_was_another(m
 
     assert order[:20] == NATURAL_ORDER
     assert hashlib.sha256(str(order).encode()).hexdigest() == NATURAL_DIGEST
+
+
+@pytest.mark.parametrize("task", [None, "binary:Effusion"])
+@pytest.mark.parametrize("options", [{"sampling": "class_balanced"}, {"host": 1, "num_hosts": 2}])
+def test_records_come_in_the_order_that_the_order_of_training_gives(many_shards, options, task):
+    opened = open_dataset(many_shards).as_task(task)
+    records = opened.split("train")
+    buffer = buffer_records(opened.splits["train"].shards)
+    everything = stored(many_shards, "train")
+    part = [v for v, takes_part in zip(everything, records.takes_part, strict=True) if takes_part]
+    steps = steps_per_epoch(opened, "train", 4, num_hosts=options.get("num_hosts", 1))
+
+    batches = keys(load_split(opened, "train", 4, seed=9, start_epoch=2, epochs=3, **options))
+
+    order = Order(records, shuffle=True, seed=9, buffer=buffer, **options)
+    numbers = [batch.tolist() for batch in order.batches(2, 4)][:steps]
+    assert batches == [[pixels(part[number], "raw").tobytes() for number in batch] for batch in numbers]
 
 
 # Class-balanced sampling
@@ -580,13 +540,13 @@ def test_shards_are_held_open_while_they_are_read_and_somewhat_longer(copied_dat
 
 def test_more_shards_than_a_process_may_open_are_said(copied_dataset, monkeypatch):
     allowed = []
-    monkeypatch.setattr(reader.resource, "getrlimit", lambda _: (20, 4096))
-    monkeypatch.setattr(reader.resource, "setrlimit", lambda _, limits: allowed.append(limits))
+    monkeypatch.setattr(shard_files.resource, "getrlimit", lambda _: (20, 4096))
+    monkeypatch.setattr(shard_files.resource, "setrlimit", lambda _, limits: allowed.append(limits))
     next(iter(load_split(str(copied_dataset), "test", 4)))
     [(soft, hard)] = allowed
     assert 64 < soft < hard == 4096
 
-    monkeypatch.setattr(reader.resource, "getrlimit", lambda _: (20, 20))
+    monkeypatch.setattr(shard_files.resource, "getrlimit", lambda _: (20, 20))
     shards = len(manifest_json(copied_dataset)["splits"]["test"]["shards"])
     with pytest.raises(CxrError) as error:
         load_split(str(copied_dataset), "test", 4)
@@ -634,18 +594,6 @@ def test_an_error_of_another_kind_passes_through():
 
 
 # Remote
-
-
-@pytest.fixture
-def remote(many_shards) -> str:
-    """The dataset in fsspec's storage in memory."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    for file in many_shards.iterdir():
-        if file.is_file():
-            memory.pipe(f"/bucket/{file.name}", file.read_bytes())
-    yield "memory://bucket"
-    memory.store.clear()
 
 
 def test_a_remote_dataset_is_read_as_a_local_one_within_the_bytes_allowed(many_shards, remote, tmp_path):
