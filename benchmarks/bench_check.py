@@ -35,7 +35,7 @@ Work = Callable[[], object]
 
 
 def reader_work(folder: Path) -> Iterator[tuple[str, Work, Work]]:
-    """`load_split` on a raw set in the page cache; the yardstick gathers as many images."""
+    """`load_split`, and `Dataset.arrays`, on a raw set in the page cache; the yardstick gathers as many."""
     from cxr_records.quiet import load_tensorflow
 
     load_tensorflow()
@@ -53,6 +53,8 @@ def reader_work(folder: Path) -> Iterator[tuple[str, Work, Work]]:
 
     dataset = open_dataset(made / "dataset")
     yield "reader", lambda: list(map(len, load_split(dataset, "train", BATCH, epochs=EPOCHS))), yardstick
+    images = dataset.arrays("train")
+    yield "arrays", lambda: list(map(len, images.batches(BATCH, epochs=EPOCHS))), yardstick
 
 
 def decode_work(folder: Path) -> Iterator[tuple[str, Work, Work]]:

@@ -36,6 +36,7 @@ from readers import FORMS, READERS
 
 SETS = ("raw-224", "png-224", "jpeg-224", "raw-512")
 COUNT = 9000  # of 224 pixels; larger images are fewer
+STAYED = 0.01  # share of pages that may stay unsaid
 CORES = min(2, len(os.sched_getaffinity(0)))
 NUM_ORIGINALS = 300  # look-alike images that are drawn
 
@@ -180,8 +181,12 @@ def tables(log: Log, readers: Sequence[str]) -> str:
             "rounds",
         ]
         rows.sort(key=lambda row: -row[0])
+        stayed = max(
+            [line.get("stayed", 0) for line in log.find(**key) if line["reader"] in readers], default=0
+        )
         if rows:
             title = f"{images}, {count:,} images, {cores} core{'s' * (cores > 1)}, {mode}"
+            title += f" ({stayed:.0%} of the pages stayed in memory)" if stayed > STAYED else ""
             pages.append(f"{title}\n\n{harness.table(header, [row for _, row in rows])}")
     pages.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(told.items())))
     return "\n\n".join(pages)

@@ -124,7 +124,7 @@ def run(words: Sequence[object], *, limit: float = 3600.0) -> Taken:
     Raises:
         BenchmarkError: it failed, or took longer than `limit` seconds.
     """
-    # Processes whose parents ended come to this one, so that their time is counted too.
+    # Processes whose parents ended come to this one meanwhile, so that their time is counted too.
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     # No pipes: workers that outlive the command would hold them open.
@@ -141,6 +141,7 @@ def run(words: Sequence[object], *, limit: float = 3600.0) -> Taken:
             sampler.ended.set()
             sampler.join()
             _end_session(process)
+            ctypes.CDLL(None).prctl(_SUBREAPER, 0, 0, 0, 0)
         out.seek(0)
         said.seek(0)
         printed, told = out.read(), said.read()

@@ -14,10 +14,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import bench_build  # noqa: E402
 import bench_check  # noqa: E402
+import bench_reader  # noqa: E402
 import harness  # noqa: E402
 from builders import BUILDERS  # noqa: E402
 from measuring import BATCH, Job  # noqa: E402
-from readers import FORMS, READERS  # noqa: E402
+from readers import FORMS, READERS, decoded  # noqa: E402
 
 
 def reader_words(folder, *words):
@@ -25,11 +26,14 @@ def reader_words(folder, *words):
     return [*map(str, [*script, "--counts", 512, "--rounds", 2, "--seconds", 0.2, *words])]
 
 
+NAMES = ("memmap", "read", "arrays")
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A folder in which two readers were measured, and what was printed."""
+    """A folder in which readers without TensorFlow were measured, and what was printed."""
     folder = tmp_path_factory.mktemp("measured")
-    words = reader_words(folder, "--sets", "jpeg-32", "raw-32", "--readers", "memmap", "read")
+    words = reader_words(folder, "--sets", "raw-32", "--readers", *NAMES)
     done = subprocess.run(words, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -44,13 +48,10 @@ def test_every_reader_runs_once_a_round_in_another_order_each_time_warm_and_cold
 
     keys = [(m["set"], m["mode"], m["round"], m["reader"]) for m in lines]
     assert keys == [
-        *(("jpeg-32", mode, number, "read") for mode in ("warm", "cold") for number in (0, 1)),
-        *(
-            ("raw-32", mode, number, name)
-            for mode in ("warm", "cold")
-            for number, names in enumerate([("memmap", "read"), ("read", "memmap")])
-            for name in names
-        ),
+        ("raw-32", mode, number, name)
+        for mode in ("warm", "cold")
+        for number, names in enumerate([NAMES, ("read", "arrays", "memmap")])
+        for name in names
     ]
     for line in lines:
         assert "error" not in line
@@ -61,21 +62,32 @@ def test_every_reader_runs_once_a_round_in_another_order_each_time_warm_and_cold
         assert line["versions"]["python"]
 
 
-def test_what_is_read_cold_was_evicted(measured):
-    assert all(line["stayed"] < 0.1 for line in lines_of(measured[0]) if line["mode"] == "cold")
+def test_files_that_stay_in_memory_are_said_above_a_cold_table(tmp_path):
+    found = {"images_per_second": 2.0, "cpu_ms_per_1000": 1.0, "first_batch_seconds": 1.0, "disk_mb": 3.0}
+    found |= {"peak_mb": 4, "versions": {"python": "3"}}
+    log = harness.Log(tmp_path / "log.jsonl")
+    for reader, stayed in (("memmap", 0.0), ("read", 0.52)):
+        key = {"set": "raw-32", "count": 512, "reader": reader, "cores": 2, "mode": "cold", "round": 0}
+        log.add(found | {"stayed": stayed}, **key)
+
+    title = bench_reader.tables(log, ["memmap", "read"]).splitlines()[0]
+
+    assert title == "raw-32, 512 images, 2 cores, cold (52% of the pages stayed in memory)"
+    assert bench_reader.tables(log, ["memmap"]).splitlines()[0] == "raw-32, 512 images, 2 cores, cold"
 
 
 def test_tables_have_a_row_for_each_reader_and_the_quickest_comes_first(measured):
     tables = measured[1].split("\n\n")
 
-    titles = [text for text in tables if text.startswith(("raw-32", "jpeg-32"))]
-    assert len(titles) == 4
+    assert [text for text in tables if text.startswith("raw-32")] == [
+        f"raw-32, 512 images, {bench_reader.CORES} cores, {mode}" for mode in ("warm", "cold")
+    ]
     rates = {}
     for line in lines_of(measured[0]):
-        if (line["set"], line["mode"]) == ("raw-32", "warm"):
+        if line["mode"] == "warm":
             rates.setdefault(line["reader"], []).append(line["images_per_second"])
-    rows = tables[1 + tables.index(next(title for title in titles if "raw-32" in title))].splitlines()[2:]
-    assert len(rows) == 2
+    rows = tables[1].splitlines()[2:]
+    assert len(rows) == 3
     best = max(rates, key=lambda name: np.median(rates[name]))
     assert rows[0].startswith(f"| {READERS[best].said} | {harness.spread(rates[best])} |")
     assert rows[0].endswith("| 2 |")
@@ -86,19 +98,19 @@ def test_what_is_in_the_log_is_not_measured_again(measured):
     folder, printed = measured
     before = (folder / "reader.jsonl").read_bytes()
 
-    words = reader_words(folder, "--sets", "jpeg-32", "raw-32", "--readers", "memmap", "read")
+    words = reader_words(folder, "--sets", "raw-32", "--readers", *NAMES)
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")
     assert (folder / "reader.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["raw-32", "jpeg-32"])
-def test_a_batch_is_compared_with_what_was_written(measured, name):
-    folder = measured[0] / f"{name}-512"
-    job = Job(folder, 1)
-    from readers import decoded
+def test_a_batch_is_compared_with_what_was_written(measured):
+    check_of_batches(measured[0] / "raw-32-512")
 
+
+def check_of_batches(folder):
+    job = Job(folder, 1)
     images, labels = decoded(job, list(job.source())[:BATCH])
     job.source().check(images, labels, 32)
 
@@ -113,7 +125,7 @@ def test_a_batch_is_compared_with_what_was_written(measured, name):
 def test_source_and_forms_hold_the_dataset_s_stored_images(measured):
     from cxr_records.dataset import open_dataset
 
-    folder = measured[0] / "jpeg-32-512"
+    folder = measured[0] / "raw-32-512"
     opened = open_dataset(folder / "dataset")
     examples = opened.examples(opened.records)
 
@@ -158,19 +170,18 @@ def test_an_environment_is_made_once_and_again_when_its_requirements_change(tmp_
     assert harness.python_of("", tmp_path) == sys.executable
 
 
-BUSY = "import time\nbegan = time.process_time()\nwhile time.process_time() - began < 0.5: pass\n"
+def test_processor_time_is_that_of_all_processes_also_of_those_whose_parent_ended(tmp_path):
+    # The one that is busy is nobody's child when it ends, and the command waits until it has.
+    busy = "import pathlib, time\nwhile time.process_time() < 0.5: pass\n"
+    busy += f"pathlib.Path({str(tmp_path / 'ended')!r}).touch()"
+    between = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {busy!r}])"
+    code = f"import pathlib, subprocess, sys, time\nsubprocess.run([sys.executable, '-c', {between!r}])\n"
+    code += f"while not pathlib.Path({str(tmp_path / 'ended')!r}).exists(): time.sleep(0.01)\nprint('said')"
 
-
-def test_processor_time_is_that_of_all_processes_also_of_those_whose_parent_ended():
-    # The child leaves a grandchild behind, which is busy when the command has ended.
-    code = f"import subprocess, sys, time\nsubprocess.run([sys.executable, '-c', {BUSY!r}])\n"
-    code += f"subprocess.Popen([sys.executable, '-c', {BUSY!r}])\ntime.sleep(3)\nprint('said')"
-
-    taken = harness.run([sys.executable, "-c", code])
+    taken = harness.run([sys.executable, "-c", code], limit=120)
 
     assert taken.out == "said\n"
-    assert 1.0 <= taken.cpu < taken.wall
-    assert taken.worker_mb > 1
+    assert taken.cpu >= 0.5
 
 
 def test_what_a_command_leaves_behind_is_ended_and_keeps_nobody_waiting(tmp_path):
@@ -260,13 +271,14 @@ def test_a_lead_is_the_yardstick_s_processor_time_over_ours():
 @pytest.mark.slow
 def test_our_readers_and_tf_data_run(tmp_path):
     names = ["load_split", "tf_data", "tf_data_batched"]
-    words = ["--sets", "png-32", "--readers", *names, "--modes", "warm", "--rounds", "1"]
+    words = ["--sets", "jpeg-32", "--readers", *names, "--modes", "warm", "--rounds", "1"]
 
     done = subprocess.run([*reader_words(tmp_path), *words], capture_output=True, text=True, timeout=280)
 
     assert done.returncode == 0, done.stderr
     assert [line["reader"] for line in lines_of(tmp_path)] == names
     assert all("error" not in line for line in lines_of(tmp_path))
+    check_of_batches(tmp_path / "jpeg-32-512")
 
 
 @pytest.mark.slow

@@ -61,6 +61,27 @@ def load_split(job: Job) -> Batches:
     return iter(load_split(str(job.folder / "dataset"), "train", BATCH))
 
 
+def arrays(job: Job) -> Batches:
+    """`Dataset.arrays`, in the order of `load_split`, without TensorFlow."""
+    from cxr_records.dataset import open_dataset
+
+    job.begin()
+    yield from open_dataset(job.folder / "dataset").arrays("train").batches(BATCH)
+
+
+def arrays_gather(job: Job) -> Batches:
+    """`Dataset.arrays`, a gather by random numbers for each batch, as the yardstick below has it."""
+    from cxr_records.dataset import open_dataset
+
+    job.begin()
+    images, rng = open_dataset(job.folder / "dataset").arrays("train"), np.random.default_rng(0)
+    while True:
+        order = rng.permutation(len(images))
+        for start in range(0, len(images) - BATCH + 1, BATCH):
+            numbers = order[start : start + BATCH]
+            yield images.gather(numbers), images.labels[numbers]
+
+
 # Yardsticks.
 
 
@@ -495,6 +516,8 @@ FORMS = {
 TF = ("tensorflow", "numpy")
 READERS = {
     "load_split": Reader(load_split, "dataset", "", TF, "`load_split`"),
+    "arrays": Reader(arrays, "dataset", "", ("numpy",), "`Dataset.arrays`, order of `load_split`"),
+    "arrays_gather": Reader(arrays_gather, "dataset", "", ("numpy",), "`Dataset.arrays`, random gather"),
     "memmap": Reader(memmap, "source", "", ("numpy",), "`numpy.memmap`, random gather", ("raw",)),
     "read": Reader(read_shards, "dataset", "", (), "`read()` of our shards, no parsing"),
     "tf_data": Reader(tf_data, "dataset", "", TF, "tf.data as documented, our shards"),
