@@ -696,3 +696,13 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_epoch(many_shards, remote,
     assert all(order[len(order) - len(shards) :] == shards for shards in asked)
     assert [len(shards) for shards in asked] == sorted((len(shards) for shards in asked), reverse=True)
     assert asked[-1] == []
+
+
+def test_memory_of_batches_is_used_again_once_nobody_refers_to_them(dataset):
+    batches = opened(dataset).batches(4, epochs=None)
+    places = {next(batches)[0].__array_interface__["data"][0] for _ in range(40)}
+    kept = [next(batches)[0] for _ in range(5)]
+
+    assert len(places) <= 2
+    assert len({images.__array_interface__["data"][0] for images in kept}) == 5
+    assert all(images.__array_interface__["data"][0] % 64 == 0 for images in kept)
