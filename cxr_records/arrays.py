@@ -1,18 +1,22 @@
 """Images and labels of a split as NumPy arrays, by number: for PyTorch, Grain, JAX, or a loop. No TensorFlow.
 
-Where each stored image lies stands in the table of records, so that its bytes are read by offset, with no
-parser in between. They are read (`preadv`) and not mapped: straight to their place in the array that is asked
-for, which is the one copy that a mapping needs too; a file that is cut short is an error and not the end of
-the process; and the memory of the process is that of its arrays.
+Where each stored image lies stands in the table of records, so that its bytes are found with no parser in
+between. Raw pixels are copied once, from the page cache to their place in the array that is asked for; the
+files are mapped for that, which takes half the time of reading them.
 
-Damage is found: the checksum of a record is compared when the process reads it for the first time.
+Damage is found: the checksum of a record is compared when the process reads it for the first time. And each
+time that a file is used it must still be as long as it was, or is read instead: to touch what is mapped and
+gone would end the process.
 """
 
+import math
 import operator
 import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -24,9 +28,11 @@ from cxr_records.dataset import Dataset, SplitRecords
 from cxr_records.epochs import Epochs
 from cxr_records.errors import UsageError
 from cxr_records.order import INTERLEAVED_SHARDS
-from cxr_records.shard_files import OpenShard, ShardFiles, open_shards
+from cxr_records.shard_files import Fetch, OpenShard, ShardFiles, open_shards
 from cxr_records.tfrecord import HEADER_BYTES, RecordError, unframe
 
+_ALIGNED = 64  # bytes, to which TensorFlow and others want arrays aligned that they take as they are
+_BUFFERS_BYTES = 256 << 20  # kept for batches to come; those of a trainer that makes more ahead are made anew
 _LEAST_SHARE = 16  # images that a thread decodes at a time; for fewer it would not be worth asking one
 
 
@@ -51,6 +57,7 @@ class Arrays:
         cache_dir: str | None = None,
         cache_bytes: int = DEFAULT_BYTES,
         threads: int | None = None,
+        fetch: Fetch | None = None,
     ):
         """Opens the shards of a split.
 
@@ -61,6 +68,7 @@ class Arrays:
             cache_dir: local folder for shards of a remote dataset; None is the user's cache folder.
             cache_bytes: what that folder may hold at most.
             threads: that decode the images of a batch. None: one for raw pixels, otherwise one per processor.
+            fetch: what brings the shards of a remote dataset. None does so by way of the cache's folder.
 
         Raises:
             UsageError: the split is not there, no image of it takes part in the task, or a number is out of
@@ -76,6 +84,7 @@ class Arrays:
             "cache_dir": cache_dir,
             "cache_bytes": cache_bytes,
             "threads": threads,
+            "fetch": fetch,
         }
         self.records: SplitRecords = dataset.split(split)
         self.labels = self.records.labels.astype(np.int32)
@@ -97,7 +106,8 @@ class Arrays:
         self._image_offsets = table["image_offset"].to_numpy()[rows]
         self._image_bytes = table["image_bytes"].to_numpy()[rows]
         self._known = np.full(len(rows), not check)  # whose checksum need not be compared (any more)
-        self._files: ShardFiles = open_shards(dataset, split, cache_dir, cache_bytes, self._threads)
+        self._files: ShardFiles = open_shards(dataset, split, cache_dir, cache_bytes, self._threads, fetch)
+        self._buffers = _Buffers()
 
     def __repr__(self) -> str:
         return f"<Arrays {self._dataset.path} {self._split}: {len(self):,} images of {self.size}x{self.size}>"
@@ -205,7 +215,7 @@ class Arrays:
             UsageError: as `load_split`, at the call.
             CxrError: as `gather`, at the batch.
         """
-        made = Epochs(
+        run = Epochs(
             self._dataset,
             self._split,
             batch_size,
@@ -219,42 +229,58 @@ class Arrays:
             host=host,
             num_hosts=num_hosts,
         )
-        return self._batches(made, self.numbers(made))
+        self.check_room(run)
+        batches = (self.batch(run, numbers) for numbers in self.numbers(run, run.first))
+        return islice(batches, run.num_batches)
 
-    def numbers(self, epochs: Epochs) -> Iterator[np.ndarray]:
-        """Yields the numbers of each batch, as `Epochs.batches`, and has shards fetched ahead meanwhile.
+    def check_room(self, run: Epochs) -> None:
+        """Makes sure that the cache of a remote dataset is large enough for the shards that are read in turn.
 
         Raises:
-            UsageError: the cache is too small to read so many shards in turn; at the call.
+            UsageError: it is not.
         """
-        if epochs.shuffle:
+        if run.shuffle:
             self._files.check_room(min(INTERLEAVED_SHARDS, len(self.records.shards)))
-        return self._numbers(epochs)
 
-    def _numbers(self, epochs: Epochs) -> Iterator[np.ndarray]:
+    def numbers(self, run: Epochs, first: int) -> Iterator[np.ndarray]:
+        """Yields the numbers of the records of each batch, without end, and has shards made ready ahead.
+
+        Args:
+            run: of this split.
+            first: number of the batch to begin with.
+        """
         known: list[int] = []
-        for shards, numbers in epochs.batches():
+        for shards, numbers in run.batches(first):
             if shards is not known:  # another epoch
-                known, furthest = shards, -1
+                known, begun = shards, 0
                 places = np.empty(len(self.records.shards), np.int64)
                 places[shards] = np.arange(len(shards))
-            furthest = max(furthest, int(places[self._shards[numbers]].max(initial=-1)))
-            self._files.ahead(shards[furthest + 1 :])
+                self._files.ahead(shards)
+            if (upto := int(places[self._shards[numbers]].max(initial=-1)) + 1) > begun:
+                begun = upto
+                self._files.ahead(shards[begun:])
             yield numbers
 
-    def _batches(self, epochs: Epochs, all_numbers: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
-        size = epochs.batch_size
-        for numbers in all_numbers:
-            if epochs.last_batch != "pad":
-                yield self.gather(numbers), self.labels[numbers]
-                continue
-            count = len(numbers)
-            images = np.empty((size, self.size, self.size, 1), np.uint8)
-            self.gather(numbers, images[:count])
-            images[count:] = 0
-            labels = np.zeros((size, *self.labels.shape[1:]), np.int32)
-            labels[:count] = self.labels[numbers]
-            yield images, labels, (np.arange(size) < count).astype(np.float32)
+    def batch(self, run: Epochs, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns a batch of a run: images, labels and, where the run pads, the mask; see `batches`.
+
+        Args:
+            run: of this split.
+            numbers: int64, of its records; fewer than a batch has where it is padded.
+
+        Raises:
+            CxrError: as `gather`.
+        """
+        count, pad = len(numbers), run.last_batch == "pad"
+        shape = (run.batch_size if pad else count, self.size, self.size, 1)
+        images = self._buffers.array(shape)
+        self.gather(numbers, images[:count])
+        if not pad:
+            return images, self.labels[numbers]
+        images[count:] = 0
+        labels = np.zeros((run.batch_size, *self.labels.shape[1:]), np.int32)
+        labels[:count] = self.labels[numbers]
+        return images, labels, (np.arange(run.batch_size) < count).astype(np.float32)
 
     def _fill(self, images: np.ndarray, numbers: np.ndarray, rows: np.ndarray) -> None:
         """Reads some images into their rows.
@@ -270,16 +296,18 @@ class Arrays:
         lists = (column.tolist() for column in columns)
         for shard, records in groupby(zip(*lists, strict=True), key=operator.itemgetter(0)):
             file = self._files[shard]
-            descriptor = file.fileno()
+            mapped = file.mapped()
             for _, row, number, start, known in records:
                 try:
                     if not known:
                         images[row] = self._decoded(self._checked(file, number))
                         self._known[number] = True
-                    elif not raw:
+                    elif mapped is None:
                         images[row] = self._decoded(_read(file, start, int(self._image_bytes[number])))
-                    elif os.preadv(descriptor, [images[row]], start) != size:
-                        images[row] = self._decoded(_read(file, start, size))  # a call may give fewer bytes
+                    elif raw:
+                        images[row] = mapped[start : start + size]
+                    else:
+                        images[row] = self._decoded(mapped[start : start + int(self._image_bytes[number])])
                 except (ValueError, OSError) as error:
                     kind = "cannot be read" if isinstance(error, OSError) else "is damaged"
                     said = getattr(error, "strerror", None) or error
@@ -319,3 +347,33 @@ def _read(file: OpenShard, start: int, count: int) -> bytes:
 
 def _opened_again(dataset: Dataset, split: str, options: dict[str, Any]) -> Arrays:
     return Arrays(dataset, split, **options)
+
+
+class _Buffers:
+    """Memory for batches, taken again once nobody refers to the arrays that were made of it.
+
+    A batch in memory that the process did not have before costs about as much as copying the pixels to it.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[np.ndarray] = [np.empty(0, np.uint8)]
+        self._nobody = self._references(0)  # as many as there are when it is in the list alone
+        self._held.clear()
+        self._lock = threading.Lock()
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns an array of such a shape that nobody else has: uint8, whatever it holds."""
+        count = math.prod(shape)
+        with self._lock:
+            for place, memory in enumerate(self._held):
+                if len(memory) >= count + _ALIGNED and self._references(place) == self._nobody + 1:
+                    break  # one more here, by its name
+            else:
+                memory = np.empty(count + _ALIGNED, np.uint8)
+                if sum(map(len, self._held)) + len(memory) <= _BUFFERS_BYTES:
+                    self._held.append(memory)
+            start = -memory.ctypes.data % _ALIGNED
+            return memory[start : start + count].reshape(shape)
+
+    def _references(self, place: int) -> int:
+        return sys.getrefcount(self._held[place])

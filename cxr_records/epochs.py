@@ -24,6 +24,7 @@ class Epochs:
         shuffle: whether records are shuffled.
         last_batch: one of `LAST_BATCHES`.
         steps: batches of an epoch, the same for every host and epoch.
+        first: number of the run's first batch; those of epochs and batches before its start are counted.
         num_batches: of the whole run, from its start on; None where it is endless.
     """
 
@@ -74,7 +75,7 @@ class Epochs:
             start_epoch, start_batch = start_epoch + 1, 0
         self.steps = steps
         self.num_batches = None if epochs is None else max(0, steps * (epochs - start_epoch) - start_batch)
-        self._start = start_epoch, start_batch
+        self.first = start_epoch * steps + start_batch
         self._order = Order(
             records,
             shuffle=self.shuffle,
@@ -85,15 +86,17 @@ class Epochs:
             num_hosts=num_hosts,
         )
 
-    def batches(self) -> Iterator[tuple[list[int], np.ndarray]]:
+    def batches(self, first: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yields the shards of a batch's epoch, in the order of reading, and the numbers of its records.
 
         These are int64, as those of `records`. What they lack of batch_size is padding, where that is asked
-        for; it may be all of it.
+        for; it may be all of it. There is no end.
+
+        Args:
+            first: number of the batch to begin with.
         """
-        epoch, start = self._start
-        batches = chain.from_iterable(self._epoch(e, start if e == epoch else 0) for e in count(epoch))
-        return islice(batches, self.num_batches)
+        epoch, start = divmod(first, self.steps)
+        return chain.from_iterable(self._epoch(e, start if e == epoch else 0) for e in count(epoch))
 
     def _epoch(self, epoch: int, start: int) -> Iterator[tuple[list[int], np.ndarray]]:
         none = np.empty(0, np.int64)
