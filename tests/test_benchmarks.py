@@ -109,17 +109,17 @@ def test_a_batch_is_compared_with_what_was_written(measured):
     check_of_batches(measured[0] / "raw-32-512")
 
 
-def check_of_batches(folder):
+def check_of_batches(folder, size=32):
     job = Job(folder, 1)
     images, labels = decoded(job, list(job.source())[:BATCH])
-    job.source().check(images, labels, 32)
+    job.source().check(images, labels, size)
 
     with pytest.raises(ValueError, match="label"):
-        job.source().check(images, 1 - labels, 32)
+        job.source().check(images, 1 - labels, size)
     with pytest.raises(ValueError, match="not in the set"):
-        job.source().check(255 - images, labels, 32)
+        job.source().check(255 - images, labels, size)
     with pytest.raises(ValueError, match="a batch of"):
-        job.source().check(images[1:], labels[1:], 32)
+        job.source().check(images[1:], labels[1:], size)
 
 
 def test_source_and_forms_hold_the_dataset_s_stored_images(measured):
@@ -271,14 +271,14 @@ def test_a_lead_is_the_yardstick_s_processor_time_over_ours():
 @pytest.mark.slow
 def test_our_readers_and_tf_data_run(tmp_path):
     names = ["load_split", "tf_data", "tf_data_batched"]
-    words = ["--sets", "jpeg-32", "--readers", *names, "--modes", "warm", "--rounds", "1"]
+    words = ["--sets", "jpeg-64", "--readers", *names, "--modes", "warm", "--rounds", "1"]
 
     done = subprocess.run([*reader_words(tmp_path), *words], capture_output=True, text=True, timeout=280)
 
     assert done.returncode == 0, done.stderr
     assert [line["reader"] for line in lines_of(tmp_path)] == names
     assert all("error" not in line for line in lines_of(tmp_path))
-    check_of_batches(tmp_path / "jpeg-32-512")
+    check_of_batches(tmp_path / "jpeg-64-512", 64)
 
 
 @pytest.mark.slow
