@@ -15,7 +15,7 @@ from cxr_records.decoding import check_pixels, decoding
 from cxr_records.dicom import decode_dicom
 from cxr_records.errors import UsageError
 from cxr_records.filetypes import HEAD_BYTES, file_type
-from cxr_records.jpeg import check_jpeg
+from cxr_records.jpeg import check_jpeg, decode_grey_jpeg
 from cxr_records.png import blank, check_decoded, decode_grey, grey_pixels, needed_chunks, png_of
 from cxr_records.resizing import resized
 
@@ -105,12 +105,14 @@ class ImageFormat:
             Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue()
 
-    def decode(self, data: bytes) -> np.ndarray:
+    def decode(self, data: bytes | memoryview) -> np.ndarray:
         """Turns stored bytes back into uint8 [size, size].
 
         Raises:
             ImageDecodeError: the bytes hold no image of this size and codec.
         """
+        if self.codec == "jpeg" and (grey := decode_grey_jpeg(data, self.size)) is not None:
+            return grey
         if self.codec == "raw":
             if len(data) != self.size**2:
                 raise ImageDecodeError(f"{len(data)} bytes of raw pixels, expected {self.size**2}")
