@@ -58,8 +58,8 @@ _PASSES = (
 _PLAIN = b"\x08\0\0\0\0"
 _UNREAD = {b"tIME", b"bKGD"}  # of these Pillow reads nothing
 # Where a block of a stream has a code of a distance that nothing in it uses, as in flat or noisy pictures,
-# zlib sees damage to that code, and ISA-L does not: the bytes that come out, and their checksum, are right all
-# the same, and the chunk's checksum tells of it. Small streams, which zlib inflates soon too, go to zlib.
+# zlib sees damage to that code, and ISA-L does not: the bytes that come out, and their checksum, are right
+# all the same, and the checksum of the chunk tells of it. Small streams go to zlib, which has them soon too.
 _SMALL_STREAM = 16 << 10
 _MAX_WIDTH = 1 << 14  # of what `grey_pixels` takes: the extension keeps 17 rows
 _UNTOUCHED = 1  # what every sample is before it is decoded: rarer in real images than 0
