@@ -24,6 +24,7 @@ from cxr_records import arrays, shard_files
 from cxr_records.arrays import Arrays
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.images import ImageFormat
 from cxr_records.order import Order
 
 VERIFY = "run cxr-records verify on the dataset"
@@ -63,6 +64,24 @@ def test_every_record_is_there_by_its_number_in_manifest_order(build, tmp_path, 
             assert (image.shape, image.dtype) == ((32, 32, 1), np.uint8)
             np.testing.assert_array_equal(image, images[number])
             np.testing.assert_array_equal(label, read.labels[number])
+
+
+@pytest.mark.parametrize("codec", ["raw", "png", "jpeg"])
+def test_decoders_are_given_bytes_with_checksums_and_without(build, tmp_path, codec, monkeypatch):
+    """Those that are in C, or look for a signature, take nothing else."""
+    build(tmp_path / "data", codec=codec)
+    given, decode = [], ImageFormat.decode
+    monkeypatch.setattr(
+        ImageFormat, "decode", lambda self, data: given.append(type(data)) or decode(self, data)
+    )
+
+    read = opened(tmp_path / "data", "test")
+    first = read.gather(range(5))
+    np.testing.assert_array_equal(read.gather(range(5)), first)
+    assert set(given) == {bytes}
+    assert len(given) == (
+        5 if codec == "raw" else 10
+    )  # raw pixels are not decoded but where they are checked
 
 
 def test_they_are_a_sequence_that_ends(dataset):
@@ -677,3 +696,13 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_epoch(many_shards, remote,
     assert all(order[len(order) - len(shards) :] == shards for shards in asked)
     assert [len(shards) for shards in asked] == sorted((len(shards) for shards in asked), reverse=True)
     assert asked[-1] == []
+
+
+def test_memory_of_batches_is_used_again_once_nobody_refers_to_them(dataset):
+    batches = opened(dataset).batches(4, epochs=None)
+    places = {next(batches)[0].__array_interface__["data"][0] for _ in range(40)}
+    kept = [next(batches)[0] for _ in range(5)]
+
+    assert len(places) <= 2
+    assert len({images.__array_interface__["data"][0] for images in kept}) == 5
+    assert all(images.__array_interface__["data"][0] % 64 == 0 for images in kept)
