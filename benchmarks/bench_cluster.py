@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_build import build_words, link_images, run_build
+import harness
+from bench_build import build_words
 
 
 @contextlib.contextmanager
@@ -58,16 +59,15 @@ def main() -> None:
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = build_words(
-            link_images(arguments.images, arguments.metadata, folder, arguments.count), arguments, 1
-        )
+        linked = harness.link_images(arguments.images, arguments.metadata, folder / "linked", arguments.count)
+        words = build_words(linked / "images", linked / "table.csv", folder / "out" / "a", 1)
         for number in range(arguments.rounds):
             for workers, found in seconds.items():
                 out = folder / "out"
                 with cluster(workers, folder) as address:
-                    engine = ["--runner", "DaskRunner", "--out", str(out / "a"), "--"]
-                    built = run_build([*words, *engine, f"--dask_client_address={address}"])[0]
-                found.append(built["seconds"]["decode"])
+                    engine = ["--runner", "DaskRunner", "--", f"--dask_client_address={address}"]
+                    built = harness.run([*words, *engine])
+                found.append(json.loads(built.out)["seconds"]["decode"])
                 print(f"round {number}: {workers} workers {found[-1]:.1f} s", file=sys.stderr)
                 shutil.rmtree(out)
     one, two = (statistics.median(found) for found in seconds.values())
