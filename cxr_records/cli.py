@@ -87,9 +87,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Finds a command, or says which one may have been meant."""
-        from cxr_records.findings import nearest
-
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from cxr_records.findings import nearest
+
             ctx.fail(f"no such command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
         return super().resolve_command(ctx, args)
 

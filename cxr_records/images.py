@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
+from cxr_records.choices import CODECS as CODECS
+from cxr_records.choices import RESAMPLE
 from cxr_records.decoding import ImageDecodeError as ImageDecodeError
 from cxr_records.decoding import check_pixels, decoding
 from cxr_records.dicom import decode_dicom
@@ -18,13 +20,7 @@ from cxr_records.filetypes import HEAD_BYTES, file_type
 from cxr_records.jpeg import check_jpeg
 from cxr_records.png import blank, check_decoded, checked_png
 
-CODECS = ("raw", "png", "jpeg")
-RESAMPLING = {
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in RESAMPLE}
 SIZES = (16, 2048)  # smallest and largest side of a stored image, in pixels
 JPEG_QUALITY = 95
 

@@ -17,9 +17,9 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
+from cxr_records.choices import LOCAL_RUNNER as LOCAL_RUNNER
 from cxr_records.errors import CxrError, UsageError
 
-LOCAL_RUNNER = "FnApiRunner"
 # Starting worker processes takes some 5 s of two cores; a job that two workers would shorten by less than
 # that stays in the calling process.
 SECONDS_WORTH_PROCESSES = 12.0
