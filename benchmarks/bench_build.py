@@ -61,7 +61,7 @@ class PeakMemory(threading.Thread):
                     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
                 except OSError:
                     continue
-                if any("sdk_worker_main" in word for word in words) and words[0].endswith("sh") is False:
+                if any("beam_job" in word for word in words):  # of the workers, and what they are forks of
                     peak = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
                     self.peaks[pid] = max(self.peaks.get(pid, 0), *peak) if peak else 0
             time.sleep(0.2)

@@ -11,10 +11,10 @@ from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_o
 from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE, MANIFEST_FILE
 from cxr_records.manifest import Manifest
 from cxr_records.metadata import Metadata
-from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images
+from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images, much_to_decode
 from cxr_records.pipelines.plan import read_table
 from cxr_records.pipelines.request import BuildRequest, check_images
-from cxr_records.pipelines.running import Job, run
+from cxr_records.pipelines.running import Below, Job, run, started_early
 from cxr_records.planning import (
     SECONDS_PER_COPY,
     SECONDS_PER_RECORD,
@@ -69,6 +69,11 @@ def build_dataset(request: BuildRequest) -> BuildResult:
     check_images(request.images)
     clock = _Clock()
     request.engine.check()
+    with started_early(request.engine, lambda: much_to_decode(request.images, request.store_path)) as below:
+        return _build(request, clock, below)
+
+
+def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> BuildResult:
     metadata, splits = read_table(request)
     check_folder(request.out)
     at_hand = find_images(request.images, metadata, request.store_path, request.allow_missing)
@@ -76,7 +81,9 @@ def build_dataset(request: BuildRequest) -> BuildResult:
     storage.make_folder(build_folder)
     with locks.lock(storage.join(build_folder, LOCK_FILE), f"`out={request.out}`") as held:
         clock.lap("plan")
-        decoded = decode_images(at_hand, request.store_path, request.config.image_format, request.engine)
+        decoded = decode_images(
+            at_hand, request.store_path, request.config.image_format, request.engine, below
+        )
         clock.lap("decode")
         _check_rejected(request, metadata, splits, decoded)
         plan = make_plan(metadata, splits, request.config, decoded.images)

@@ -81,6 +81,11 @@ class Engine:
         """Whether a job of so many specs and seconds of one core stays in the calling process."""
         return False
 
+    @property
+    def forks(self) -> int:
+        """How many workers are forks of the process that runs the pipeline; other engines start their own."""
+        return 0
+
     def options(self, here: bool = False) -> list[str]:
         """Returns Beam's command line for this engine.
 
@@ -155,6 +160,11 @@ class LocalEngine(Engine):
     def runs_here(self, num_specs: int, seconds: float) -> bool:
         """Whether more processes would not pay."""
         return self.workers == 1 or num_specs == 1 or seconds < SECONDS_WORTH_PROCESSES
+
+    @property
+    def forks(self) -> int:
+        """One for each worker, where there are several."""
+        return self.workers if self.workers > 1 else 0
 
     def options(self, here: bool = False) -> list[str]:
         """Returns Beam's command line; the runner is not named in it (`beam_job.run_pipeline`)."""
