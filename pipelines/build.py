@@ -24,7 +24,7 @@ from cxr_records.planning import (
     write_plan,
 )
 from cxr_records.progress import warn
-from cxr_records.shards import ShardInfo, read_shard_info, write_shard
+from cxr_records.shards import read_shard_info, read_shard_infos, write_shard
 from cxr_records.splits import Splits
 from cxr_records.store import REJECTED
 
@@ -38,7 +38,7 @@ class BuildResult:
         manifest: what it says of itself.
         plan: every record in its place.
         decoded: the images it was made from, and how many were decoded in this run.
-        written: shards written in this run; the others were there.
+        written: shards written in this run.
         seconds: of the phases `decode`, `plan`, `write`, and `total`.
     """
 
@@ -48,6 +48,11 @@ class BuildResult:
     decoded: DecodedImages
     written: int
     seconds: dict[str, float]
+
+    @property
+    def kept(self) -> int:
+        """How many shards were there with the records that they are to have, and were not written again."""
+        return len(self.plan.shards) - self.written
 
     @property
     def id(self) -> str:
@@ -88,7 +93,8 @@ def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> Build
         _check_rejected(request, metadata, splits, decoded)
         plan = make_plan(metadata, splits, request.config, decoded.images)
         specs = write_plan(plan, build_folder, request.store_path, request.out)
-        pending = [spec for spec in specs if read_shard_info(spec) is None]
+        infos = dict(zip(specs, read_shard_infos(specs), strict=True))
+        pending = [spec for spec, info in infos.items() if info is None]
         clear_stale(request.out, specs, pending)
         clock.lap("plan")
         if pending:
@@ -97,7 +103,8 @@ def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> Build
             job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
             run(job, request.engine)
         held.check()
-        manifest = finish_dataset(plan, specs, [_written(spec) for spec in specs])
+        infos |= zip(pending, read_shard_infos(pending), strict=True)
+        manifest = finish_dataset(plan, specs, [info for info in infos.values() if info is not None])
         try:
             held.check()
         except CxrError:  # what another build is writing must not pass for finished
@@ -121,13 +128,6 @@ def _check_rejected(
     with contextlib.suppress(OSError):
         storage.write_bytes(path, left_out_csv(rows))
     decoded.check_rejected(request.max_rejected, f"; all are in {path}")
-
-
-def _written(spec: ShardSpec) -> ShardInfo:
-    """What is known of a shard that is whole, as all are once the job has ended."""
-    info = read_shard_info(spec)
-    assert info is not None, spec.file
-    return info
 
 
 def _is_done(spec: ShardSpec) -> bool:
