@@ -24,7 +24,7 @@ from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from cxr_records.errors import CxrError
-from cxr_records.pipelines.nursery import fork_workers
+from cxr_records.pipelines.nursery import Draw, fork_workers
 from cxr_records.pipelines.worker_errors import WORKER_DIED, mark
 
 
@@ -129,12 +129,17 @@ def main(workers: int) -> None:
     Args:
         workers: processes that are forked for it beforehand.
     """
-    fork_workers(workers)
+    if workers:
+        fork_workers(workers)
     try:
         function, specs, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this process
     except EOFError:  # the command has ended, or found nothing to do
         os._exit(0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if workers:
+        draw = Draw(function, specs)
+        draw.deal()
+        function, specs = draw, list(range(workers))
     threading.excepthook = _end_without_worker
     code = 0
     try:

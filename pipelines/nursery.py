@@ -5,15 +5,21 @@ some seconds of every core before the first image. Here the process that runs th
 and then forks: while it has no thread but its first, before it knows its job, and before anything of gRPC's,
 whose threads would not live on in a fork. A fork waits for the addresses that Beam gives a worker; then it is
 that worker.
+
+The engine deals specs out before the first is done, each worker its share, and whoever ends early idles. The
+forks have a pipe in common instead, with the numbers of the specs in it: each takes the next one.
 """
 
 import contextlib
+import gc
 import json
 import os
+import struct
 import sys
 import threading
 import traceback
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import endpoints_pb2
@@ -25,6 +31,10 @@ from apache_beam.runners.worker import sdk_worker_main
 from google.protobuf import json_format, text_format
 
 _waiting: list["Fork"] = []  # those that no pipeline has asked for yet
+# Reading end of the pipe of numbers, which this process and its forks share, and, in this process, the other.
+_numbers: int | None = None
+_deals: int | None = None
+_NUMBER = struct.Struct("<I")
 
 
 class Fork:
@@ -34,8 +44,10 @@ class Fork:
         reads, self._writes = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            for other in (*_waiting, self):  # so that the end of the pipe is the end of who holds it
-                os.close(other._writes)
+            # So that the end of a pipe is the end of who holds it.
+            for writes in (_deals, *(other._writes for other in (*_waiting, self))):
+                if writes is not None:
+                    os.close(writes)
             _wait_to_be_a_worker(reads)
         os.close(reads)
 
@@ -57,14 +69,47 @@ def fork_workers(count: int) -> None:
 
     Call it while this process has one thread.
     """
+    global _numbers, _deals
+    _numbers, _deals = os.pipe()
     # What a worker would load first of all; it is there before a fork, for all of them.
     from cxr_records import shards, store  # noqa: F401
 
+    gc.freeze()  # what is there now stays: a collector that looks at it would copy its pages into each fork
     sys.stdout.flush()
     sys.stderr.flush()
     for _ in range(count):
         _waiting.append(Fork())
     WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(ForkedWorkerHandler)
+
+
+class Draw:
+    """What each worker does, once: applies a function to specs, always the next that no other has taken.
+
+    Args:
+        function: of one spec.
+        specs: of the job.
+    """
+
+    def __init__(self, function: Callable[[Any], object], specs: Sequence[Any]):
+        self._function, self._specs = function, specs
+
+    def deal(self) -> None:
+        """Lets the workers begin."""
+        threading.Thread(target=self._write_numbers, daemon=True).start()
+
+    def __call__(self, turn: int) -> None:
+        """Works until nothing is left."""
+        if _numbers is None:
+            raise RuntimeError("this worker shares no pipe with the process that runs the pipeline")
+        while number := os.read(_numbers, _NUMBER.size):
+            self._function(self._specs[_NUMBER.unpack(number)[0]])
+
+    def _write_numbers(self) -> None:
+        """Fills the pipe, which holds some thousands at a time, and then ends it."""
+        assert _deals is not None
+        with open(_deals, "wb", buffering=0) as pipe:
+            for number in range(len(self._specs)):
+                pipe.write(_NUMBER.pack(number))
 
 
 class ForkedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  # Beam has no types
