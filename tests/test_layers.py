@@ -19,7 +19,8 @@ ORDER = [
     "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling", "balancing",
     "decoding", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "order", "cache", "tfio",
-    "reader", "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
+    "python_calls", "reader", "augment", "archives", "sources", "store", "planning", "shards", "tfds",
+    "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
     "cli", "bench", "demo", "__main__",
 ]  # fmt: skip
