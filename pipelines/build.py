@@ -9,9 +9,16 @@ from cxr_records.duplicates import duplicates_warnings
 from cxr_records.errors import CxrError
 from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_out_csv
 from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE, MANIFEST_FILE
-from cxr_records.manifest import Manifest
+from cxr_records.manifest import Manifest, ManifestError, read_manifest
 from cxr_records.metadata import Metadata
-from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images, much_to_decode
+from cxr_records.pipelines.decode import (
+    DecodedImages,
+    ImagesAtHand,
+    decode_images,
+    find_images,
+    much_to_decode,
+)
+from cxr_records.pipelines.engines import SECONDS_WORTH_PROCESSES
 from cxr_records.pipelines.plan import read_table
 from cxr_records.pipelines.request import BuildRequest, check_images
 from cxr_records.pipelines.running import Below, Job, run, started_early
@@ -91,17 +98,19 @@ def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> Build
         )
         clock.lap("decode")
         _check_rejected(request, metadata, splits, decoded)
-        plan = make_plan(metadata, splits, request.config, decoded.images)
-        specs = write_plan(plan, build_folder, request.store_path, request.out)
-        infos = dict(zip(specs, read_shard_infos(specs), strict=True))
-        pending = [spec for spec, info in infos.items() if info is None]
-        clear_stale(request.out, specs, pending)
-        clock.lap("plan")
-        if pending:
-            share = sum(spec.num_records for spec in pending) / len(plan.records)
-            seconds = len(plan.records) * SECONDS_PER_RECORD + plan.num_copies * SECONDS_PER_COPY
-            job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
-            run(job, request.engine)
+        early = started_early(request.engine, lambda: _much_to_write(request, at_hand))
+        with early as below:
+            plan = make_plan(metadata, splits, request.config, decoded.images)
+            specs = write_plan(plan, build_folder, request.store_path, request.out)
+            infos = dict(zip(specs, read_shard_infos(specs), strict=True))
+            pending = [spec for spec, info in infos.items() if info is None]
+            clear_stale(request.out, specs, pending)
+            clock.lap("plan")
+            if pending:
+                share = sum(spec.num_records for spec in pending) / len(plan.records)
+                seconds = len(plan.records) * SECONDS_PER_RECORD + plan.num_copies * SECONDS_PER_COPY
+                job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
+                run(job, request.engine, below)
         held.check()
         infos |= zip(pending, read_shard_infos(pending), strict=True)
         manifest = finish_dataset(plan, specs, [info for info in infos.values() if info is not None])
@@ -113,6 +122,16 @@ def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> Build
         warn(duplicates_warnings(manifest.duplicates))
         clock.lap("write")
     return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
+
+
+def _much_to_write(request: BuildRequest, at_hand: ImagesAtHand) -> bool:
+    """A guess, before anything is planned: whether there are shards enough to write for several processes."""
+    if len(at_hand.entries) * SECONDS_PER_RECORD < SECONDS_WORTH_PROCESSES:
+        return False
+    try:
+        return read_manifest(request.out).config != request.config
+    except ManifestError:  # there is no dataset yet
+        return True
 
 
 def _check_rejected(

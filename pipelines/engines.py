@@ -20,9 +20,9 @@ from typing import ClassVar
 from cxr_records.choices import LOCAL_RUNNER as LOCAL_RUNNER
 from cxr_records.errors import CxrError, UsageError
 
-# Starting worker processes takes some 5 s of two cores; a job that two workers would shorten by less than
-# that stays in the calling process.
-SECONDS_WORTH_PROCESSES = 12.0
+# Worker processes are ready 2 s after they are asked for; a job that two of them would shorten by less stays
+# in the calling process.
+SECONDS_WORTH_PROCESSES = 5.0
 # Not addresses but words for an engine that Beam starts itself.
 _STARTED_BY_BEAM = re.compile(r"\[auto\]|\[local\]|embed|local(\[.*\])?")
 _CONNECT_SECONDS = 10.0

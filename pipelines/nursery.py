@@ -112,7 +112,7 @@ class Draw:
                 pipe.write(_NUMBER.pack(number))
 
 
-class ForkedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  # Beam has no types
+class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
     """Beam's handle of a worker process: a fork that waits; where none is left, a Python of its own."""
 
     def start_worker(self) -> None:

@@ -1,5 +1,6 @@
 """A dataset that is built again where something changed: what is written, what is kept; the same bytes."""
 
+import contextlib
 import csv
 import io
 import os
@@ -274,6 +275,30 @@ def test_a_copied_dataset_keeps_its_shards_once_their_bytes_were_read(rebuild, t
 
     assert rebuild(copy, validation_fraction=0).written == 1
     assert changed(before, states(copy)) == {shard_of(copy, image_id)}
+
+
+def test_processes_are_made_ready_to_write_where_much_is_likely_to_be_written(build, tmp_path, monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def started_early(engine, likely):
+        asked.append(likely())
+        yield None
+
+    monkeypatch.setattr(build_module, "started_early", started_early)
+    monkeypatch.setattr(build_module, "SECONDS_PER_RECORD", 1.0)
+
+    def told(**changes) -> bool:
+        """For the shards; asked before is for the store."""
+        asked.clear()
+        build(tmp_path / "cxr14", **changes)
+        return asked[1]
+
+    assert told(rule="none")  # there is no dataset yet
+    assert not told(rule="none")  # nothing, or a label, will have changed
+    assert told(rule="none", task="binary")
+    monkeypatch.setattr(build_module, "SECONDS_PER_RECORD", 1e-6)
+    assert not told(rule="none")
 
 
 @pytest.mark.slow
