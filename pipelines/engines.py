@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
@@ -163,8 +164,8 @@ class LocalEngine(Engine):
 
     @property
     def forks(self) -> int:
-        """One for each worker, where there are several."""
-        return self.workers if self.workers > 1 else 0
+        """One for each worker, where there are several; elsewhere than on Linux forks are not safe."""
+        return self.workers if self.workers > 1 and sys.platform == "linux" else 0
 
     def options(self, here: bool = False) -> list[str]:
         """Returns Beam's command line; the runner is not named in it (`beam_job.run_pipeline`)."""

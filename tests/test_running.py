@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cxr_records.errors import CxrError, is_out_of_memory
-from cxr_records.pipelines import beam_job
+from cxr_records.pipelines import beam_job, engines
 from cxr_records.pipelines.engines import engine_named
 from cxr_records.pipelines.running import Job, run, started_early
 
@@ -196,6 +196,18 @@ def test_nothing_is_started_early_where_no_process_of_ours_would_wait(workers, r
         assert below is None
     with started_early(engine_named(workers=2), lambda: False) as below:
         assert below is None
+
+
+@pytest.mark.slow
+def test_where_workers_are_no_forks_beam_starts_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(engines.LocalEngine, "forks", 0)
+    paths = [str(tmp_path / f"{number:02d}") for number in range(20)]
+
+    run(job_of(note_process, paths), engine_named(workers=2))
+
+    assert len({Path(path).read_text() for path in paths}) == 2
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_worker_that_is_done_takes_what_a_slow_one_has_not_begun(tmp_path, monkeypatch):
