@@ -321,9 +321,9 @@ class Arrays:
         start = int(self._image_offsets[number]) - offset - HEADER_BYTES
         return data[start : start + int(self._image_bytes[number])]
 
-    def _decoded(self, stored: bytes | memoryview) -> np.ndarray:
+    def _decoded(self, stored: bytes | memoryview | np.ndarray) -> np.ndarray:
         """The pixels of a stored image: uint8 [size * size]."""
-        return self._format.decode(stored).reshape(-1)
+        return self._format.decode(bytes(stored)).reshape(-1)  # decoders take nothing but bytes
 
     def _workers(self) -> ThreadPoolExecutor:
         """The threads that decode; others in each process, as a fork takes none along."""
