@@ -13,7 +13,6 @@ from cxr_records.manifest import Manifest, ManifestError, read_manifest
 from cxr_records.metadata import Metadata
 from cxr_records.pipelines.decode import (
     DecodedImages,
-    ImagesAtHand,
     decode_images,
     find_images,
     much_to_decode,
@@ -98,7 +97,8 @@ def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> Build
         )
         clock.lap("decode")
         _check_rejected(request, metadata, splits, decoded)
-        early = started_early(request.engine, lambda: _much_to_write(request, at_hand))
+        num_images = len(metadata) - at_hand.missing
+        early = started_early(request.engine, lambda: _much_to_write(request, num_images))
         with early as below:
             plan = make_plan(metadata, splits, request.config, decoded.images)
             specs = write_plan(plan, build_folder, request.store_path, request.out)
@@ -124,9 +124,9 @@ def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> Build
     return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
 
 
-def _much_to_write(request: BuildRequest, at_hand: ImagesAtHand) -> bool:
+def _much_to_write(request: BuildRequest, num_images: int) -> bool:
     """A guess, before anything is planned: whether there are shards enough to write for several processes."""
-    if len(at_hand.entries) * SECONDS_PER_RECORD < SECONDS_WORTH_PROCESSES:
+    if num_images * SECONDS_PER_RECORD < SECONDS_WORTH_PROCESSES:
         return False
     try:
         return read_manifest(request.out).config != request.config
