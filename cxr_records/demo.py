@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
-from cxr_records import contact_sheet, lookalike, storage
+from cxr_records import storage
 from cxr_records.cli import PATH, cli, in_options
-from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.names import is_litter
 
@@ -50,6 +49,9 @@ def demo(
       cxr-records demo --out demo
       cxr-records demo --out demo --images images_001 --metadata Data_Entry_2017_v2020.csv
     """
+    from cxr_records import contact_sheet, lookalike
+    from cxr_records.dataset import open_dataset
+
     if bool(images) != bool(metadata):
         raise UsageError("give --images and --metadata together, or neither for the look-alike set")
     folder, own_images = storage.local_path(out), bool(images)
@@ -90,6 +92,8 @@ def demo(
 
 def _settings(dataset: str, epochs: int) -> list[str]:
     """For a training run that a set of any size allows."""
+    from cxr_records.dataset import open_dataset
+
     records = open_dataset(dataset).splits["train"].records
     smaller = ["--set", f"batch_size={max(1, records // 2)}"] if records < 128 else []
     return ["--set", f"epochs={epochs}", *smaller]

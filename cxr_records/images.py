@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
+from cxr_records.choices import CODECS as CODECS
+from cxr_records.choices import RESAMPLE
 from cxr_records.decoding import ImageDecodeError as ImageDecodeError
 from cxr_records.decoding import check_pixels, decoding
 from cxr_records.dicom import decode_dicom
@@ -19,13 +21,7 @@ from cxr_records.jpeg import check_jpeg, decode_grey_jpeg
 from cxr_records.png import blank, check_decoded, decode_grey, grey_pixels, needed_chunks, png_of
 from cxr_records.resizing import resized
 
-CODECS = ("raw", "png", "jpeg")
-RESAMPLING = {
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in RESAMPLE}
 SIZES = (16, 2048)  # smallest and largest side of a stored image, in pixels
 JPEG_QUALITY = 95
 

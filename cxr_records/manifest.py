@@ -205,7 +205,7 @@ class Manifest:
             "files": [asdict(entry) for entry in self.files],
         }
         if self.duplicates:
-            content["duplicates"] = [asdict(group) for group in self.duplicates]
+            content["duplicates"] = [dict(vars(group)) for group in self.duplicates]
         if self.drawn:
             content["drawn"] = self.drawn
         return {**content, "checksum": checksum(content)}

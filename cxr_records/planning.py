@@ -31,6 +31,7 @@ RECORD_VERSION = 1  # raised whenever the same plan would give other bytes
 # Readers shuffle whole shards against each other, so a split is cut into 16 even where its bytes ask for
 # fewer; a small split into one for every 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64
+MOST_UNEVEN = 2.0  # the largest shard of the mean
 EXAMPLE_BYTES = 235  # what a record holds beside its image, about
 # Used before any image is stored: means of 149 NIH originals at 224 pixels.
 BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.43, "jpeg": 0.25}
@@ -221,9 +222,9 @@ def make_plan(
     frames, start = [], 0
     for split in SPLITS:
         rows = np.flatnonzero(takes_part & (splits.of_image == split))
-        frame = _in_order(rows, repeats[rows], image_ids, config.seed).assign(split=split)
-        frames.append(frame)
-        shards += _cut_shards(split, len(frame), start, record_bytes, config.shard_mb << 20)
+        frame, keys = _in_order(rows, repeats[rows], image_ids, config.seed)
+        frames.append(frame.assign(split=split))
+        shards += _cut_shards(split, keys, start, record_bytes, config.shard_mb << 20)
         start += len(frame)
     balance = imbalance(classes, repeats[train], config.task.class_names, config.copies)
     return Plan(
@@ -321,8 +322,12 @@ def _left_out(
     )
 
 
-def _in_order(rows: np.ndarray, repeats: np.ndarray, image_ids: np.ndarray, seed: int) -> pd.DataFrame:
-    """The records of one split in their global order: that of a keyed hash of (seed, image, copy)."""
+def _in_order(
+    rows: np.ndarray, repeats: np.ndarray, image_ids: np.ndarray, seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The records of one split in their global order, and what orders them: uint64, a keyed hash of (seed,
+    image, copy).
+    """
     row = np.repeat(rows, repeats)
     first = np.repeat(np.cumsum(repeats) - repeats, repeats)
     copy = np.arange(len(row)) - first
@@ -332,18 +337,45 @@ def _in_order(rows: np.ndarray, repeats: np.ndarray, image_ids: np.ndarray, seed
     )
     # Two equal keys of 64 bits are all but impossible; the table's order would decide, which is sorted.
     order = np.argsort(key, kind="stable")
-    return pd.DataFrame({"row": row[order], "copy": copy[order]})
+    return pd.DataFrame({"row": row[order], "copy": copy[order]}), key[order]
 
 
 def _cut_shards(
-    split: str, num_records: int, start: int, record_bytes: float, shard_bytes: int
+    split: str, keys: np.ndarray, start: int, record_bytes: float, shard_bytes: int
 ) -> Iterator[PlannedShard]:
+    """Cuts the records of a split into shards.
+
+    Args:
+        split: its name.
+        keys: uint64, what orders its records, in that order.
+        start: place of its first record in the plan.
+        record_bytes: of one record, about.
+        shard_bytes: of a shard, the aim.
+    """
+    num_records = len(keys)
     by_size = -(-int(num_records * record_bytes) // shard_bytes)
     by_shuffle = min(SHUFFLE_SHARDS, -(-num_records // SHUFFLE_RECORDS))
     count = min(num_records, max(by_size, by_shuffle))
-    for shard in range(count):
-        low, high = shard * num_records // count, (shard + 1) * num_records // count
+    cuts = _cuts(keys, count)
+    for shard, (low, high) in enumerate(itertools.pairwise(cuts)):
         yield PlannedShard(shard_name(split, shard, count), split, start + low, high - low)
+
+
+def _cuts(keys: np.ndarray, count: int) -> list[int]:
+    """Where shards begin and end: `count` + 1 places in `keys`, for shards that each hold a record.
+
+    Each shard has an equal part of all keys there could be, and so holds about as many records as the others.
+    A record that comes or goes changes its own shard alone; cut by number, all shards behind it would change.
+    Only where a shard has so few records that chance leaves one empty, or makes one twice as large as the
+    mean, they are cut by number.
+    """
+    num_records = len(keys)
+    bounds = np.array([(shard << 64) // count for shard in range(1, count)], np.uint64)
+    cuts = [0, *np.searchsorted(keys, bounds).tolist(), num_records]
+    sizes = np.diff(cuts)
+    if count and not (sizes.min() > 0 and sizes.max() <= MOST_UNEVEN * num_records / count):
+        return [shard * num_records // count for shard in range(count + 1)]
+    return cuts if count else []
 
 
 def _record_bytes(image_format: ImageFormat, stored: pd.DataFrame | None) -> float:

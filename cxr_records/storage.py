@@ -16,16 +16,15 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import unquote
-
-import fsspec
-from fsspec.core import url_to_fs
-from fsspec.registry import available_protocols
 
 from cxr_records import urls
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.urls import redacted as redacted  # asked for here, with all else of paths
+
+if TYPE_CHECKING:  # loaded where the first URL is met: local files need nothing of it
+    from fsspec import AbstractFileSystem
 
 # Of remote storage: reading so many bytes for nothing is cheaper than another request.
 GAP_BYTES = 128 << 10
@@ -80,7 +79,7 @@ def given(path: str | os.PathLike[str]) -> str:
         return f"{scheme.lower()}{mark}{rest}"
     if path.lower().startswith("file:"):
         path = _path_of_file_url(path)
-    elif (match := _ONE_SLASH.match(path)) and match[1].lower() in available_protocols():
+    elif (match := _ONE_SLASH.match(path)) and _is_protocol(match[1]):
         # pathlib makes it of a URL.
         raise UsageError(f"found {path}; a URL has two slashes after {match[1]}:, give it as text")
     if path.startswith("~"):
@@ -116,6 +115,12 @@ def absolute(path: str | os.PathLike[str]) -> str:
     # On the web, a folder and the page of its name are two things.
     on_web = path.startswith(("http://", "https://")) or urls.name_of(path) != path
     return path if on_web or path.endswith("://") else path.rstrip("/")
+
+
+def _is_protocol(name: str) -> bool:
+    from fsspec.registry import available_protocols
+
+    return name.lower() in available_protocols()
 
 
 def _path_of_file_url(url: str) -> str:
@@ -589,12 +594,14 @@ def remove_temporary(folder: str) -> int:
     return len(leftovers)
 
 
-def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def _filesystem(url: str) -> tuple["AbstractFileSystem", str]:
     """Returns the storage of a URL and the name in it, with nothing remembered of what it held before.
 
     Raises:
         UsageError: the kind of URL is unknown, or the package that reads it is not installed.
     """
+    from fsspec.core import url_to_fs
+
     urls.remember(url)
     try:
         filesystem, name = url_to_fs(url)
@@ -656,7 +663,7 @@ def _behind(error: Exception) -> BaseException:
     return cause if refused or "Connect" in type(cause).__name__ else error
 
 
-def _exists(filesystem: fsspec.AbstractFileSystem, name: str) -> bool:
+def _exists(filesystem: "AbstractFileSystem", name: str) -> bool:
     """Like fsspec's own, which takes every error for absence."""
     try:
         filesystem.info(name)

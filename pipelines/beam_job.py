@@ -24,6 +24,7 @@ from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from cxr_records.errors import CxrError
+from cxr_records.pipelines.nursery import Draw, fork_workers
 from cxr_records.pipelines.worker_errors import WORKER_DIED, mark
 
 
@@ -122,10 +123,23 @@ def check_linear(pipeline: beam.Pipeline) -> None:
         raise CxrError(f"the pipeline has {len(leaves)} leaves ({', '.join(leaves)}); expected one")
 
 
-def main() -> None:
-    """The process below the command: reads a job from stdin and runs it."""
-    function, specs, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this process
+def main(workers: int) -> None:
+    """The process below the command: makes ready, reads a job from stdin and runs it.
+
+    Args:
+        workers: processes that are forked for it beforehand.
+    """
+    if workers:
+        fork_workers(workers)
+    try:
+        function, specs, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this process
+    except EOFError:  # the command has ended, or found nothing to do
+        os._exit(0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if workers:
+        draw = Draw(function, specs)
+        draw.deal()
+        function, specs = draw, list(range(workers))
     threading.excepthook = _end_without_worker
     code = 0
     try:

@@ -9,12 +9,18 @@ from cxr_records.duplicates import duplicates_warnings
 from cxr_records.errors import CxrError
 from cxr_records.finish import check_folder, clear_stale, finish_dataset, left_out_csv
 from cxr_records.layout import BUILD_FOLDER, LEFT_OUT_FILE, LOCK_FILE, MANIFEST_FILE
-from cxr_records.manifest import Manifest
+from cxr_records.manifest import Manifest, ManifestError, read_manifest
 from cxr_records.metadata import Metadata
-from cxr_records.pipelines.decode import DecodedImages, decode_images, find_images
+from cxr_records.pipelines.decode import (
+    DecodedImages,
+    decode_images,
+    find_images,
+    much_to_decode,
+)
+from cxr_records.pipelines.engines import SECONDS_WORTH_PROCESSES
 from cxr_records.pipelines.plan import read_table
 from cxr_records.pipelines.request import BuildRequest, check_images
-from cxr_records.pipelines.running import Job, run
+from cxr_records.pipelines.running import Below, Job, run, started_early
 from cxr_records.planning import (
     SECONDS_PER_COPY,
     SECONDS_PER_RECORD,
@@ -24,7 +30,7 @@ from cxr_records.planning import (
     write_plan,
 )
 from cxr_records.progress import warn
-from cxr_records.shards import ShardInfo, read_shard_info, write_shard
+from cxr_records.shards import read_shard_info, read_shard_infos, write_shard
 from cxr_records.splits import Splits
 from cxr_records.store import REJECTED
 
@@ -38,7 +44,7 @@ class BuildResult:
         manifest: what it says of itself.
         plan: every record in its place.
         decoded: the images it was made from, and how many were decoded in this run.
-        written: shards written in this run; the others were there.
+        written: shards written in this run.
         seconds: of the phases `decode`, `plan`, `write`, and `total`.
     """
 
@@ -48,6 +54,11 @@ class BuildResult:
     decoded: DecodedImages
     written: int
     seconds: dict[str, float]
+
+    @property
+    def kept(self) -> int:
+        """How many shards were there with the records that they are to have, and were not written again."""
+        return len(self.plan.shards) - self.written
 
     @property
     def id(self) -> str:
@@ -69,6 +80,11 @@ def build_dataset(request: BuildRequest) -> BuildResult:
     check_images(request.images)
     clock = _Clock()
     request.engine.check()
+    with started_early(request.engine, lambda: much_to_decode(request.images, request.store_path)) as below:
+        return _build(request, clock, below)
+
+
+def _build(request: BuildRequest, clock: "_Clock", below: Below | None) -> BuildResult:
     metadata, splits = read_table(request)
     check_folder(request.out)
     at_hand = find_images(request.images, metadata, request.store_path, request.allow_missing)
@@ -76,21 +92,28 @@ def build_dataset(request: BuildRequest) -> BuildResult:
     storage.make_folder(build_folder)
     with locks.lock(storage.join(build_folder, LOCK_FILE), f"`out={request.out}`") as held:
         clock.lap("plan")
-        decoded = decode_images(at_hand, request.store_path, request.config.image_format, request.engine)
+        decoded = decode_images(
+            at_hand, request.store_path, request.config.image_format, request.engine, below
+        )
         clock.lap("decode")
         _check_rejected(request, metadata, splits, decoded)
-        plan = make_plan(metadata, splits, request.config, decoded.images)
-        specs = write_plan(plan, build_folder, request.store_path, request.out)
-        pending = [spec for spec in specs if read_shard_info(spec) is None]
-        clear_stale(request.out, specs, pending)
-        clock.lap("plan")
-        if pending:
-            share = sum(spec.num_records for spec in pending) / len(plan.records)
-            seconds = len(plan.records) * SECONDS_PER_RECORD + plan.num_copies * SECONDS_PER_COPY
-            job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
-            run(job, request.engine)
+        num_images = len(metadata) - at_hand.missing
+        early = started_early(request.engine, lambda: _much_to_write(request, num_images))
+        with early as below:
+            plan = make_plan(metadata, splits, request.config, decoded.images)
+            specs = write_plan(plan, build_folder, request.store_path, request.out)
+            infos = dict(zip(specs, read_shard_infos(specs), strict=True))
+            pending = [spec for spec, info in infos.items() if info is None]
+            clear_stale(request.out, specs, pending)
+            clock.lap("plan")
+            if pending:
+                share = sum(spec.num_records for spec in pending) / len(plan.records)
+                seconds = len(plan.records) * SECONDS_PER_RECORD + plan.num_copies * SECONDS_PER_COPY
+                job = Job("write", "records", write_shard, pending, _is_done, _size, share * seconds)
+                run(job, request.engine, below)
         held.check()
-        manifest = finish_dataset(plan, specs, [_written(spec) for spec in specs])
+        infos |= zip(pending, read_shard_infos(pending), strict=True)
+        manifest = finish_dataset(plan, specs, [info for info in infos.values() if info is not None])
         try:
             held.check()
         except CxrError:  # what another build is writing must not pass for finished
@@ -99,6 +122,16 @@ def build_dataset(request: BuildRequest) -> BuildResult:
         warn(duplicates_warnings(manifest.duplicates))
         clock.lap("write")
     return BuildResult(request.out, manifest, plan, decoded, len(pending), clock.seconds())
+
+
+def _much_to_write(request: BuildRequest, num_images: int) -> bool:
+    """A guess, before anything is planned: whether there are shards enough to write for several processes."""
+    if num_images * SECONDS_PER_RECORD < SECONDS_WORTH_PROCESSES:
+        return False
+    try:
+        return read_manifest(request.out).config != request.config
+    except ManifestError:  # there is no dataset yet
+        return True
 
 
 def _check_rejected(
@@ -114,13 +147,6 @@ def _check_rejected(
     with contextlib.suppress(OSError):
         storage.write_bytes(path, left_out_csv(rows))
     decoded.check_rejected(request.max_rejected, f"; all are in {path}")
-
-
-def _written(spec: ShardSpec) -> ShardInfo:
-    """What is known of a shard that is whole, as all are once the job has ended."""
-    info = read_shard_info(spec)
-    assert info is not None, spec.file
-    return info
 
 
 def _is_done(spec: ShardSpec) -> bool:

@@ -1,4 +1,7 @@
-"""The commands that make datasets: build, plan, decode. They parse, call, and print; no work is done here."""
+"""The commands that make datasets: build, plan, decode. They parse, call, and print; no work is done here.
+
+What does the work is loaded when a command runs, not for its --help.
+"""
 
 import functools
 import json
@@ -7,25 +10,18 @@ from typing import Any, TypeVar
 
 import click
 
-from cxr_records import sampling
+from cxr_records.choices import (
+    CODECS,
+    LOCAL_RUNNER,
+    MAX_HELP,
+    OF_HELP,
+    RESAMPLE,
+    RULE_HELP,
+    RULES,
+    TARGET_HELP,
+)
 from cxr_records.cli import PATH
 from cxr_records.errors import UsageError
-from cxr_records.images import CODECS, RESAMPLING
-from cxr_records.pipelines import api
-from cxr_records.pipelines.decode import decode_store
-from cxr_records.pipelines.engines import LOCAL_RUNNER
-from cxr_records.pipelines.request import decode_request_of
-from cxr_records.pipelines.summary import (
-    build_json,
-    decode_json,
-    plan_json,
-    tell_build,
-    tell_decode,
-    tell_plan,
-    tell_plan_result,
-    warn_of_empty_classes,
-)
-from cxr_records.tasks import parse_task
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _SEVERAL = ("--images", "--copies-of")
@@ -70,7 +66,7 @@ _OPTIONS = {
         click.option("--size", type=int, default=224, show_default=True, help="Side of an image, in pixels."),
         click.option("--codec", type=click.Choice(CODECS), default="raw", show_default=True,
                      help="What a record holds: raw pixels are the fastest to read."),
-        click.option("--resample", type=click.Choice(list(RESAMPLING)), default="bilinear", show_default=True,
+        click.option("--resample", type=click.Choice(RESAMPLE), default="bilinear", show_default=True,
                      help="Filter used to resize."),
     ],
     "dataset": [
@@ -87,12 +83,12 @@ _OPTIONS = {
         click.option("--task", default="multilabel", show_default=True,
                      help="binary, binary:FINDING, binary:FINDING,FINDING, multiclass or multilabel."),
         click.option("--with-no-finding", is_flag=True, help="Give multiclass a 15th class, No Finding."),
-        click.option("--copies", type=click.Choice(sampling.RULES), default="linear", show_default=True,
-                     help=sampling.RULE_HELP),
+        click.option("--copies", type=click.Choice(RULES), default="linear", show_default=True,
+                     help=RULE_HELP),
         click.option("--copies-target", type=float, default=0.03, show_default=True,
-                     help=sampling.TARGET_HELP),
-        click.option("--copies-max", type=int, default=10, show_default=True, help=sampling.MAX_HELP),
-        click.option("--copies-of", multiple=True, metavar="FINDING...", help=sampling.OF_HELP),
+                     help=TARGET_HELP),
+        click.option("--copies-max", type=int, default=10, show_default=True, help=MAX_HELP),
+        click.option("--copies-of", multiple=True, metavar="FINDING...", help=OF_HELP),
         click.option("--flip", is_flag=True,
                      help="Let copies be flipped sideways. It fakes dextrocardia, so it is off."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of splits, order and copies."),
@@ -139,13 +135,15 @@ def build(as_json: bool, out: str, **options: Any) -> None:
       cxr-records build --images images_*.tar.gz --metadata Data_Entry_2017_v2020.csv \\
           --train-val-list train_val_list.txt --test-list test_list.txt --out cxr14
     """
+    from cxr_records.pipelines import api, summary
+
     result = api.build(out=out, **_words(**options))
-    warn_of_empty_classes(result.plan)
+    summary.warn_of_empty_classes(result.plan)
     if as_json:
-        click.echo(json.dumps(build_json(result, out)))
+        click.echo(json.dumps(summary.build_json(result, out)))
     else:
-        tell_plan(result.plan, result.decoded.at_hand)
-        tell_build(result, out)
+        summary.tell_plan(result.plan, result.decoded.at_hand)
+        summary.tell_build(result, out)
 
 
 @click.command(cls=_Command)
@@ -168,12 +166,14 @@ def plan(as_json: bool, **options: Any) -> None:
       cxr-records plan --metadata Data_Entry_2017_v2020.csv \\
           --train-val-list train_val_list.txt --test-list test_list.txt
     """
+    from cxr_records.pipelines import api, summary
+
     result = api.plan(**_words(**options))
-    warn_of_empty_classes(result.plan)
+    summary.warn_of_empty_classes(result.plan)
     if as_json:
-        click.echo(json.dumps(plan_json(result)))
+        click.echo(json.dumps(summary.plan_json(result)))
     else:
-        tell_plan_result(result)
+        summary.tell_plan_result(result)
 
 
 @click.command(cls=_Command)
@@ -187,18 +187,24 @@ def decode(as_json: bool, beam_options: tuple[str, ...], **options: Any) -> None
     Example:
       cxr-records decode --images images_*.tar.gz --metadata Data_Entry_2017_v2020.csv --store store-224
     """
+    from cxr_records.pipelines import summary
+    from cxr_records.pipelines.decode import decode_store
+    from cxr_records.pipelines.request import decode_request_of
+
     _check_words(beam_options)
     request = decode_request_of(beam_options=beam_options, **options)
     decoded = decode_store(request)
     if as_json:
-        click.echo(json.dumps(decode_json(decoded)))
+        click.echo(json.dumps(summary.decode_json(decoded)))
     else:
-        tell_decode(decoded)
+        summary.tell_decode(decoded)
     decoded.check_rejected(request.max_rejected)
 
 
 def _words(task: str, with_no_finding: bool, beam_options: tuple[str, ...], **options: Any) -> dict[str, Any]:
     """The arguments of `api.build` and `api.plan` from the words of the command line."""
+    from cxr_records.tasks import parse_task
+
     _check_words(beam_options)
     return {"task": parse_task(task, with_no_finding), "beam_options": beam_options, **options}
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -12,9 +14,9 @@ from cxr_records import sources, storage
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.metadata import Metadata, read_metadata
-from cxr_records.pipelines.engines import Engine
+from cxr_records.pipelines.engines import SECONDS_WORTH_PROCESSES, Engine
 from cxr_records.pipelines.request import DecodeRequest, check_images
-from cxr_records.pipelines.running import Job, run
+from cxr_records.pipelines.running import Below, Job, run, started_early
 from cxr_records.planning import SECONDS_PER_DECODE
 from cxr_records.progress import say, warn
 from cxr_records.sources import Entry, SourceReader, SourceReadError
@@ -22,6 +24,7 @@ from cxr_records.store import (
     ARCHIVE_FOLDER,
     OK,
     REJECTED,
+    STORE_FILE,
     STORE_VERSION,
     UNREADABLE,
     ImageStore,
@@ -35,6 +38,7 @@ from cxr_records.store import (
 # Between the darkest and the lightest hundredth of an image's pixels. Of 1,149 real images of NIH none has
 # fewer than 92, at 16 to 224 pixels; files of 12 bits in 16 have at most 16, of 14 bits 64.
 FEW_GREY_LEVELS = 64
+TYPICAL_BYTES = 400_000  # of an image of NIH's in an archive
 NAMED = 5  # images that a warning names
 MISSING_ALLOWED = 0.01  # share of the table that may be in no source without a word from the user
 
@@ -122,11 +126,39 @@ def decode_store(request: DecodeRequest) -> DecodedImages:
     """
     check_images(request.images)
     request.engine.check()
-    metadata = read_metadata(request.metadata)
-    warn(metadata.warnings)
-    at_hand = find_images(request.images, metadata, request.store, request.allow_missing)
-    decoded = decode_images(at_hand, request.store, request.image_format, request.engine)
+    with started_early(request.engine, lambda: much_to_decode(request.images, request.store)) as below:
+        metadata = read_metadata(request.metadata)
+        warn(metadata.warnings)
+        at_hand = find_images(request.images, metadata, request.store, request.allow_missing)
+        decoded = decode_images(at_hand, request.store, request.image_format, request.engine, below)
     return dataclasses.replace(decoded, warnings=(*metadata.warnings, *decoded.warnings))
+
+
+def much_to_decode(paths: Sequence[str], store: str) -> bool:
+    """A first look, before any table is read: whether there is enough to decode for several processes.
+
+    Right in most cases and cheap in all: a store that is new, and an archive, or folders of many files. Where
+    it is wrong, processes are started for nothing, or later.
+
+    Args:
+        paths: folders, archives, files and URLs.
+        store: folder of the image store.
+    """
+    if storage.is_url(store) or storage.exists(storage.join(store, STORE_FILE)):
+        return False
+    enough, found = SECONDS_WORTH_PROCESSES / SECONDS_PER_DECODE, 0
+    for path in itertools.chain.from_iterable(map(storage.expand, filter(_is_local, paths))):
+        if os.path.isfile(path):
+            found += os.path.getsize(path) // TYPICAL_BYTES
+        for _, _, files in os.walk(path):
+            found += len(files)
+            if found >= enough:
+                return True
+    return found >= enough
+
+
+def _is_local(path: str) -> bool:
+    return not storage.is_url(path)
 
 
 def find_images(
@@ -169,9 +201,16 @@ def find_images(
 
 
 def decode_images(
-    at_hand: ImagesAtHand, store: str, image_format: ImageFormat, engine: Engine
+    at_hand: ImagesAtHand, store: str, image_format: ImageFormat, engine: Engine, below: Below | None = None
 ) -> DecodedImages:
     """Decodes what the store does not hold yet.
+
+    Args:
+        at_hand: what the sources hold.
+        store: folder of the image store.
+        image_format: of its images.
+        engine: where they are decoded.
+        below: a process group that was started for it, if any.
 
     Raises:
         CxrError: the store is of another format, is in use, or the engine failed.
@@ -181,7 +220,7 @@ def decode_images(
     decoded, warnings = 0, [*at_hand.warnings, *warn(outdated_warnings(opened))]
     if at_hand.pending(opened.read_index()):
         with opened.lock():
-            decoded, damaged = _decode_pending(at_hand, opened, engine)
+            decoded, damaged = _decode_pending(at_hand, opened, engine, below)
         warnings += warn(
             f"{path} was not as it was written: the images in it are decoded again" for path in damaged
         )
@@ -197,7 +236,9 @@ def decode_images(
     return DecodedImages(at_hand, store, images, decoded, tuple(warnings))
 
 
-def _decode_pending(at_hand: ImagesAtHand, store: ImageStore, engine: Engine) -> tuple[int, list[str]]:
+def _decode_pending(
+    at_hand: ImagesAtHand, store: ImageStore, engine: Engine, below: Below | None
+) -> tuple[int, list[str]]:
     """Decodes what is pending, with the store's lock held; returns how many images, and damaged indexes."""
     store.upgrade()
     store.clean()
@@ -207,7 +248,7 @@ def _decode_pending(at_hand: ImagesAtHand, store: ImageStore, engine: Engine) ->
     num_images = sum(spec.num_images for spec in specs)
     if specs:
         seconds = num_images * SECONDS_PER_DECODE
-        run(Job("decode", "images", write_unit, specs, _is_done, _size, seconds), engine)
+        run(Job("decode", "images", write_unit, specs, _is_done, _size, seconds), engine, below)
     store.clean()
     return num_images, damaged
 

@@ -14,15 +14,16 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
+from cxr_records.choices import LOCAL_RUNNER as LOCAL_RUNNER
 from cxr_records.errors import CxrError, UsageError
 
-LOCAL_RUNNER = "FnApiRunner"
-# Starting worker processes takes some 5 s of two cores; a job that two workers would shorten by less than
-# that stays in the calling process.
-SECONDS_WORTH_PROCESSES = 12.0
+# Worker processes are ready 2 s after they are asked for; a job that two of them would shorten by less stays
+# in the calling process.
+SECONDS_WORTH_PROCESSES = 5.0
 # Not addresses but words for an engine that Beam starts itself.
 _STARTED_BY_BEAM = re.compile(r"\[auto\]|\[local\]|embed|local(\[.*\])?")
 _CONNECT_SECONDS = 10.0
@@ -80,6 +81,11 @@ class Engine:
     def runs_here(self, num_specs: int, seconds: float) -> bool:
         """Whether a job of so many specs and seconds of one core stays in the calling process."""
         return False
+
+    @property
+    def forks(self) -> int:
+        """How many workers are forks of the process that runs the pipeline; other engines start their own."""
+        return 0
 
     def options(self, here: bool = False) -> list[str]:
         """Returns Beam's command line for this engine.
@@ -155,6 +161,11 @@ class LocalEngine(Engine):
     def runs_here(self, num_specs: int, seconds: float) -> bool:
         """Whether more processes would not pay."""
         return self.workers == 1 or num_specs == 1 or seconds < SECONDS_WORTH_PROCESSES
+
+    @property
+    def forks(self) -> int:
+        """One for each worker, where there are several; elsewhere than on Linux forks are not safe."""
+        return self.workers if self.workers > 1 and sys.platform == "linux" else 0
 
     def options(self, here: bool = False) -> list[str]:
         """Returns Beam's command line; the runner is not named in it (`beam_job.run_pipeline`)."""

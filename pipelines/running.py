@@ -17,9 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import cxr_records
 from cxr_records.errors import NO_MEMORY, CxrError, is_out_of_memory
@@ -55,10 +55,15 @@ class Job(Generic[Spec]):
     seconds: float
 
 
-def run(job: Job[Spec], engine: Engine) -> None:
+def run(job: Job[Spec], engine: Engine, below: "Below | None" = None) -> None:
     """Runs a job to its end, showing progress.
 
     A local worker that dies (killed for memory, say) does not end the job: what is unfinished is run again.
+
+    Args:
+        job: what to run.
+        engine: on what.
+        below: a process group that was started for it, if any.
 
     Raises:
         CxrError: a worker said what is wrong, or the engine failed, or left specs unfinished.
@@ -66,7 +71,8 @@ def run(job: Job[Spec], engine: Engine) -> None:
     with progress(job.phase, job.unit, sum(map(job.size, job.specs))) as shown:
         pending = list(job.specs)
         for attempt in range(1, engine.attempts + 1):
-            failure = _run_once(job, pending, engine, shown.update)
+            failure = _run_once(job, pending, engine, shown.update, below)
+            below = None  # it is good for one
             undone = [spec for spec in pending if not job.is_done(spec)]
             if not undone:
                 shown.update(sum(map(job.size, job.specs)))
@@ -83,7 +89,11 @@ def run(job: Job[Spec], engine: Engine) -> None:
 
 
 def _run_once(
-    job: Job[Spec], pending: Sequence[Spec], engine: Engine, show: Callable[[int], None]
+    job: Job[Spec],
+    pending: Sequence[Spec],
+    engine: Engine,
+    show: Callable[[int], None],
+    below: "Below | None",
 ) -> str | None:
     """Runs specs once. Returns the engine's failure, if any; raises what a worker itself said."""
     total = sum(map(job.size, job.specs))
@@ -96,8 +106,9 @@ def _run_once(
         show(total - sum(map(job.size, undone.values())))
 
     watch()
-    run_specs = _run_here if engine.runs_here(len(pending), job.seconds) else _run_below
-    return run_specs(job.function, pending, engine, watch)
+    if engine.runs_here(len(pending), job.seconds):
+        return _run_here(job.function, pending, engine, watch)
+    return (below or Below(engine)).run(job.function, pending, watch)
 
 
 def _run_here(
@@ -131,50 +142,106 @@ def _run_here(
     return f"Beam failed ({_last_line(str(failures[0]))})"
 
 
-def _run_below(
-    function: Callable[[Spec], object], specs: Sequence[Spec], engine: Engine, watch: Callable[[], None]
-) -> str | None:
-    """Runs the pipeline in a process group below this one, and ends the group whatever happens."""
-    child = subprocess.Popen(
-        # Not -m: functions and classes of a main module would travel by value and not by name.
-        [sys.executable, "-c", "from cxr_records.pipelines.beam_job import main; main()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        # Python looks for modules where it is started: in the folder that holds cxr_records, so that it and
-        # its workers import what the caller did, and nothing of the user's folder. (This file's own folder
-        # is another one in a checkout than where it is installed.) Specs hold absolute paths.
-        cwd=Path(cxr_records.__file__).resolve().parent.parent,
-    )
-    assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - both are pipes
-    log: list[str] = []
-    reader = threading.Thread(target=_read_log, args=(child.stdout, log, engine.debug), daemon=True)
-    reader.start()
-    try:
-        pickle.dump((function, list(specs), engine.options()), child.stdin)
-        child.stdin.flush()  # and kept open: its end tells the child that this process is gone
-        looked = 0.0
-        while child.poll() is None:
-            # In a store far away a look takes long: then they are seldom. The end is noticed at once.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(max(_POLL_SECONDS, 4 * looked))
-            started = time.monotonic()
-            watch()
-            looked = time.monotonic() - started
-            # A worker has said why it cannot go on: do not wait for the others. Without memory Beam itself
-            # waits for ever, for threads that could not be started.
-            if any(is_marked(line) or is_out_of_memory(line) for line in list(log)):
-                break
-    except BrokenPipeError:
-        child.wait()
-    finally:
+class Below:
+    """A process group below this one, for one job: it can be started before the job is known.
+
+    Its processes import Beam and what a worker needs, which takes a second or two, and wait for the job.
+
+    Args:
+        engine: where the job will run.
+
+    Attributes:
+        pid: of the first process, and number of the group.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._log: list[str] = []
+        self._ended = False
+        self._child = subprocess.Popen(
+            # Not -m: functions and classes of a main module would travel by value and not by name.
+            [sys.executable, "-c", f"from cxr_records.pipelines.beam_job import main; main({engine.forks})"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Python looks for modules where it is started: in the folder that holds cxr_records, so that it
+            # and its workers import what the caller did, and nothing of the user's folder. (This file's own
+            # folder is another one in a checkout than where it is installed.) Specs hold absolute paths.
+            cwd=Path(cxr_records.__file__).resolve().parent.parent,
+            # A process for each core: threads of NumPy's own would be in each other's way. Set for all that
+            # this process starts.
+            env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
+        )
+        self.pid = self._child.pid
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def run(
+        self, function: Callable[[Spec], object], specs: Sequence[Spec], watch: Callable[[], None]
+    ) -> str | None:
+        """Runs the pipeline, and ends the group whatever happens; returns what went wrong, if anything."""
+        child = self._child
+        assert child.stdin is not None
+        try:
+            pickle.dump((function, list(specs), self._engine.options()), child.stdin)
+            child.stdin.flush()  # and kept open: its end tells the child that this process is gone
+            looked = 0.0
+            while child.poll() is None:
+                # In a store far away a look takes long: then they are seldom. The end is noticed at once.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(max(_POLL_SECONDS, 4 * looked))
+                started = time.monotonic()
+                watch()
+                looked = time.monotonic() - started
+                # A worker has said why it cannot go on: do not wait for the others. Without memory Beam
+                # itself waits for ever, for threads that could not be started.
+                if any(is_marked(line) or is_out_of_memory(line) for line in list(self._log)):
+                    break
+        except BrokenPipeError:
+            child.wait()
+        finally:
+            self.end()
+        watch()
+        return _failure(child.returncode, "\n".join(self._log), self._engine)
+
+    def end(self) -> None:
+        """Ends every process of the group, once: its number may be another's after that."""
+        if self._ended:
+            return
+        self._ended = True
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        reader.join(timeout=2)
-    watch()
-    return _failure(child.returncode, "\n".join(log), engine)
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        self._reader.join(timeout=2)
+
+    def _read_log(self) -> None:
+        """Keeps the end of what Beam and its workers print, and shows it where asked to."""
+        assert self._child.stdout is not None
+        for line in self._child.stdout:
+            text = line.decode(errors="replace").rstrip()
+            if self._engine.debug:
+                print(text, file=sys.stderr)
+            self._log.append(text)
+            del self._log[:-_LOG_LINES]
+
+
+@contextlib.contextmanager
+def started_early(engine: Engine, likely: Callable[[], bool]) -> Iterator[Below | None]:
+    """Gives a process group that makes ready while the caller reads tables and lists folders.
+
+    Args:
+        engine: where the job will run.
+        likely: tells whether there will be a job that is worth more processes; if not, None is given.
+    """
+    if not (engine.forks and likely()):
+        yield None
+        return
+    below = Below(engine)
+    try:
+        yield below
+    finally:
+        below.end()
 
 
 def _failure(code: int, log: str, engine: Engine) -> str | None:
@@ -190,16 +257,6 @@ def _failure(code: int, log: str, engine: Engine) -> str | None:
     if code < 0:
         return f"Beam's process was killed by {signal.Signals(-code).name}"
     return f"Beam's process ended early ({_last_line(log)})"
-
-
-def _read_log(pipe: IO[bytes], log: list[str], debug: bool) -> None:
-    """Keeps the end of what Beam and its workers print, and shows it where asked to."""
-    for line in pipe:
-        text = line.decode(errors="replace").rstrip()
-        if debug:
-            print(text, file=sys.stderr)
-        log.append(text)
-        del log[:-_LOG_LINES]
 
 
 def _last_line(text: str) -> str:

@@ -64,6 +64,8 @@ def build_json(result: BuildResult, out: str) -> dict[str, Any]:
         "mean_ir": manifest["mean_ir"],
         "max_ir": manifest["max_ir"],
         "shards": len(result.plan.shards),
+        "written": result.written,
+        "kept": result.kept,
         "decoded": result.decoded.decoded,
         "duplicates": len(manifest.get("duplicates", [])),
         "png_decoder": png.decoder(),
@@ -223,8 +225,10 @@ def tell_build(result: BuildResult, out: str) -> None:
         f"decoded {result.decoded.decoded:,} images in {seconds['decode']:.1f} s, wrote {result.written:,} "
         f"of {len(result.plan.shards):,} shards in {seconds['write']:.1f} s, {seconds['total']:.1f} s in all"
     )
-    if result.written < len(result.plan.shards):
-        click.echo("the other shards were there already; only verify reads them again")
+    if result.kept:
+        click.echo(
+            f"kept {result.kept:,} shards, which hold these records already; only verify reads them again"
+        )
     click.echo(f"{out}: complete, id {result.manifest.id}")
     click.echo(f"check it: cxr-records verify {out} --deep")
 

@@ -15,6 +15,7 @@ from cxr_records.pipelines import decode
 from cxr_records.pipelines.decode import DecodedImages, decode_store
 from cxr_records.pipelines.engines import engine_named
 from cxr_records.pipelines.request import DecodeRequest
+from cxr_records.store import open_store
 
 
 def grey(low: int, high: int) -> np.ndarray:
@@ -226,7 +227,7 @@ def test_a_rejection_by_a_worker_with_other_packages_is_one_all_the_same(small, 
         write_unit(spec)
         monkeypatch.setattr(store, "decoder_version", lambda: here)
 
-    monkeypatch.setattr(decode, "run", lambda job, engine: [on_the_cluster(spec) for spec in job.specs])
+    monkeypatch.setattr(decode, "run", lambda job, *where: [on_the_cluster(spec) for spec in job.specs])
     for _ in range(2):
         decoded = small.decode()
         assert (decoded.decoded, decoded.rejected) == (1, 1)
@@ -245,3 +246,31 @@ def test_what_is_damaged_in_the_sources_is_among_the_warnings(small):
         f"{page}: a web page and no archive (it begins with '<html>'); fetch the archive again",
     )
     assert decoded.at_hand.warnings == decoded.warnings
+
+
+# ---- whether processes are started before the table is read ---------------------------------------------
+
+
+def test_a_first_look_tells_whether_there_is_enough_to_decode_for_several_processes(tmp_path):
+    def empty_files(folder: str, count: int) -> str:
+        (tmp_path / folder / "below").mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / folder / "below" / f"{number}.png").touch()
+        return str(tmp_path / folder)
+
+    many, few = empty_files("many", 900), empty_files("few", 100)
+    for name, size in {"large": 1 << 30, "small": 1 << 20}.items():
+        with open(tmp_path / f"{name}.tar.gz", "wb") as file:
+            file.truncate(size)
+    store = str(tmp_path / "store")
+
+    def much(*paths: str) -> bool:
+        return decode.much_to_decode(paths, store)
+
+    assert much(many)
+    assert much(few, str(tmp_path / "man*"))
+    assert much(str(tmp_path / "large.tar.gz"))
+    assert not much(few)
+    assert not much(few, str(tmp_path / "small.tar.gz"), str(tmp_path / "absent"), "s3://bucket/images")
+    open_store(store, ImageFormat(32))  # most of it may be there already
+    assert not much(many)

@@ -71,6 +71,13 @@ def test_a_job_stays_in_the_calling_process_where_others_would_not_pay():
     assert engine_named(beam_options=["--x=1"]).options(here=True) == ["--x=1"]
 
 
+def test_workers_are_forks_where_there_are_several_and_forks_are_safe(monkeypatch):
+    assert engine_named(workers=3).forks == 3
+    assert engine_named(workers=1).forks == engine_named("FlinkRunner", workers=3).forks == 0
+    monkeypatch.setattr(engines.sys, "platform", "darwin")
+    assert engine_named(workers=3).forks == 0
+
+
 def test_an_engine_has_as_many_workers_as_there_are_cores_unless_told():
     assert engine_named().workers == cores()
     assert engine_named(workers=7).workers == 7

@@ -13,7 +13,7 @@ from cxr_records.boxes import read_boxes
 from cxr_records.cli import run as run_command
 from cxr_records.findings import FINDINGS
 from cxr_records.trainers import digests
-from cxr_records.trainers.explain_cli import _operating_points
+from cxr_records.trainers.explaining import _operating_points
 from cxr_records.trainers.runs import open_run
 
 HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"

@@ -11,7 +11,6 @@ import click
 from cxr_records import storage
 from cxr_records.cli import PATH
 from cxr_records.errors import FoundProblems, UsageError
-from cxr_records.trainers import digests
 from cxr_records.urls import name_of
 
 if TYPE_CHECKING:
@@ -201,6 +200,7 @@ def _write(
     thumbnails: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes metrics.json and report.html."""
+    from cxr_records.trainers import digests
     from cxr_records.trainers.evaluation import report, results
 
     path = storage.join(folder, results.METRICS_FILE)
