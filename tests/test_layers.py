@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "urls", "errors", "drawings", "findings", "names", "filetypes", "seeding", "streams",
-    "progress", "quiet", "layout", "storage", "locks", "parquet",
+    "__init__", "urls", "errors", "drawings", "findings", "names", "filetypes", "columns", "seeding",
+    "streams", "progress", "quiet", "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling", "balancing",
     "decoding", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "cache", "tfio", "reader",
