@@ -279,7 +279,11 @@ def _records_parquet(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Sha
     counts = [info.records for info in infos]
     shard_of = np.repeat(np.arange(len(specs), dtype=np.int32), counts)
     ends = np.cumsum(counts)
-    offsets = np.concatenate([np.array(info.offsets, np.int64) for info in infos])
+    places = {
+        "offset": np.concatenate([info.offsets for info in infos]),
+        "image_offset": np.concatenate([info.image_offsets for info in infos]),
+        "image_bytes": np.concatenate([info.image_bytes for info in infos]),
+    }
     table = {name: one_chunk(column) for name, column in plan.metadata.table.items()}
     files = pa.array([spec.file for spec in specs], pa.string())
 
@@ -296,7 +300,7 @@ def _records_parquet(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Sha
             "split": pa.array(records["split"]).cast(pa.string()),
             "shard": files.take(pa.array(shards)),
             "place": pa.array(np.arange(part.start, part.stop) - (ends[shards] - np.array(counts)[shards])),
-            "offset": pa.array(offsets[part]),
+            **{name: pa.array(column[part].astype(np.int64)) for name, column in places.items()},
             "image_id": image_ids,
             "patient_id": table["patient_id"].take(pa.array(rows)),
             "view": table["view"].take(pa.array(rows)).cast(pa.string()),

@@ -71,8 +71,8 @@ class Metadata:
     Attributes:
         table: one row per image, sorted by image_id, with a RangeIndex: image_id (Arrow's strings),
             patient_id (int64), view ("PA", "AP", or "" unknown) and sex ("M", "F", or "" unknown), both
-            categories, age_years (int64, -1 unknown), follow_up (int64, -1 unknown; the tables number it differently, so
-            it is for information only). Text of other types is made such.
+            categories, age_years (int64, -1 unknown), follow_up (int64, -1 unknown; the tables number it
+            differently, so it is for information only). Text of other types is made such.
         findings: uint8 [num_images, 14], in the order of `FINDINGS`, aligned with the table; read-only.
         dialect: "2017", "v2020", "kaggle sample" or "other".
         digest: sha256 (hex) of the table and the findings, whatever file they came in.

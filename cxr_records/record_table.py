@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from cxr_records import storage
 from cxr_records.errors import CxrError
 from cxr_records.findings import NO_FINDING
+from cxr_records.images import ImageFormat
 from cxr_records.layout import RECORDS_FILE
 from cxr_records.manifest import Manifest, ShardEntry
 from cxr_records.manifest_schema import MOST_FILE_BYTES, MOST_LETTERS, most_table_bytes
 from cxr_records.tasks import Task
-from cxr_records.tfrecord import OVERHEAD_BYTES
+from cxr_records.tfrecord import FOOTER_BYTES, HEADER_BYTES, OVERHEAD_BYTES
 
 VERIFY = "run cxr-records verify on the dataset"  # what to do where something does not fit together
 
@@ -26,6 +27,8 @@ _COLUMNS = {
     "shard": pa.string(),
     "place": pa.int64(),
     "offset": pa.int64(),
+    "image_offset": pa.int64(),
+    "image_bytes": pa.int64(),
     "image_id": pa.string(),
     "patient_id": pa.int64(),
     "view": pa.string(),
@@ -34,15 +37,21 @@ _COLUMNS = {
     "copy": pa.int64(),
     "augmentation": pa.string(),
 }  # and label, by the task
+# Which datasets of before have not.
+_LATER_COLUMNS = ("image_offset", "image_bytes")
 _TEXTS = [name for name, kind in _COLUMNS.items() if kind == pa.string()]
 
 
 class RecordTableError(CxrError):
     """The table of records is missing, damaged, or not as we write it; `trouble` says which."""
 
-    def __init__(self, dataset: str, trouble: str):
-        super().__init__(f"{dataset}: the table of records cannot be read ({trouble}); {VERIFY}")
+    def __init__(self, dataset: str, trouble: str, remedy: str = VERIFY):
+        super().__init__(f"{dataset}: the table of records cannot be read ({trouble}); {remedy}")
         self.trouble = trouble
+
+
+class _OlderTableError(ValueError):
+    """The table is whole, and was written before it had all columns of today."""
 
 
 def read_record_table(dataset: str, manifest: Manifest) -> pa.Table:
@@ -70,6 +79,8 @@ def read_record_table(dataset: str, manifest: Manifest) -> pa.Table:
         table = _parsed(data, manifest)
         _check_places(table, manifest)
         return table
+    except _OlderTableError as error:
+        raise RecordTableError(dataset, str(error), "build the dataset again") from None
     except (OSError, ValueError, pa.ArrowException, CxrError) as error:
         raise RecordTableError(dataset, " ".join(str(error).split())) from None
 
@@ -126,6 +137,8 @@ def _parsed(data: bytes, manifest: Manifest) -> pa.Table:
         raise ValueError(f"{file.metadata.num_rows:,} rows, the manifest says {count:,} records")
     task = manifest.config.task
     schema = file.schema_arrow
+    if schema.names == [name for name in (*_COLUMNS, "label") if name not in _LATER_COLUMNS]:
+        raise _OlderTableError(f"it is older than its columns {' and '.join(_LATER_COLUMNS)}")
     if schema.names != [*_COLUMNS, "label"]:
         raise ValueError(
             f"the columns {', '.join(schema.names)[:300]}; expected {', '.join(_COLUMNS)}, label"
@@ -180,11 +193,16 @@ def _check_places(table: pa.Table, manifest: Manifest) -> None:
     if len(wrong := np.flatnonzero(table["place"].to_numpy() != places)):
         row = int(wrong[0])
         raise ValueError(f"place {table['place'][row]} in row {row:,}, expected {places[row]}")
-    _check_offsets(table["offset"].to_numpy(), [shard for _, shard in shards])
+    ends = _check_offsets(table["offset"].to_numpy(), [shard for _, shard in shards])
+    _check_images(table, ends, manifest.config.image_format)
 
 
-def _check_offsets(offsets: np.ndarray, shards: list[ShardEntry]) -> None:
-    """Records must lie in their file, each with room for itself, the first at its beginning."""
+def _check_offsets(offsets: np.ndarray, shards: list[ShardEntry]) -> np.ndarray:
+    """Records must lie in their file, each with room for itself, the first at its beginning.
+
+    Returns:
+        The byte before which each ends: int64 [n].
+    """
     if offsets.min() < 0 or offsets.max() > MOST_FILE_BYTES:
         raise ValueError(f"offsets of {offsets.min():,} to {offsets.max():,}, expected those of records")
     ends = np.append(offsets[1:], 0)
@@ -198,4 +216,25 @@ def _check_offsets(offsets: np.ndarray, shards: list[ShardEntry]) -> None:
         row = int(wrong[0])
         raise ValueError(
             f"offset {offsets[row]:,} in row {row:,}, expected a record that ends by {ends[row]:,}"
+        )
+    return ends
+
+
+def _check_images(table: pa.Table, ends: np.ndarray, image_format: ImageFormat) -> None:
+    """Stored images must lie within the data of their records; raw ones are of one length."""
+    starts, lengths = table["image_offset"].to_numpy(), table["image_bytes"].to_numpy()
+    lowest, highest = table["offset"].to_numpy() + HEADER_BYTES, ends - FOOTER_BYTES
+    # In this order nothing overflows, whatever the numbers are.
+    fits = (starts >= lowest) & (starts <= highest) & (lengths >= 1) & (lengths <= highest - starts)
+    if len(wrong := np.flatnonzero(~fits)):
+        row = int(wrong[0])
+        raise ValueError(
+            f"image of {lengths[row]:,} bytes at {starts[row]:,} in row {row:,}, expected one between "
+            f"{lowest[row]:,} and {highest[row]:,}"
+        )
+    expected = image_format.size**2
+    if image_format.codec == "raw" and len(wrong := np.flatnonzero(lengths != expected)):
+        row = int(wrong[0])
+        raise ValueError(
+            f"image of {lengths[row]:,} bytes in row {row:,}, expected {expected:,} of raw pixels"
         )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from cxr_records.examples import FEATURES, example_parts
 from cxr_records.parquet import read_work
 from cxr_records.planning import ShardSpec
 from cxr_records.store import Place, fetch_images
-from cxr_records.tfrecord import frame_parts
+from cxr_records.tfrecord import HEADER_BYTES, frame_parts
 
 # Enough for a store far away to be asked seldom; few enough for a lot to stay in a processor's cache.
 LOT_BYTES = 4 << 20
@@ -22,13 +23,31 @@ _RECORD_COLUMNS = [f.name for f in FEATURES if f.name not in ("image", "augmenta
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """A finished shard: digest of its plan, records, bytes and sha256 of the file, offset of each record."""
+    """A finished shard.
+
+    Attributes:
+        digest: of its plan.
+        records: how many it holds.
+        bytes: of the file.
+        sha256: of the file.
+        offsets: byte of the file at which each record begins.
+        image_offsets: byte of the file at which the stored image of each record begins.
+        image_bytes: of each of these images.
+    """
 
     digest: str
     records: int
     bytes: int
     sha256: str
-    offsets: list[int]
+    offsets: Sequence[int]
+    image_offsets: Sequence[int]
+    image_bytes: Sequence[int]
+
+    def compact(self) -> "ShardInfo":
+        """The same with arrays of bytes for lists of objects, for a command that holds all shards'."""
+        lists = {name: getattr(self, name) for name in ("offsets", "image_offsets", "image_bytes")}
+        kinds = {name: "I" if max(values, default=0) < 1 << 32 else "Q" for name, values in lists.items()}
+        return dataclasses.replace(self, **{name: array(kinds[name], lists[name]) for name in lists})
 
 
 def read_shard_info(spec: ShardSpec) -> ShardInfo | None:
@@ -84,15 +103,21 @@ def write_shard(spec: ShardSpec) -> ShardInfo:
     if done := read_shard_info(spec):
         return done
     rows = read_work(spec.plan, spec.row_group)
-    sha256, offsets, size = hashlib.sha256(), [], 0
+    sha256, size = hashlib.sha256(), 0
+    offsets: list[int] = []
+    image_offsets: list[int] = []
+    image_bytes: list[int] = []
     with storage.atomic_file(spec.path) as file:
         for row, image in zip(rows, _fetch(spec.store, rows), strict=True):
+            parts = record_parts(spec, row, image)
             offsets.append(size)
-            for part in frame_parts(record_parts(spec, row, image)):
+            image_offsets.append(size + HEADER_BYTES + len(parts[0]))
+            image_bytes.append(len(parts[1]))
+            for part in frame_parts(parts):
                 file.write(part)
                 sha256.update(part)
                 size += len(part)
-    info = ShardInfo(spec.digest, len(rows), size, sha256.hexdigest(), offsets)
+    info = ShardInfo(spec.digest, len(rows), size, sha256.hexdigest(), offsets, image_offsets, image_bytes)
     _write_sidecar(spec, info, storage.file_state(spec.path).version)
     return info
 

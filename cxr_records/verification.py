@@ -27,7 +27,7 @@ from cxr_records.splits import TEST, TRAIN
 from cxr_records.storage import NoFileError
 from cxr_records.streams import one_line
 from cxr_records.tasks import Task
-from cxr_records.tfrecord import RecordError, read_records, unframe
+from cxr_records.tfrecord import HEADER_BYTES, RecordError, read_records, unframe
 
 _REBUILD = "delete it and run the build command again: it writes this file anew"
 
@@ -306,6 +306,12 @@ def _check_record(
         stored = (shard.split, image, record.patient, *about, copy, augmentation, record.label)
         if told != stored:
             messages.append(f"{RECORDS_FILE} tells of {told}, the record holds {stored}")
+        start = row["image_offset"] - row["offset"] - HEADER_BYTES
+        if data[start : start + row["image_bytes"]] != values["image"][0]:
+            messages.append(
+                f"{RECORDS_FILE} tells of an image of {row['image_bytes']:,} bytes at byte "
+                f"{row['image_offset']:,}, the record holds another"
+            )
     return [record.problem(message) for message in messages], record
 
 

@@ -128,7 +128,7 @@ def _written(spec: ShardSpec) -> ShardInfo:
     """What is known of a shard that is whole, as all are once the job has ended."""
     info = read_shard_info(spec)
     assert info is not None, spec.file
-    return info
+    return info.compact()
 
 
 def _is_done(spec: ShardSpec) -> bool:

@@ -16,8 +16,8 @@ ORDER = [
     "streams", "progress", "quiet", "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling", "balancing",
     "decoding", "png", "jpeg", "dicom", "images", "config",
-    "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "cache", "tfio", "reader",
-    "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
+    "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "order", "cache", "tfio",
+    "reader", "augment", "archives", "sources", "store", "planning", "shards", "tfds", "finish",
     "verification", "contact_sheet", "lookalike_patients", "lookalike_drawing", "lookalike",
     "cli", "bench", "demo", "__main__",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
+from cxr_records.examples import decode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.finish import check_folder, clear_stale, left_out_csv
 from cxr_records.layout import BUILD_FOLDER
@@ -308,8 +309,8 @@ def test_table_of_records_has_a_row_for_each_record_with_its_place_and_offset(da
     table = pq.read_table(dataset / "records.parquet")
 
     assert table.column_names == [
-        "split", "shard", "place", "offset", "image_id", "patient_id", "view", "sex", "age_years", "copy",
-        "augmentation", "label",
+        "split", "shard", "place", "offset", "image_offset", "image_bytes", "image_id", "patient_id", "view",
+        "sex", "age_years", "copy", "augmentation", "label",
     ]  # fmt: skip
     manifest = manifest_json(dataset)
     expected = []
@@ -319,6 +320,23 @@ def test_table_of_records_has_a_row_for_each_record_with_its_place_and_offset(da
                 offsets = [offset for offset, _ in read_records(file)]
             expected += [(split, shard["file"], place, offset) for place, offset in enumerate(offsets)]
     assert list(zip(*(table[name].to_pylist() for name in table.column_names[:4]), strict=True)) == expected
+
+
+@pytest.mark.parametrize("codec", ["raw", "png", "jpeg"])
+def test_image_offset_and_image_bytes_lead_to_the_stored_image_of_each_record(build, tmp_path, codec):
+    build(tmp_path / "out", codec=codec)
+
+    rows = pq.read_table(tmp_path / "out" / "records.parquet").to_pylist()
+    found = []
+    for row in rows:
+        with open(tmp_path / "out" / row["shard"], "rb") as file:
+            file.seek(row["image_offset"])
+            found.append(file.read(row["image_bytes"]))
+    expected = []
+    for shard in dict.fromkeys(row["shard"] for row in rows):
+        with open(tmp_path / "out" / shard, "rb") as file:
+            expected += [decode_example(data)["image"][0] for _, data in read_records(file)]
+    assert found == expected
 
 
 @pytest.mark.parametrize("codec", ["raw", "png"])

@@ -22,6 +22,7 @@ from cxr_records.balancing import expected_draws, reached, times_drawn
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import decode_example
+from cxr_records.order import Order, buffer_records
 from cxr_records.reader import load_split, shard_errors, steps_per_epoch
 from cxr_records.tasks import parse_task
 from cxr_records.tfrecord import read_records
@@ -80,6 +81,7 @@ def many_shards(dataset, tmp_path_factory) -> Path:
         names += [name] * len(part)
     table.loc[rows.index, "shard"] = names
     table.loc[rows.index, "place"] = places
+    table.loc[rows.index, "image_offset"] += np.array(offsets) - rows["offset"]
     table.loc[rows.index, "offset"] = offsets
     table.to_parquet(out / "records.parquet")
     manifest["splits"]["train"] |= {"shards": shards, "bytes": sum(shard["bytes"] for shard in shards)}
@@ -252,6 +254,23 @@ def test_the_order_of_natural_sampling_is_what_it_was_before_there_was_another(m
 
     assert order[:20] == NATURAL_ORDER
     assert hashlib.sha256(str(order).encode()).hexdigest() == NATURAL_DIGEST
+
+
+@pytest.mark.parametrize("task", [None, "binary:Effusion"])
+@pytest.mark.parametrize("options", [{"sampling": "class_balanced"}, {"host": 1, "num_hosts": 2}])
+def test_records_come_in_the_order_that_the_order_of_training_gives(many_shards, options, task):
+    opened = open_dataset(many_shards).as_task(task)
+    records = opened.split("train")
+    buffer = buffer_records(opened.splits["train"].shards)
+    everything = stored(many_shards, "train")
+    part = [v for v, takes_part in zip(everything, records.takes_part, strict=True) if takes_part]
+    steps = steps_per_epoch(opened, "train", 4, num_hosts=options.get("num_hosts", 1))
+
+    batches = keys(load_split(opened, "train", 4, seed=9, start_epoch=2, epochs=3, **options))
+
+    order = Order(records, shuffle=True, seed=9, buffer=buffer, **options)
+    numbers = [batch.tolist() for batch in order.batches(2, 4)][:steps]
+    assert batches == [[pixels(part[number], "raw").tobytes() for number in batch] for batch in numbers]
 
 
 # Class-balanced sampling

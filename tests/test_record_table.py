@@ -98,13 +98,13 @@ def test_a_file_that_is_no_parquet_is_said_to_be_none(copied_dataset, table):
         (lambda t: pa.concat_tables([t, t]), "408 rows, the manifest says 204 records"),
         (
             lambda t: t.drop_columns("label"),
-            "the columns split, shard, place, offset, image_id, patient_id, view, sex, age_years, copy, "
-            "augmentation; expected split, shard, place, offset, image_id, patient_id, view, sex, age_years, "
-            "copy, augmentation, label",
+            "the columns split, shard, place, offset, image_offset, image_bytes, image_id, patient_id, view, "
+            "sex, age_years, copy, augmentation; expected split, shard, place, offset, image_offset, "
+            "image_bytes, image_id, patient_id, view, sex, age_years, copy, augmentation, label",
         ),
         (lambda t: t.append_column("mine", t["place"]), "the columns "),
         (lambda t: t.set_column(3, "offset", t["offset"].cast(pa.float64())), "column offset of double, "),
-        (lambda t: t.set_column(4, "image_id", t["place"]), "column image_id of int64, expected string"),
+        (lambda t: t.set_column(6, "image_id", t["place"]), "column image_id of int64, expected string"),
         (lambda t: changed(t, "view", 3, None), "column view has 1 empty cells, expected none"),
         (
             lambda t: changed(t, "label", 3, [0] * 13),
@@ -122,6 +122,34 @@ def test_a_file_that_is_no_parquet_is_said_to_be_none(copied_dataset, table):
         (lambda t: changed(t, "offset", 1, 1 << 62), "offsets of 0 to 4,611,686,018,427,387,904, "),
         (lambda t: changed(t, "offset", 3, 0), "offset "),
         (lambda t: changed(t, "offset", 203, 1 << 30), "offset 1,073,741,824 in row 203, expected a record"),
+        # 12 bytes of a header before the data and 4 behind it.
+        (
+            lambda t: changed(t, "image_offset", 0, 11),
+            "image of 1,024 bytes at 11 in row 0, expected ",
+        ),
+        (
+            lambda t: changed(t, "image_offset", 0, t["offset"][1].as_py() - 1024 - 3),
+            "image of 1,024 bytes at ",
+        ),
+        (lambda t: changed(t, "image_offset", 1, t["image_offset"][2].as_py()), "image of 1,024 bytes at "),
+        (
+            lambda t: changed(t, "image_offset", 0, -(1 << 63)),
+            "image of 1,024 bytes at -9,223,372,036",
+        ),
+        (
+            lambda t: changed(t, "image_offset", 5, (1 << 63) - 1),
+            "image of 1,024 bytes at 9,223,372,036",
+        ),
+        (
+            lambda t: changed(t, "image_bytes", 5, (1 << 63) - 1),
+            "image of 9,223,372,036,854,775,807 bytes ",
+        ),
+        (lambda t: changed(t, "image_bytes", 203, 0), "image of 0 bytes at "),
+        (lambda t: changed(t, "image_bytes", 203, 1 << 20), "image of 1,048,576 bytes at "),
+        (
+            lambda t: changed(t, "image_bytes", 5, 1023),
+            "image of 1,023 bytes in row 5, expected 1,024 of raw pixels",
+        ),
         (
             lambda t: changed(t, "augmentation", 0, "x" * 1001),
             "column augmentation has text of more than 1,000 bytes",
@@ -141,6 +169,31 @@ def test_a_table_of_another_form_is_refused_with_what_was_found(copied_dataset, 
     put_table(copied_dataset, change(table))
 
     assert trouble(copied_dataset).startswith(expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_image_may_fill_the_data_of_its_record_and_no_more(copied_dataset, table, first):
+    """The bounds, to the byte."""
+    begins, ends = table["offset"][3].as_py() + 12, table["offset"][4].as_py() - 4
+    put_table(copied_dataset, changed(table, "image_offset", 3, begins if first else ends - 1024))
+    read_record_table(str(copied_dataset), read_manifest(str(copied_dataset)))
+
+    put_table(copied_dataset, changed(table, "image_offset", 3, begins - 1 if first else ends - 1023))
+    assert trouble(copied_dataset) == (
+        f"image of 1,024 bytes at {begins - 1 if first else ends - 1023:,} in row 3, expected one between "
+        f"{begins:,} and {ends:,}"
+    )
+
+
+def test_a_table_of_an_older_dataset_is_said_to_be_one(copied_dataset, table):
+    put_table(copied_dataset, table.drop_columns(["image_offset", "image_bytes"]))
+
+    with pytest.raises(RecordTableError) as error:
+        read_record_table(str(copied_dataset), read_manifest(str(copied_dataset)))
+    assert str(error.value) == (
+        f"{copied_dataset}: the table of records cannot be read (it is older than its columns image_offset "
+        "and image_bytes); build the dataset again"
+    )
 
 
 def test_a_table_that_unpacks_to_far_more_than_its_records_need_is_not_unpacked(copied_dataset, table):

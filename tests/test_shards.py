@@ -65,9 +65,16 @@ def test_a_shard_tells_of_its_bytes_and_of_where_each_record_lies(spec):
 
     data = Path(spec.path).read_bytes()
     with open(spec.path, "rb") as file:
-        offsets = [offset for offset, _ in read_records(file)]
+        records = [(offset, decode_example(record)["image"][0]) for offset, record in read_records(file)]
+    offsets, images = zip(*records, strict=True)
     assert info == shards.ShardInfo(
-        spec.digest, spec.num_records, len(data), hashlib.sha256(data).hexdigest(), offsets
+        spec.digest,
+        spec.num_records,
+        len(data),
+        hashlib.sha256(data).hexdigest(),
+        list(offsets),
+        [data.index(image, offset) for offset, image in records],
+        [len(image) for image in images],
     )
     assert read_shard_info(spec) == info
     told = json.loads(Path(spec.sidecar_path).read_bytes())

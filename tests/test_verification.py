@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cxr_records import storage
 from cxr_records.augment import augmentation_for
-from cxr_records.examples import decode_example, encode_example
+from cxr_records.examples import decode_example, encode_example, example_parts
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.layout import LIST_FILES
 from cxr_records.manifest import ManifestError, read_manifest
@@ -310,6 +310,8 @@ def tamper(dataset: Path, change=lambda shards: None) -> None:
         data = b""
         for place, values in enumerate(records):
             row = {"split": split_of[name], "shard": name, "place": place, "offset": len(data)}
+            before, image, _ = example_parts(values)
+            row |= {"image_offset": len(data) + 12 + len(before), "image_bytes": len(image)}
             numbers = ("patient_id", "age_years", "copy")
             for column in ("image_id", *numbers, "view", "sex", "augmentation", "label"):
                 value = values.get(column, "")
@@ -396,11 +398,6 @@ def too_few_findings(values):
     return "feature 'findings' has 13 values, expected 14"
 
 
-def image_of_another_size(values):
-    values["image"] = values["image"][:-32]
-    return "image: 992 bytes of raw pixels, expected 1024"
-
-
 def copy_in_test(values):
     values["copy"] = [1]
     values["augmentation"] = json.dumps(augmentation_for(0, values["image_id"].decode(), 1)).encode()
@@ -424,8 +421,7 @@ def original_with_augmentation(values):
     "change",
     [
         wrong_label, findings_beyond_one, missing_feature, extra_feature, feature_of_another_kind,
-        too_few_findings, image_of_another_size, copy_in_test, original_with_augmentation,
-        copy_before_the_original,
+        too_few_findings, copy_in_test, original_with_augmentation, copy_before_the_original,
     ],
 )  # fmt: skip
 def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
@@ -449,6 +445,50 @@ def test_a_wrong_record_is_named_with_its_cause(copied_dataset, change):
     assert {problem[:3] for problem in problems} == {(TEST, 3, image)}
     # These two are copies without their original as well, and none counts below 0.
     assert len(problems) == {copy_in_test: 2, copy_before_the_original: 3}.get(change, 1)
+
+
+def test_an_image_of_another_size_is_found_in_the_table_and_in_its_record(copied_dataset):
+    def cut(shards):
+        shards[TEST][3]["image"] = shards[TEST][3]["image"][:-32]
+
+    image = rows_of(copied_dataset, TEST)[3]["image_id"]
+    tamper(copied_dataset, cut)
+
+    row = sum(counts["records"] for counts in list(manifest_json(copied_dataset)["splits"].values())[:2]) + 3
+    expected = f"image of 992 bytes in row {row}, expected 1,024 of raw pixels; {REBUILD}"
+    assert said(check_dataset(str(copied_dataset))) == [("records.parquet", None, None, expected)]
+    assert said(check_dataset(str(copied_dataset), deep=True))[1:] == [
+        (TEST, 3, image, "image: 992 bytes of raw pixels, expected 1024")
+    ]
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_table_that_tells_of_another_place_of_an_image_is_named_with_the_record(copied_dataset, by):
+    row = rows_of(copied_dataset, TEST)[0]
+    start = row["image_offset"] + by
+    rewrite_table(copied_dataset, "image_offset", start)
+
+    assert check_dataset(str(copied_dataset)) == []  # every byte is as the manifest says
+    message = f"records.parquet tells of an image of 1,024 bytes at byte {start}, the record holds another"
+    assert said(check_dataset(str(copied_dataset), deep=True)) == [(TEST, 0, row["image_id"], message)]
+
+
+def test_a_table_of_an_older_dataset_is_a_problem_and_the_next_build_writes_it_anew(copied_dataset, build):
+    whole = (copied_dataset / "records.parquet").read_bytes()
+    path = copied_dataset / "records.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["image_offset", "image_bytes"]), path)
+    for sidecar in (copied_dataset / ".build").glob("*.json"):  # of a build that kept no place of images
+        content = json.loads(sidecar.read_text())
+        sidecar.write_text(json.dumps({k: v for k, v in content.items() if not k.startswith("image_")}))
+    fit_digests(copied_dataset)
+
+    message = f"it is older than its columns image_offset and image_bytes; {REBUILD}"
+    assert said(check_dataset(str(copied_dataset))) == [("records.parquet", None, None, message)]
+    before = {name: (copied_dataset / name).read_bytes() for name in SHARDS}
+    build(copied_dataset)
+    assert path.read_bytes() == whole
+    assert {name: (copied_dataset / name).read_bytes() for name in SHARDS} == before
+    assert check_dataset(str(copied_dataset), deep=True) == []
 
 
 def test_text_of_a_record_that_is_no_utf8_is_a_problem(copied_dataset, monkeypatch):
@@ -596,6 +636,11 @@ def rewrite_table(dataset: Path, column: str, wrong: object) -> None:
     rows = pq.read_table(path).to_pylist()
     next(row for row in rows if row["shard"] == TEST)[column] = wrong
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
+    fit_digests(dataset)
+
+
+def fit_digests(dataset: Path) -> None:
+    """Makes the manifest tell of the files beside the shards as they are now."""
 
     def change(manifest):
         for entry in manifest["files"]:
