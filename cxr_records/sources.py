@@ -393,14 +393,14 @@ def match_entries(entries: Entries, image_ids: pa.StringArray) -> tuple[ImageFil
     """
     names, ids = entries.names(), image_ids.cast(pa.binary())
     rows = rows_of(names, ids)
-    by_name = np.zeros(len(image_ids), bool)
+    by_name = np.zeros(len(image_ids) + 1, bool)  # the last is for those of no image
     by_name[rows[rows >= 0]] = True
     others = np.flatnonzero(rows < 0)
     if len(others):
         stems = _stems(image_ids)
         for part in chunks(len(others)):
             found = _row_of_others(names.take(pa.array(others[part])), ids, stems)
-            rows[others[part]] = np.where((found >= 0) & by_name[found], -1, found)
+            rows[others[part]] = np.where(by_name[found], -1, found)
     return ImageFiles(image_ids, entries, rows), np.flatnonzero(rows < 0)
 
 
