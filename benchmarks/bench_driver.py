@@ -182,6 +182,7 @@ def measure(path: str, count: int) -> dict[str, Any]:
         lap("finish")
     return {
         "images": count,
+        "cpu_seconds": round(time.process_time(), 1),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
         "peak_mb": peak_mb,
         "units": len(units),

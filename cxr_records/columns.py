@@ -74,7 +74,7 @@ def rows_of_bytes(values: Any) -> np.ndarray:
 
 def from_hex(values: Any, num_bytes: int) -> np.ndarray:
     """Turns digests written as text into bytes: uint8 [n, num_bytes]."""
-    flat = bytes.fromhex("".join(values.to_pylist()))
+    flat = bytes.fromhex(joined(one_chunk(values), "").decode()) if len(values) else b""
     return np.frombuffer(flat, np.uint8).reshape(len(values), num_bytes)
 
 
@@ -89,7 +89,7 @@ def to_hex(values: np.ndarray) -> Any:
 def rows_of(names: Any, table: Any) -> np.ndarray:
     """Finds names in a column of names.
 
-    The table is passed over once for each CHUNK of names, so that what is hashed at a time is bounded.
+    The table is passed over ten times, each for a part of the names, so that little is hashed at a time.
 
     Args:
         names: Arrow array of strings or binary; a name may come several times.
@@ -99,7 +99,7 @@ def rows_of(names: Any, table: Any) -> np.ndarray:
         int32 [names], for each the row of the table that holds it; -1 where none or several do.
     """
     found = np.empty(len(names), np.int32)
-    for part in chunks(len(names)):
+    for part in chunks(len(names), max(1 << 16, len(table) // 10)):
         coded = one_chunk(names[part]).dictionary_encode()
         places = pc.index_in(table, value_set=coded.dictionary)
         rows = np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False))

@@ -111,7 +111,7 @@ class Entries(Sequence[Entry]):
 
     def __init__(self, entries: Iterable[Entry] = ()):
         self._places: list[_Place] = []
-        self._number_of: dict[_Place, int] = {}
+        self._number_of: dict[tuple[Any, ...], int] = {}
         self._packed: list[pa.RecordBatch] = []
         self._last: list[Entry] = []  # fewer than make a batch
         self.extend(entries)
@@ -146,17 +146,18 @@ class Entries(Sequence[Entry]):
     def take(self, numbers: Any) -> list[Entry]:
         """Returns the entries of these numbers, in this order."""
         wanted = np.asarray(numbers, np.int64)
-        taken: dict[int, Entry] = {}
-        batch_of = wanted // self._BATCH
+        places, batch_of = wanted % self._BATCH, wanted // self._BATCH
+        order = np.argsort(batch_of, kind="stable")
+        taken: list[Entry] = []
         for batch in np.unique(batch_of).tolist():
-            here = wanted[batch_of == batch]
-            places = here - batch * self._BATCH
+            here = places[batch_of == batch]
             if batch < len(self._packed):
-                some = list(self._unpack(self._packed[batch].take(pa.array(places))))
+                taken.extend(self._unpack(self._packed[batch].take(pa.array(here))))
             else:
-                some = [self._last[place] for place in places.tolist()]
-            taken.update(zip(here.tolist(), some, strict=True))
-        return [taken[number] for number in wanted.tolist()]
+                taken.extend(self._last[place] for place in here.tolist())
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return [taken[place] for place in back.tolist()]
 
     def names(self) -> pa.ChunkedArray:
         """The names as bytes of UTF-8; what is no text in a name is none there either."""
@@ -213,38 +214,36 @@ class Entries(Sequence[Entry]):
         return pa.RecordBatch.from_arrays(arrays, schema=self._SCHEMA)
 
     def _row(self, entry: Entry) -> tuple[Any, ...]:
-        is_file = entry.kind == "file"
-        before, mark, tail = (entry.source if is_file else entry.member).rpartition("/")
-        place = (
-            _Place(entry.kind, before + mark, entry.member, 0, "")
-            if is_file
-            else _Place(entry.kind, entry.source, before + mark, entry.mtime_ns, entry.version)
-        )
+        name, source, kind, member, offset, num_bytes, mtime_ns, version = entry
+        path = source if kind == "file" else member
+        cut = path.rfind("/") + 1
+        before, tail = path[:cut], path[cut:]
+        place = (kind, before, member, 0, "") if kind == "file" else (kind, source, before, mtime_ns, version)
         number = self._number_of.setdefault(place, len(self._places))
         if number == len(self._places):
-            self._places.append(place)
-        name = None if entry.name == tail else _to_bytes(entry.name)
-        row = (number, _to_bytes(tail), name, entry.offset, entry.num_bytes)
-        if not is_file:
+            self._places.append(_Place(*place))
+        row = (number, _to_bytes(tail), None if name == tail else _to_bytes(name), offset, num_bytes)
+        if kind != "file":
             return (*row, 0, 0, 0, None)
-        numbers = _numbers(entry)
-        told = (*numbers, None) if numbers else (0, 0, _to_bytes(entry.version))
-        return (*row, entry.mtime_ns, *told)
+        *_, ctime_ns, inode = 0, 0, *filter(str.isdecimal, version.split("-"))
+        ctime_ns, inode = min(int(ctime_ns), _MOST), min(int(inode), _MOST)
+        same = version == f"{num_bytes}-{mtime_ns}-{ctime_ns}-{inode}"
+        return (*row, mtime_ns, ctime_ns, inode, None if same else _to_bytes(version))
 
     def _unpack(self, batch: pa.RecordBatch) -> Iterator[Entry]:
-        columns = (column.to_pylist() for column in batch.columns)
-        for number, end, other, offset, num_bytes, mtime_ns, ctime_ns, inode, told in zip(
-            *columns, strict=True
-        ):
-            place, tail = self._places[number], _to_text(end)
+        columns = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        for number, end, other, offset, num_bytes, mtime_ns, ctime_ns, inode, told in columns:
+            kind, source, member, mtime_of_archive, version = self._places[number]
+            tail = _to_text(end)
             name = tail if other is None else _to_text(other)
-            if place.kind != "file":
-                about = (place.source, place.kind, place.member + tail, offset, num_bytes)
-                yield Entry(name, *about, place.mtime_ns, place.version)
+            if kind != "file":
+                yield Entry(name, source, kind, member + tail, offset, num_bytes, mtime_of_archive, version)
                 continue
             version = f"{num_bytes}-{mtime_ns}-{ctime_ns}-{inode}" if told is None else _to_text(told)
-            about = (place.source + tail, place.kind, place.member, offset, num_bytes)
-            yield Entry(name, *about, mtime_ns, version)
+            yield Entry(name, source + tail, kind, member, offset, num_bytes, mtime_ns, version)
+
+
+_MOST = 2**63 - 1  # of a whole number in a column
 
 
 def _to_bytes(text: str) -> bytes:
@@ -254,26 +253,6 @@ def _to_bytes(text: str) -> bytes:
 
 def _to_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
-
-
-def _numbers(entry: Entry) -> tuple[int, int] | None:
-    """The two numbers at the end of a local file's version; None where it is another text."""
-    known = f"{entry.num_bytes}-{entry.mtime_ns}-"
-    numbers = entry.version.removeprefix(known).split("-")
-    if entry.version.startswith(known) and len(numbers) == 2 and all(map(_is_number, numbers)):
-        return int(numbers[0]), int(numbers[1])
-    return None
-
-
-def _is_number(text: str) -> bool:
-    """Tells whether a number of 64 bits gives this text again."""
-    return (
-        text.isascii()
-        and text.isdecimal()
-        and len(text) < 20
-        and text == str(int(text))
-        and int(text) < 2**63
-    )
 
 
 class SourceReadError(Exception):
@@ -346,7 +325,7 @@ class ImageFiles:
         self._ends = np.cumsum(counts, dtype=np.int32)
         # Several files of an image are in the order of their entries, whatever order they were listed in.
         for row in np.flatnonzero(counts > 1).tolist():
-            here = self._of_image(row)
+            here = slice(self._ends[row] - counts[row], self._ends[row])
             its = self._numbers[here].tolist()
             told = dict(zip(its, entries.take(its), strict=True))
             self._numbers[here] = sorted(its, key=told.__getitem__)
@@ -357,9 +336,10 @@ class ImageFiles:
 
     def files(self, rows: Any) -> list[list[Entry]]:
         """Returns the files of each of these rows of the table."""
-        numbers = [self._numbers[self._of_image(row)].tolist() for row in np.asarray(rows).tolist()]
-        entries = iter(self._entries.take(list(itertools.chain(*numbers))))
-        return [list(itertools.islice(entries, len(its))) for its in numbers]
+        ends, counts = self._ends[rows], self._counts(rows)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        entries = iter(self._entries.take(self._numbers[np.repeat(ends - counts, counts) + within]))
+        return [list(itertools.islice(entries, count)) for count in counts.tolist()]
 
     def parts(self) -> Iterator[tuple[np.ndarray, list[list[Entry]]]]:
         """Yields rows of the table and their files, some at a time, in the order in which they are read."""
@@ -371,8 +351,7 @@ class ImageFiles:
         """Returns the rows of wanted images, bool [num_images], in the order of their first files."""
         rows = np.flatnonzero(wanted & self.present)
         row_of = np.full(len(self._entries), -1, np.int32)
-        counts = np.diff(self._ends, prepend=0)
-        row_of[self._numbers[(self._ends - counts)[rows]]] = rows
+        row_of[self._numbers[self._ends[rows] - self._counts(rows)]] = rows
         in_order = row_of[self._entries.reading_order()]
         found: np.ndarray = in_order[in_order >= 0]
         return found
@@ -381,8 +360,11 @@ class ImageFiles:
         """Forgets all but how many there are, once the files are read."""
         self._entries, self._numbers, self._ends = Entries(), np.empty(0, np.int32), np.empty(0, np.int32)
 
-    def _of_image(self, row: int) -> slice:
-        return slice(int(self._ends[row - 1]) if row else 0, int(self._ends[row]))
+    def _counts(self, rows: Any) -> np.ndarray:
+        """How many files each of these images has."""
+        before = np.where(np.asarray(rows) > 0, self._ends[np.asarray(rows) - 1], 0)
+        counts: np.ndarray = self._ends[rows] - before
+        return counts
 
 
 def match_entries(entries: Entries, image_ids: pa.StringArray) -> tuple[ImageFiles, np.ndarray]:

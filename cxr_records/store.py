@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_records import locks, storage
-from cxr_records.columns import chunks, equals, from_hex, rows_of, whole_bytes
+from cxr_records.columns import chunks, equals, from_hex, rows_of, rows_of_bytes, whole_bytes
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import example_parts
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image, decoder_version
@@ -43,12 +43,12 @@ UNITS = 32  # that a small set is cut into, so that workers share it evenly
 UNIT_IMAGES = (16, 512)  # fewest and most images in a unit; a killed worker loses at most one unit
 
 UNIT_ENDINGS = (".tfrecord", ".parquet", ".sha256")  # in the order in which they are written
-_SIGNATURE_BYTES = 16
 _UNIT_PREFIX = (
     f"v{STORE_VERSION}-"  # of a unit's name, so that those of other versions are never taken for ours
 )
+_SIGNATURE_BYTES = 16
 _READERS = 16  # indexes read at once: far away each takes a round trip
-_UNITS_AT_ONCE = 1024  # whose rows are looked at together
+_UNITS_AT_ONCE = 512  # whose rows are looked at together
 _FEW, _MOST = (
     0.01,
     0.99,
@@ -96,6 +96,7 @@ _LOCATED: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "grey_high": (np.uint8, ()),
 }
 LOCATED = tuple(_LOCATED)
+_DIGESTS = {"signature": _SIGNATURE_BYTES, "sha256": 32, "pixel_sha256": 32}  # written as text in an index
 _WORK_COLUMNS: dict[str, pa.DataType] = {
     "image_id": pa.string(),
     "signature": pa.string(),
@@ -187,9 +188,11 @@ class ImageStore:
         """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""
         empty = INDEX_SCHEMA.append(pa.field("unit", pa.string())).empty_table()
         units = self._units()
+        read = ((unit, self._read_unit(unit, INDEX_SCHEMA.names)) for unit in units)
         tables = [
-            table.append_column("unit", pa.array(units, pa.string()).take(pa.array(of_row)))
-            for table, of_row in self._index(units, INDEX_SCHEMA.names)
+            table.append_column("unit", pa.array([unit] * len(table), pa.string()))
+            for unit, table in read
+            if table is not None
         ]
         return pa.concat_tables([empty, *tables])
 
@@ -197,10 +200,18 @@ class ImageStore:
         return sorted(_whole_units(storage.list_names(self.path)))
 
     def _index(self, units: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yields the rows of some units at a time, and of which unit each is, in their order."""
+        """Yields the rows of some units at a time, and of which unit each is, in their order.
+
+        Digests are bytes there, not text.
+        """
+
+        def read_unit(unit: str) -> pa.Table | None:
+            table = self._read_unit(unit, columns)
+            return None if table is None else _with_bytes(table)
+
         with ThreadPoolExecutor(_READERS) as pool:
             for part in chunks(len(units), _UNITS_AT_ONCE):
-                read = pool.map(functools.partial(self._read_unit, columns=columns), units[part])
+                read = pool.map(read_unit, units[part])
                 tables = dict(enumerate(read, start=part.start))
                 whole = {number: table for number, table in tables.items() if table is not None}
                 if whole:
@@ -245,8 +256,8 @@ class ImageStore:
         read += [name for name in columns if name not in read]
         for table, of_row in self._index(units, read):
             rows = rows_of(table["image_id"], image_ids)
-            known = np.flatnonzero(rows >= 0)
-            search.add(table.take(pa.array(known)), of_row[known], rows[known])
+            known = rows >= 0
+            search.add(table if known.all() else table.filter(pa.array(known)), of_row[known], rows[known])
         return search.table(units, lost_as_rejected)
 
     def _contents(self, image_ids: pa.StringArray, wanted: np.ndarray) -> dict[int, list[str]]:
@@ -258,7 +269,7 @@ class ImageStore:
             known = np.flatnonzero((rows >= 0) & wanted[rows])
             digests = recorded["sha256"].take(pa.array(known)).to_pylist()
             for row, digest in zip(rows[known].tolist(), digests, strict=True):
-                contents.setdefault(row, []).append(digest)
+                contents.setdefault(row, []).append(digest.hex())
         return contents
 
     def clean(self) -> None:
@@ -534,11 +545,9 @@ class _Search:
             rows: of the images in the table.
         """
         rank = pc.index_in(table["status"], value_set=pa.array(_RANKS)).to_numpy()
-        digests = _digests(table["sha256"])
+        digests = rows_of_bytes(table["sha256"])
         content = digests.view(np.uint64)[:, 0]
-        same = (_digests(table["signature"], _SIGNATURE_BYTES).view(np.uint64) == self._signatures[rows]).all(
-            axis=1
-        )
+        same = (rows_of_bytes(table["signature"]).view(np.uint64) == self._signatures[rows]).all(axis=1)
         same &= self._at_hand[rows]
         # What one decoder rejected, another may be able to read.
         ours = equals(table["decoder"], decoder_version())
@@ -618,16 +627,20 @@ def _first_of_each(rows: np.ndarray, rank: np.ndarray, wanted: np.ndarray) -> np
     return found
 
 
-def _digests(column: pa.ChunkedArray, num_bytes: int = 32) -> np.ndarray:
-    """Digests as an index has them, as bytes; zeros where it has none."""
-    return from_hex(column.fill_null("0" * 2 * num_bytes), num_bytes)
+def _with_bytes(table: pa.Table) -> pa.Table:
+    """Rows of an index with digests as bytes; zeros where there are none."""
+    for name, num_bytes in _DIGESTS.items():
+        if name in table.column_names:
+            values = from_hex(table[name].fill_null("0" * 2 * num_bytes), num_bytes)
+            table = table.set_column(table.column_names.index(name), name, whole_bytes(values))
+    return table
 
 
 def _values(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """A column of an index as `_LOCATED` says."""
     kind, shape = _LOCATED[name]
     if shape:
-        return _digests(column, *shape)
+        return rows_of_bytes(column)
     values: np.ndarray = column.fill_null(0).to_numpy().astype(kind)
     return values
 
