@@ -14,6 +14,7 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -214,7 +215,8 @@ def main() -> None:
                 "--images",
                 str(count),
             ]
-            subprocess.run(words, check=True)
+            # As `cli.main` has it.
+            subprocess.run(words, check=True, env={"ARROW_DEFAULT_MEMORY_POOL": "system", **os.environ})
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-CHUNK = 1 << 20  # rows that are worked on at once where that takes room for each
+OBJECTS = 1 << 16  # rows of which there may be Python objects at a time
 
 
-def chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
+def chunks(count: int, size: int = OBJECTS) -> Iterator[slice]:
     """Yields slices of at most `size` rows that cover `count` rows in order."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
@@ -58,7 +58,8 @@ def lists(values: np.ndarray) -> Any:
 def whole_bytes(values: np.ndarray) -> Any:
     """Returns rows of bytes, uint8 [n, k], as Arrow's binary of fixed width."""
     width = values.shape[1]
-    return pa.Array.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values.tobytes())])
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return pa.Array.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(flat)])
 
 
 def rows_of_bytes(values: Any) -> np.ndarray:

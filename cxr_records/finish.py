@@ -6,7 +6,10 @@ import io
 import itertools
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -47,11 +50,13 @@ from cxr_records.manifest import (
     read_manifest,
 )
 from cxr_records.names import is_litter
+from cxr_records.parquet import HashedFile
 from cxr_records.planning import Plan, ShardSpec
 from cxr_records.shards import ShardInfo, augmentation_text
 from cxr_records.splits import SPLITS, TRAIN, Splits
 
 _ROW_GROUP = 1 << 17  # of the table of records
+_HELD_BYTES = 64 << 20  # of it in memory until it is written; that of NIH's set has 3 MB
 
 
 def check_folder(dataset: str) -> None:
@@ -97,7 +102,6 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
     dataset, config = specs[0].dataset, plan.config
     splits = _splits(plan, infos)
     files = {
-        RECORDS_FILE: _records_parquet(plan, specs, infos),
         LEFT_OUT_FILE: left_out_csv(plan.left_out),
         FEATURES_FILE: tfds.features_json(config),
         INFO_FILE: tfds.info_json(config.task.name, splits),
@@ -105,15 +109,20 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
     }
     if config.task.kind != "multilabel":
         files[LABELS_FILE] = "".join(f"{name}\n" for name in config.task.class_names).encode()
-    manifest = _manifest(plan, splits, files)
-    written = manifest_bytes(manifest.to_json())
     path = storage.join(dataset, MANIFEST_FILE)
-    if storage.exists(path) and storage.read_bytes(path) == written and _all_there(dataset, files):
-        return manifest
-    storage.remove(path)
-    for name in (LABELS_FILE, *LIST_FILES):
-        if name not in files:
-            storage.remove(storage.join(dataset, name))  # of an earlier task or split
+    with tempfile.SpooledTemporaryFile(_HELD_BYTES) as records:
+        entries = (_write_records(records, plan, specs, infos), *itertools.starmap(_entry, files.items()))
+        manifest = _manifest(plan, splits, entries)
+        written = manifest_bytes(manifest.to_json())
+        if storage.exists(path) and storage.read_bytes(path) == written and _all_there(dataset, entries):
+            return manifest
+        storage.remove(path)
+        for name in (LABELS_FILE, *LIST_FILES):
+            if name not in files:
+                storage.remove(storage.join(dataset, name))  # of an earlier task or split
+        records.seek(0)
+        with storage.atomic_file(storage.join(dataset, RECORDS_FILE)) as file:
+            shutil.copyfileobj(records, file)
     for name, data in files.items():
         storage.write_bytes(storage.join(dataset, name), data)
     storage.write_bytes(path, written)
@@ -198,7 +207,7 @@ def _splits(plan: Plan, infos: Sequence[ShardInfo]) -> dict[str, SplitInfo]:
     return splits
 
 
-def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, bytes]) -> Manifest:
+def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: tuple[FileEntry, ...]) -> Manifest:
     balance = plan.balance.to_json()
     return Manifest(
         config=plan.config,
@@ -221,9 +230,7 @@ def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, b
         max_ir=BeforeAfter(**balance["max_ir"]),
         left_out=plan.left_out_counts(),
         findings=plan.config.task.findings,
-        files=tuple(
-            FileEntry(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()
-        ),
+        files=files,
         duplicates=find_duplicates(_pictures(plan)),
         drawn=plan.metadata.drawn,
     )
@@ -275,7 +282,10 @@ def _pixel_statistics(plan: Plan) -> PixelStatistics:
     return PixelStatistics(round(total / count, 6), round(math.sqrt(variance), 6))
 
 
-def _records_parquet(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[ShardInfo]) -> bytes:
+def _write_records(
+    file: IO[bytes], plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[ShardInfo]
+) -> FileEntry:
+    """Writes the table of records, a part at a time."""
     counts = [info.records for info in infos]
     shard_of = np.repeat(np.arange(len(specs), dtype=np.int32), counts)
     ends = np.cumsum(counts)
@@ -312,17 +322,22 @@ def _records_parquet(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Sha
         }
         return pa.table(columns)
 
-    out = io.BytesIO()
+    out = HashedFile(file)
     parts = map(part_of, chunks(len(plan.records), _ROW_GROUP))
     first = next(parts)
     with pq.ParquetWriter(out, first.schema) as writer:
         for part in itertools.chain([first], parts):
             writer.write_table(part, row_group_size=_ROW_GROUP)
-    return out.getvalue()
+    return FileEntry(RECORDS_FILE, out.size, out.hexdigest())
 
 
-def _all_there(dataset: str, files: Mapping[str, bytes]) -> bool:
-    paths = {name: storage.join(dataset, name) for name in files}
+def _entry(name: str, data: bytes) -> FileEntry:
+    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _all_there(dataset: str, files: Sequence[FileEntry]) -> bool:
+    paths = [storage.join(dataset, entry.file) for entry in files]
     return all(
-        storage.exists(path) and storage.read_bytes(path) == files[name] for name, path in paths.items()
+        storage.exists(path) and storage.file_sha256(path) == entry.sha256
+        for path, entry in zip(paths, files, strict=True)
     )

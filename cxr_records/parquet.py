@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         pyarrow.ArrowException: the bytes are no Parquet file, or damaged.
         OSError: they are cut short.
     """
-    table: pa.Table = pq.ParquetFile(io.BytesIO(data)).read(columns)
+    table: pa.Table = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
     return table if columns is None else table.select(list(columns))
 
 
@@ -42,7 +42,7 @@ class HashedFile(io.RawIOBase):
         file: open to be written, as `storage.atomic_file` gives it.
     """
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         super().__init__()
         self._file, self._sha256, self.size = file, hashlib.sha256(), 0
 

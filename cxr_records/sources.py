@@ -380,14 +380,14 @@ def match_entries(entries: Entries, image_ids: pa.StringArray) -> tuple[ImageFil
     others = np.flatnonzero(rows < 0)
     if len(others):
         stems = _stems(image_ids)
-        for part in chunks(len(others)):
+        for part in chunks(len(others), max(1 << 16, len(image_ids) // 10)):
             found = _row_of_others(names.take(pa.array(others[part])), ids, stems)
             rows[others[part]] = np.where(by_name[found], -1, found)
     return ImageFiles(image_ids, entries, rows), np.flatnonzero(rows < 0)
 
 
 def _stems(image_ids: pa.StringArray) -> pa.ChunkedArray:
-    parts = (image_ids[part].to_pylist() for part in chunks(len(image_ids), 1 << 16))
+    parts = (image_ids[part].to_pylist() for part in chunks(len(image_ids)))
     return pa.chunked_array([pa.array(map(_stem, part), pa.binary()) for part in parts], pa.binary())
 
 

@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -47,8 +47,8 @@ _UNIT_PREFIX = (
     f"v{STORE_VERSION}-"  # of a unit's name, so that those of other versions are never taken for ours
 )
 _SIGNATURE_BYTES = 16
-_READERS = 16  # indexes read at once: far away each takes a round trip
-_UNITS_AT_ONCE = 512  # whose rows are looked at together
+_READERS = 16  # indexes read at once far away
+_UNITS_AT_ONCE = 256  # whose rows are looked at together
 _FEW, _MOST = (
     0.01,
     0.99,
@@ -89,8 +89,8 @@ _LOCATED: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "length": (np.int32, ()),
     "crc32c": (np.uint32, ()),
     "sha256": (np.uint8, (32,)),
-    "pixel_sha256": (np.uint8, (32,)),
-    "pixel_sum": (np.int64, ()),
+    "pixel_sha256": (np.uint8, (16,)),  # its first half: enough to tell pictures apart
+    "pixel_sum": (np.int32, ()),  # up to 2048 x 2048 x 255
     "pixel_sum_squares": (np.int64, ()),
     "grey_low": (np.uint8, ()),
     "grey_high": (np.uint8, ()),
@@ -209,14 +209,21 @@ class ImageStore:
             table = self._read_unit(unit, columns)
             return None if table is None else _with_bytes(table)
 
+        for part in chunks(len(units), _UNITS_AT_ONCE):
+            tables = dict(enumerate(self._read_units(units[part], read_unit), start=part.start))
+            whole = {number: table for number, table in tables.items() if table is not None}
+            if whole:
+                lengths = [len(table) for table in whole.values()]
+                yield pa.concat_tables(whole.values()), np.repeat(list(whole), lengths)
+
+    def _read_units(
+        self, units: Sequence[str], read: Callable[[str], pa.Table | None]
+    ) -> list[pa.Table | None]:
+        """Reads units; several at once far away, where each takes a round trip."""
+        if not storage.is_url(self.path):  # what threads allocate here stays with them
+            return list(map(read, units))
         with ThreadPoolExecutor(_READERS) as pool:
-            for part in chunks(len(units), _UNITS_AT_ONCE):
-                read = pool.map(read_unit, units[part])
-                tables = dict(enumerate(read, start=part.start))
-                whole = {number: table for number, table in tables.items() if table is not None}
-                if whole:
-                    lengths = [len(table) for table in whole.values()]
-                    yield pa.concat_tables(whole.values()), np.repeat(list(whole), lengths)
+            return list(pool.map(read, units))
 
     def _read_unit(self, unit: str, columns: Sequence[str] = ()) -> pa.Table | None:
         """Columns of the index of a unit; None where it is not as it was written."""
@@ -298,12 +305,8 @@ class ImageStore:
             The paths of these indexes.
         """
         units = self._units()
-        with ThreadPoolExecutor(_READERS) as pool:
-            damaged = [
-                unit
-                for unit, table in zip(units, pool.map(self._read_unit, units), strict=True)
-                if table is None
-            ]
+        read = self._read_units(units, functools.partial(self._read_unit, columns=["status"]))
+        damaged = [unit for unit, table in zip(units, read, strict=True) if table is None]
         for unit in damaged:
             for ending in reversed(UNIT_ENDINGS):
                 storage.remove(_unit_path(self.path, unit, ending))
@@ -529,9 +532,10 @@ class _Search:
         self._content = np.zeros(count, np.uint64)
         # The first record of each image, of which bytes it is; and those of other bytes.
         self._has_record = np.zeros(count, bool)
-        self._recorded = np.zeros(count, np.uint64)
         self._unit = np.zeros(count, np.int32)
         self._told = {name: np.zeros((count, *_LOCATED[name][1]), _LOCATED[name][0]) for name in columns}
+        digests = self._told.get("sha256")
+        self._recorded = np.zeros(count, np.uint64) if digests is None else digests.view(np.uint64)[:, 0]
         self._others: list[tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
         self._reasons: dict[int, str] = {}
         self._unsettled: dict[int, tuple[str, str]] = {}  # why an image is not settled: status and reason
@@ -575,9 +579,9 @@ class _Search:
         self, rows: np.ndarray, content: np.ndarray, unit: np.ndarray, values: Mapping[str, np.ndarray]
     ) -> None:
         """Tells of images by records of theirs."""
-        self._recorded[rows], self._unit[rows] = content, unit
         for name, column in values.items():
             self._told[name][rows] = column
+        self._recorded[rows], self._unit[rows] = content, unit
 
     def table(self, units: Sequence[str], lost_as_rejected: bool) -> pa.Table:
         """Returns what `ImageStore.locate` does, once all rows were added; call it once.
@@ -640,7 +644,7 @@ def _values(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """A column of an index as `_LOCATED` says."""
     kind, shape = _LOCATED[name]
     if shape:
-        return rows_of_bytes(column)
+        return rows_of_bytes(column)[:, : shape[0]]
     values: np.ndarray = column.fill_null(0).to_numpy().astype(kind)
     return values
 

@@ -44,6 +44,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _OTHER_SEPARATORS = {r"\|": "bars (|)", ":": "colons", r"\s{2,}": "spaces", r"\s": "spaces"}
 _SEPARATOR_LINE = re.compile(r"sep=.(?=\r?\n)", re.IGNORECASE)  # Excel's own, before the header
 _HEADER_CHARACTERS = 1 << 16  # the first line is looked for in so many
+_SHARED_CELLS = 1 << 14  # so many different ones are looked for again
 _LINES_ABOVE = 20  # a title above the header is looked for in so many lines
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")  # in the XML of a sheet
 _HIDDEN_ROW = re.compile(rb"<(?:\w+:)?row\s[^>]*\bhidden=[\"'](?:1|true)[\"']")
@@ -307,10 +308,9 @@ def _csv_rows(path: str, text: str, is_header: Callable[[Sequence[str]], bool]) 
     try:
         for row in reader:
             if any(row):
+                keep = shared.setdefault if len(shared) < _SHARED_CELLS else shared.get
                 # The garbage collector passes over tuples of text, not over lists.
-                cells.append(
-                    tuple([shared.setdefault(cell, cell) if len(cell) < 8 else cell for cell in row])
-                )
+                cells.append(tuple([keep(cell, cell) for cell in row]))
                 lines.append(reader.line_num)
     except csv.Error as error:
         problem = f"found what is no CSV ({error}); expected a table with {_SEPARATORS[separator]}"
