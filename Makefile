@@ -17,7 +17,7 @@ help:
 	@echo "make test-tfio   reading s3:// inside tf.data, in an environment of its own (TensorFlow 2.17)"
 	@echo "make bench       the figures of the build; make bench-reader those of the reader"
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed: setup.cfg setup.py cxr_records/_pixels.c pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else f"Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with make PYTHON=...")'
 	@echo "Setting up $(VENV) (a few minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -55,7 +55,7 @@ test-docker: $(VENV)/.installed
 	@$(BIN)/hadolint docker/Dockerfile.worker docker/Dockerfile.trainer
 	@PYTHON=$(PYTHON) bash tests/docker.sh docker/Dockerfile.worker
 
-.venv-tfio/.installed: setup.cfg pyproject.toml constraints-tfio.txt
+.venv-tfio/.installed: setup.cfg setup.py cxr_records/_pixels.c pyproject.toml constraints-tfio.txt
 	@test -x .venv-tfio/bin/python || $(PYTHON) -m venv .venv-tfio
 	@.venv-tfio/bin/python -m pip install --quiet --upgrade -c constraints-tfio.txt pip
 	@.venv-tfio/bin/python -m pip install --quiet -c constraints-tfio.txt -e '.[tfio,aws]' 'moto[server]' hypothesis pytest pytest-timeout

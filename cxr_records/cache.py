@@ -49,6 +49,10 @@ class HeldFile:
         self.path = path
         self._descriptor = descriptor
 
+    def fileno(self) -> int:
+        """Returns the descriptor of the open file."""
+        return self._descriptor
+
     def release(self) -> None:
         """Gives the file free; who has it open may read on. Twice does no harm."""
         if self._descriptor >= 0:

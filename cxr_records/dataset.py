@@ -27,6 +27,8 @@ from cxr_records.tfrecord import read_records
 if TYPE_CHECKING:  # `load` alone needs TensorFlow
     import tensorflow as tf
 
+    from cxr_records.arrays import Arrays
+
 
 @dataclass(frozen=True, eq=False)
 class SplitRecords:
@@ -73,6 +75,9 @@ class Dataset:
 
     def __init__(self, path: str, manifest: Manifest, task: Task, opened: "_Opened"):
         self.path, self.manifest, self.task, self._opened = path, manifest, task, opened
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.path, self.id, self.task)
 
     def __repr__(self) -> str:
         return f"<Dataset {self.path}: {self.task.text}, id {self.id}>"
@@ -195,6 +200,23 @@ class Dataset:
 
         return load_split(self, split, batch_size, **options)
 
+    def arrays(self, split: str, *, task: Task | str | None = None, **options: Any) -> "Arrays":
+        """Opens a split's images and labels as NumPy arrays, to be read by number, without TensorFlow.
+
+        Args:
+            split: train, validation or test.
+            task: another than the dataset's; see `as_task`.
+            options: check, cache_dir, cache_bytes and threads, as `arrays.Arrays` takes them.
+
+        Raises:
+            UsageError: the split is not there, the task cannot be derived, or an option is out of range.
+            CxrError: the dataset was rebuilt since it was opened, or a shard is missing or of another size
+                than it was written.
+        """
+        from cxr_records.arrays import Arrays
+
+        return Arrays(self if task is None else self.as_task(task), split, **options)
+
     def steps_per_epoch(self, split: str, batch_size: int, num_hosts: int = 1) -> int:
         """Returns how many batches of training `load` gives each host: `reader.steps_per_epoch`."""
         from cxr_records.reader import steps_per_epoch
@@ -258,6 +280,20 @@ def open_dataset(dataset: "str | os.PathLike[str] | Dataset") -> Dataset:
     stamp = storage.identity(storage.join(path, MANIFEST_FILE))
     manifest = read_manifest(path)
     return Dataset(path, manifest, manifest.config.task, _Opened(path, manifest, stamp))
+
+
+def _opened_again(path: str, dataset_id: str, task: Task) -> Dataset:
+    """Opens a dataset that was pickled, where it is still the same."""
+    dataset = open_dataset(path)
+    if dataset.id != dataset_id:
+        raise _rebuilt(path, dataset.id, dataset_id)
+    return dataset.as_task(task)
+
+
+def _rebuilt(path: str, found: str, expected: str) -> CxrError:
+    return CxrError(
+        f"{path} was rebuilt since it was opened: found id {found}, expected {expected}; open it again"
+    )
 
 
 class _Opened:
@@ -329,10 +365,7 @@ class _Opened:
             raise CxrError(f"{self._path} is being rebuilt or was removed since it was opened; open it again")
         now = read_manifest(self._path).id
         if now != self._manifest.id:
-            raise CxrError(
-                f"{self._path} was rebuilt since it was opened: found id {now}, expected "
-                f"{self._manifest.id}; open it again"
-            )
+            raise _rebuilt(self._path, now, self._manifest.id)
         self._stamp = stamp
 
 

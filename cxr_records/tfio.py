@@ -2,9 +2,15 @@
 
 import ctypes
 import functools
+import hashlib
 import os
+import tempfile
 
-from cxr_records.errors import UsageError
+from cxr_records.cache import HeldFile
+from cxr_records.errors import CxrError, UsageError
+from cxr_records.record_table import VERIFY
+
+_PART_BYTES = 1 << 20
 
 
 @functools.cache
@@ -37,3 +43,27 @@ def enable_tensorflow_io() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit"):  # glibc; what is registered last is called first, with the status
         libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+
+
+def fetch_by_tensorflow(url: str, num_bytes: int, sha256: str) -> HeldFile:
+    """Brings a file by TensorFlow's own means to an unnamed temporary one; as `ShardCache.fetch`.
+
+    Raises:
+        CxrError: it is missing, cannot be read, or its bytes are not those expected.
+    """
+    import tensorflow as tf
+
+    digest, count = hashlib.sha256(), 0
+    with tempfile.TemporaryFile() as file:
+        try:
+            with tf.io.gfile.GFile(url, "rb") as source:
+                while part := source.read(_PART_BYTES):
+                    digest.update(part)
+                    count += len(part)
+                    file.write(part)
+        except tf.errors.OpError as error:
+            raise CxrError(f"{url} cannot be read ({' '.join(error.message.split())}); {VERIFY}") from None
+        if (count, digest.hexdigest()) != (num_bytes, sha256):
+            raise CxrError(f"{url} is damaged, cut short or missing; {VERIFY}")
+        file.flush()
+        return HeldFile(url, os.dup(file.fileno()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cxr_records import sampling
+from cxr_records import png, sampling
 from cxr_records.drawings import drawn_share, drawn_words
 from cxr_records.pipelines.build import BuildResult
 from cxr_records.pipelines.decode import DecodedImages, ImagesAtHand
@@ -66,6 +66,7 @@ def build_json(result: BuildResult, out: str) -> dict[str, Any]:
         "shards": len(result.plan.shards),
         "decoded": result.decoded.decoded,
         "duplicates": len(manifest.get("duplicates", [])),
+        "png_decoder": png.decoder(),
         "warnings": [*_warnings(result.plan), *result.warnings],
         "seconds": result.seconds,
     }
@@ -78,6 +79,7 @@ def decode_json(decoded: DecodedImages) -> dict[str, Any]:
         "images": decoded.num_images - decoded.rejected,
         "decoded": decoded.decoded,
         "rejected": decoded.rejected,
+        "png_decoder": png.decoder(),
         "warnings": list(decoded.warnings),
     }
 

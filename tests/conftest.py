@@ -1,5 +1,7 @@
 """What several test modules stand on: the real NIH files, a look-alike set, a dataset of it."""
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -15,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import campaign
+import fsspec
 import hypothesis
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cxr_records import progress, storage
 from cxr_records.config import DatasetConfig
+from cxr_records.examples import decode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.images import ImageFormat
 from cxr_records.layout import BUILD_FOLDER
@@ -34,7 +40,7 @@ from cxr_records.pipelines.request import BuildRequest
 from cxr_records.sampling import CopyRule
 from cxr_records.splits import SplitOptions
 from cxr_records.tasks import parse_task
-from cxr_records.tfrecord import frame_parts
+from cxr_records.tfrecord import frame_parts, read_records
 from cxr_records.trainers.config import TrainConfig
 
 # Tests depend neither on the machine's speed nor on chance: the same examples each time.
@@ -79,6 +85,21 @@ def write_manifest(dataset: Path, content: dict[str, Any]) -> None:
     content = {**content, "id": checksum(identity)[:32]}
     content.pop("checksum", None)
     (dataset / "manifest.json").write_bytes(manifest_bytes({**content, "checksum": checksum(content)}))
+
+
+def stored(dataset: Path, split: str) -> list[dict]:
+    """The records of a split in manifest order, read by the parser."""
+    found = []
+    for shard in manifest_json(dataset)["splits"][split]["shards"]:
+        with open(dataset / shard["file"], "rb") as file:
+            found += [decode_example(data) for _, data in read_records(file)]
+    return found
+
+
+def pixels(values: dict, codec: str) -> np.ndarray:
+    if codec == "raw":
+        return np.frombuffer(values["image"][0], np.uint8).reshape(32, 32, 1)
+    return np.asarray(Image.open(io.BytesIO(values["image"][0])))[..., np.newaxis]
 
 
 def frame(data: bytes) -> bytes:
@@ -186,6 +207,55 @@ def dataset(build: Callable[..., BuildResult], tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("dataset") / "cxr14"
     build(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def many_shards(dataset, tmp_path_factory) -> Path:
+    """The dataset with its training records dealt to seven shards, as a larger one has them."""
+    out = tmp_path_factory.mktemp("many") / "cxr14"
+    shutil.copytree(dataset, out)
+    manifest = manifest_json(out)
+    table = pq.read_table(out / "records.parquet").to_pandas()
+    rows = table[table["split"] == "train"]
+    records = []
+    for shard in manifest["splits"]["train"]["shards"]:
+        with open(out / shard["file"], "rb") as file:
+            records += [data for _, data in read_records(file)]
+        (out / shard["file"]).unlink()
+    shards, names, places, offsets = [], [], [], []
+    for place, part in enumerate(np.array_split(np.arange(len(records)), 7)):
+        name = f"cxr14-train.tfrecord-{place:05d}-of-00007"
+        framed = [frame(records[i]) for i in part]
+        data = b"".join(framed)
+        places += range(len(part))
+        offsets += [sum(map(len, framed[:number])) for number in range(len(part))]
+        (out / name).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        shards.append({"file": name, "records": len(part), "bytes": len(data), "sha256": digest})
+        names += [name] * len(part)
+    table.loc[rows.index, "shard"] = names
+    table.loc[rows.index, "place"] = places
+    table.loc[rows.index, "image_offset"] += np.array(offsets) - rows["offset"]
+    table.loc[rows.index, "offset"] = offsets
+    table.to_parquet(out / "records.parquet")
+    manifest["splits"]["train"] |= {"shards": shards, "bytes": sum(shard["bytes"] for shard in shards)}
+    (entry,) = (entry for entry in manifest["files"] if entry["file"] == "records.parquet")
+    data = (out / "records.parquet").read_bytes()
+    entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_manifest(out, manifest)
+    return out
+
+
+@pytest.fixture
+def remote(many_shards) -> str:
+    """That dataset in fsspec's storage in memory."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for file in many_shards.iterdir():
+        if file.is_file():
+            memory.pipe(f"/bucket/{file.name}", file.read_bytes())
+    yield "memory://bucket"
+    memory.store.clear()
 
 
 @pytest.fixture(scope="session")

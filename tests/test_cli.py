@@ -15,7 +15,7 @@ import pytest
 from conftest import files_of
 from PIL import Image
 
-from cxr_records import cli
+from cxr_records import cli, png
 from cxr_records.examples import FEATURES
 from cxr_records.findings import FINDINGS
 from cxr_records.lookalike import LookalikePaths, make_lookalike
@@ -63,6 +63,7 @@ def test_build_prints_one_json_object_and_nothing_else(capsys, arguments, tmp_pa
     manifest = json.loads((tmp_path / "ds" / MANIFEST_FILE).read_bytes())
     assert told["id"] == manifest["id"]
     assert told["decoded"] == 120
+    assert told["png_decoder"] == png.decoder()
     assert sum(told["records"].values()) == 120 + told["copies"]
     assert told["records"] == {split: counts["records"] for split, counts in manifest["splits"].items()}
     assert set(told["seconds"]) == {"decode", "plan", "write", "total"}

@@ -28,6 +28,7 @@ from pictures import (
 from PIL import Image, ImageOps
 
 from cxr_records import images
+from cxr_records import png as png_module
 from cxr_records.decoding import MAX_PIXELS
 from cxr_records.errors import UsageError
 from cxr_records.images import CODECS, RESAMPLING, ImageDecodeError, ImageFormat, decode_image
@@ -422,8 +423,10 @@ def test_running_out_of_memory_is_not_the_fault_of_the_image(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(images, "check_pixels", fail)
-    with pytest.raises(MemoryError):
-        decode_image(saved(ramp()), SMALL)
+    monkeypatch.setattr(png_module, "_unfilter", fail)
+    for data in (saved(ramp()), saved(colours()), saved(ramp(), "JPEG")):
+        with pytest.raises(MemoryError):
+            decode_image(data, SMALL)
 
 
 def test_nothing_is_written_to_stderr_for_odd_images(tmp_path):

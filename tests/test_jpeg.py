@@ -4,12 +4,14 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import SMALL, colours, ramp, reason, resized, saved
 from PIL import Image
 
 from cxr_records.decoding import ImageDecodeError
 from cxr_records.images import ImageFormat, decode_image
-from cxr_records.jpeg import check_jpeg
+from cxr_records.jpeg import check_jpeg, decode_grey_jpeg
 
 KINDS = {
     "grey": {},
@@ -51,6 +53,39 @@ def pixels_of(data: bytes) -> np.ndarray | None:
 def test_whole_jpegs_of_every_kind_and_size_are_read(kind, size):
     data = jpeg(xray()[: size[1], : size[0]], **KINDS[kind])
     assert np.array_equal(decode_image(data, SMALL).pixels, resized(Image.fromarray(pixels_of(data))))
+
+
+@pytest.mark.parametrize("quality", [1, 50, 75, 95, 100])
+@pytest.mark.parametrize("size", [16, 33, 224])
+def test_a_stored_jpeg_has_the_pixels_that_pillow_gives(size, quality):
+    for picture in (xray(size), np.random.default_rng(1).integers(0, 256, (size, size), np.uint8)):
+        data = jpeg(picture, quality=quality)
+
+        pixels = decode_grey_jpeg(data, size)
+        assert (pixels.shape, pixels.dtype) == ((size, size), np.uint8)
+        assert np.array_equal(pixels, pixels_of(data))
+        assert np.array_equal(ImageFormat(size, "jpeg").decode(memoryview(data)), pixels)
+
+
+@given(st.lists(st.tuples(st.integers(2, 4000), st.integers(1, 255)), min_size=1, max_size=3), st.booleans())
+@settings(max_examples=150)
+def test_a_damaged_stored_jpeg_has_the_pixels_that_pillow_gives_or_pillow_judges(flips, progressive):
+    data = bytearray(jpeg(xray(32), quality=95, progressive=progressive))
+    for place, by in flips:
+        data[2 + place % (len(data) - 2)] ^= by
+
+    pixels = decode_grey_jpeg(bytes(data), 32)
+    assert pixels is None or np.array_equal(pixels, pixels_of(bytes(data)))
+
+
+@pytest.mark.parametrize("kind", ["colour", "4:4:4"])
+def test_a_stored_jpeg_of_another_kind_or_size_is_left_to_pillow(kind):
+    assert decode_grey_jpeg(jpeg(xray(32), **KINDS[kind]), 32) is None
+    assert decode_grey_jpeg(jpeg(xray(32)), 16) is None
+    assert decode_grey_jpeg(saved(Image.fromarray(xray(32)), "PNG"), 32) is None
+    with pytest.raises(ImageDecodeError) as error:
+        ImageFormat(32, "jpeg").decode(jpeg(xray(32), **KINDS[kind]))
+    assert str(error.value) == "image of 32x32x3 uint8, expected 32x32 uint8"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,10 @@ done
 venv/bin/cxr-records --version
 venv/bin/python -m cxr_records --version
 venv/bin/python -c 'import importlib.util as u; assert not u.find_spec("tensorflow"), "TensorFlow came with the core"'
+if command -v "${CC:-cc}" >/dev/null; then
+    decoder=$(venv/bin/python -c 'from cxr_records import png; print(png.decoder())')
+    test "$decoder" = "isal and cxr_records" || { echo "PNG files are decoded by $decoder"; exit 1; }
+fi
 venv/bin/cxr-records demo --out demo --num-images 60 --workers 1 >log 2>&1 || { cat log; exit 1; }
 tail -n 4 log
 for name in report.css templates/base.html templates/report.html; do

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from cxr_records.python_calls import python_call
+
 PREFETCHED_BATCHES = 4
 
 
@@ -29,7 +31,8 @@ class WaitMeter:
 
         def clock() -> tf.Tensor:
             # TensorFlow's own clock refuses to run where kernels are to be deterministic.
-            return tf.ensure_shape(tf.numpy_function(time.monotonic, [], tf.float64), [])
+            (now,) = python_call(time.monotonic, [], [tf.float64])
+            return tf.ensure_shape(now, [])
 
         def note(asked_at: tf.Tensor, batch: Any) -> Any:
             with tf.control_dependencies([self._seconds.assign_add(clock() - asked_at, read_value=False)]):
