@@ -6,14 +6,19 @@ import io
 import itertools
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_records import storage, tfds
+from cxr_records.columns import chunks, joined, lists, one_chunk, rows_of_bytes
 from cxr_records.duplicates import Picture, find_duplicates
 from cxr_records.errors import UsageError
 from cxr_records.layout import (
@@ -45,9 +50,13 @@ from cxr_records.manifest import (
     read_manifest,
 )
 from cxr_records.names import is_litter
+from cxr_records.parquet import HashedFile
 from cxr_records.planning import Plan, ShardSpec
 from cxr_records.shards import ShardInfo, augmentation_text
 from cxr_records.splits import SPLITS, TRAIN, Splits
+
+_ROW_GROUP = 1 << 17  # of the table of records
+_HELD_BYTES = 64 << 20  # of it in memory until it is written; that of NIH's set has 3 MB
 
 
 def check_folder(dataset: str) -> None:
@@ -93,23 +102,27 @@ def finish_dataset(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[Shard
     dataset, config = specs[0].dataset, plan.config
     splits = _splits(plan, infos)
     files = {
-        RECORDS_FILE: _records_parquet(plan, specs, infos),
         LEFT_OUT_FILE: left_out_csv(plan.left_out),
         FEATURES_FILE: tfds.features_json(config),
         INFO_FILE: tfds.info_json(config.task.name, splits),
-        **split_lists(plan.metadata.table["image_id"].to_numpy(), plan.splits),
+        **split_lists(plan.metadata.image_ids, plan.splits),
     }
     if config.task.kind != "multilabel":
         files[LABELS_FILE] = "".join(f"{name}\n" for name in config.task.class_names).encode()
-    manifest = _manifest(plan, splits, files)
-    written = manifest_bytes(manifest.to_json())
     path = storage.join(dataset, MANIFEST_FILE)
-    if storage.exists(path) and storage.read_bytes(path) == written and _all_there(dataset, files):
-        return manifest
-    storage.remove(path)
-    for name in (LABELS_FILE, *LIST_FILES):
-        if name not in files:
-            storage.remove(storage.join(dataset, name))  # of an earlier task or split
+    with tempfile.SpooledTemporaryFile(_HELD_BYTES) as records:
+        entries = (_write_records(records, plan, specs, infos), *itertools.starmap(_entry, files.items()))
+        manifest = _manifest(plan, splits, entries)
+        written = manifest_bytes(manifest.to_json())
+        if storage.exists(path) and storage.read_bytes(path) == written and _all_there(dataset, entries):
+            return manifest
+        storage.remove(path)
+        for name in (LABELS_FILE, *LIST_FILES):
+            if name not in files:
+                storage.remove(storage.join(dataset, name))  # of an earlier task or split
+        records.seek(0)
+        with storage.atomic_file(storage.join(dataset, RECORDS_FILE)) as file:
+            shutil.copyfileobj(records, file)
     for name, data in files.items():
         storage.write_bytes(storage.join(dataset, name), data)
     storage.write_bytes(path, written)
@@ -157,21 +170,22 @@ def left_out_csv(left_out: pd.DataFrame) -> bytes:
     return out.getvalue().encode()
 
 
-def split_lists(image_ids: np.ndarray, splits: Splits) -> dict[str, bytes]:
+def split_lists(image_ids: pa.StringArray, splits: Splits) -> dict[str, bytes]:
     """Returns {file: the names of a split's images, one on each line, sorted}, without empty splits.
 
     All images of the table that are in the split are named, those too that this dataset leaves out: another
     task has a use for them, and another build may find them.
 
     Args:
-        image_ids: object [num_images] of str, of the table.
+        image_ids: of the table.
         splits: of the same images.
     """
-    lists = {
-        file: "".join(f"{name}\n" for name in sorted(image_ids[splits.of_image == split]))
-        for file, split in zip(LIST_FILES, SPLITS, strict=True)
-    }
-    return {file: names.encode() for file, names in lists.items() if names}
+    lists = {}
+    for code, file in enumerate(LIST_FILES[: len(SPLITS)]):
+        names = image_ids.filter(pa.array(splits.codes == code))
+        if len(names):
+            lists[file] = joined(names.take(pc.sort_indices(names)), "\n") + b"\n"
+    return lists
 
 
 def _splits(plan: Plan, infos: Sequence[ShardInfo]) -> dict[str, SplitInfo]:
@@ -193,7 +207,7 @@ def _splits(plan: Plan, infos: Sequence[ShardInfo]) -> dict[str, SplitInfo]:
     return splits
 
 
-def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, bytes]) -> Manifest:
+def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: tuple[FileEntry, ...]) -> Manifest:
     balance = plan.balance.to_json()
     return Manifest(
         config=plan.config,
@@ -216,72 +230,114 @@ def _manifest(plan: Plan, splits: Mapping[str, SplitInfo], files: Mapping[str, b
         max_ir=BeforeAfter(**balance["max_ir"]),
         left_out=plan.left_out_counts(),
         findings=plan.config.task.findings,
-        files=tuple(
-            FileEntry(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()
-        ),
+        files=files,
         duplicates=find_duplicates(_pictures(plan)),
         drawn=plan.metadata.drawn,
     )
 
 
 def _pictures(plan: Plan) -> Iterator[Picture]:
-    """The original images of a plan."""
-    records = plan.records[plan.records["copy"] == 0]
-    table = plan.metadata.table.iloc[records["row"].to_numpy()]
-    stored = plan.stored_images.loc[table["image_id"]]
-    columns = (
-        *(table["image_id"], records["split"], table["patient_id"]),
-        *(stored["sha256"], stored["pixel_sha256"]),
+    """The original images of a plan that may show what another one shows: few, of all."""
+    stored, table = plan.stored_images, plan.metadata.table
+    records = plan.records[plan.records["copy"].to_numpy() == 0]
+    rows = records["row"].to_numpy()
+    # The first eight bytes tell nearly all digests apart, in a quarter of the room.
+    keys = (
+        rows_of_bytes(stored[name])[rows, :8].view(np.uint64)[:, 0] for name in ("sha256", "pixel_sha256")
     )
-    return itertools.starmap(Picture, zip(*(column.tolist() for column in columns), strict=True))
+    chosen = np.flatnonzero(np.logical_or(*map(_comes_again, keys)))
+    rows = rows[chosen]
+    columns = (
+        plan.metadata.image_ids.take(pa.array(rows)).to_pylist(),
+        records["split"].iloc[chosen].tolist(),
+        table["patient_id"].to_numpy()[rows].tolist(),
+        *(stored[name].take(pa.array(rows)).to_pylist() for name in ("sha256", "pixel_sha256")),
+    )
+    for image, split, patient, source, pixels in zip(*columns, strict=True):
+        yield Picture(image, split, patient, source.hex(), pixels.hex())
+
+
+def _comes_again(keys: np.ndarray) -> np.ndarray:
+    """Tells which values stand at several places: bool [n]."""
+    order = np.argsort(keys)
+    same = keys[order[1:]] == keys[order[:-1]]
+    again = np.zeros(len(keys), bool)
+    again[order[1:][same]] = again[order[:-1][same]] = True
+    return again
 
 
 def _pixel_statistics(plan: Plan) -> PixelStatistics:
     """Mean and standard deviation of the original training images' pixels, in grey levels 0 to 255."""
-    train = plan.records[(plan.records["split"] == TRAIN) & (plan.records["copy"] == 0)]
-    if not len(train):
+    train = plan.records.iloc[plan.in_split(TRAIN)]
+    rows = train["row"].to_numpy()[train["copy"].to_numpy() == 0]
+    if not len(rows):
         return PixelStatistics(None, None)
-    image_ids = plan.metadata.table["image_id"].to_numpy()[train["row"]]
-    sums = plan.stored_images.loc[image_ids]
-    # Whole numbers, summed as Python's: exact, whatever the order.
-    total, squares = (sum(map(int, sums[name])) for name in ("pixel_sum", "pixel_sum_squares"))
-    count = len(train) * plan.config.image_format.size**2
+    # Whole numbers: exact, whatever the order. Those of a chunk stay below 2^63, their sum may not.
+    total, squares = (
+        sum(int(sums[rows[part]].sum()) for part in chunks(len(rows)))
+        for sums in (plan.stored_images[name].to_numpy() for name in ("pixel_sum", "pixel_sum_squares"))
+    )
+    count = len(rows) * plan.config.image_format.size**2
     variance = (squares * count - total * total) / (count * count)
     return PixelStatistics(round(total / count, 6), round(math.sqrt(variance), 6))
 
 
-def _records_parquet(plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[ShardInfo]) -> bytes:
-    rows = plan.records["row"].to_numpy()
-    table = plan.metadata.table
+def _write_records(
+    file: IO[bytes], plan: Plan, specs: Sequence[ShardSpec], infos: Sequence[ShardInfo]
+) -> FileEntry:
+    """Writes the table of records, a part at a time."""
     counts = [info.records for info in infos]
-    image_ids = table["image_id"].to_numpy()[rows].tolist()
-    copies = plan.records["copy"].tolist()
-    texts = [
-        augmentation_text(specs[0], image_id, copy) for image_id, copy in zip(image_ids, copies, strict=True)
-    ]
-    out = io.BytesIO()
-    columns = {
-        "split": pa.array(plan.records["split"].tolist(), pa.string()),
-        "shard": pa.array(np.repeat([spec.file for spec in specs], counts).tolist(), pa.string()),
-        "place": pa.array(np.concatenate([np.arange(count) for count in counts])),
-        "offset": pa.array([offset for info in infos for offset in info.offsets], pa.int64()),
-        "image_offset": pa.array([offset for info in infos for offset in info.image_offsets], pa.int64()),
-        "image_bytes": pa.array([count for info in infos for count in info.image_bytes], pa.int64()),
-        "image_id": pa.array(image_ids, pa.string()),
-        "patient_id": pa.array(table["patient_id"].to_numpy()[rows]),
-        "view": pa.array(table["view"].to_numpy()[rows].tolist(), pa.string()),
-        "sex": pa.array(table["sex"].to_numpy()[rows].tolist(), pa.string()),
-        "age_years": pa.array(table["age_years"].to_numpy()[rows]),
-        "copy": pa.array(copies, pa.int64()),
-        "augmentation": pa.array(texts, pa.string()),
-        "label": pa.array(plan.selection.labels[rows].tolist()),
+    shard_of = np.repeat(np.arange(len(specs), dtype=np.int32), counts)
+    ends = np.cumsum(counts)
+    places = {
+        "offset": np.concatenate([info.offsets for info in infos]),
+        "image_offset": np.concatenate([info.image_offsets for info in infos]),
+        "image_bytes": np.concatenate([info.image_bytes for info in infos]),
     }
-    pq.write_table(pa.table(columns), out, row_group_size=1 << 17)
-    return out.getvalue()
+    table = {name: one_chunk(column) for name, column in plan.metadata.table.items()}
+    files = pa.array([spec.file for spec in specs], pa.string())
+
+    def part_of(part: slice) -> pa.Table:
+        records, shards = plan.records.iloc[part], shard_of[part]
+        rows, copies = records["row"].to_numpy(), records["copy"].to_numpy()
+        image_ids = table["image_id"].take(pa.array(rows))
+        texts = [
+            augmentation_text(specs[0], image_id, copy)
+            for image_id, copy in zip(image_ids.to_pylist(), copies.tolist(), strict=True)
+        ]
+        labels = plan.selection.labels[rows]
+        columns = {
+            "split": pa.array(records["split"]).cast(pa.string()),
+            "shard": files.take(pa.array(shards)),
+            "place": pa.array(np.arange(part.start, part.stop) - (ends[shards] - np.array(counts)[shards])),
+            **{name: pa.array(column[part].astype(np.int64)) for name, column in places.items()},
+            "image_id": image_ids,
+            "patient_id": table["patient_id"].take(pa.array(rows)),
+            "view": table["view"].take(pa.array(rows)).cast(pa.string()),
+            "sex": table["sex"].take(pa.array(rows)).cast(pa.string()),
+            "age_years": table["age_years"].take(pa.array(rows)).cast(pa.int64()),
+            "copy": pa.array(copies.astype(np.int64)),
+            "augmentation": pa.array(texts, pa.string()),
+            "label": lists(labels) if labels.ndim > 1 else pa.array(labels),
+        }
+        return pa.table(columns)
+
+    out = HashedFile(file)
+    parts = map(part_of, chunks(len(plan.records), _ROW_GROUP))
+    first = next(parts)
+    with pq.ParquetWriter(out, first.schema) as writer:
+        for part in itertools.chain([first], parts):
+            writer.write_table(part, row_group_size=_ROW_GROUP)
+    return FileEntry(RECORDS_FILE, out.size, out.hexdigest())
 
 
-def _all_there(dataset: str, files: Mapping[str, bytes]) -> bool:
-    paths = {name: storage.join(dataset, name) for name in files}
+def _entry(name: str, data: bytes) -> FileEntry:
+    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _all_there(dataset: str, files: Sequence[FileEntry]) -> bool:
+    paths = [storage.join(dataset, entry.file) for entry in files]
     return all(
-        storage.exists(path) and storage.read_bytes(path) == files[name] for name, path in paths.items()
+        storage.exists(path) and storage.file_sha256(path) == entry.sha256
+        for path, entry in zip(paths, files, strict=True)
     )

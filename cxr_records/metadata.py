@@ -14,7 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from cxr_records.columns import chunks, texts
 from cxr_records.drawings import DRAWN_BY_US, DRAWN_COLUMN
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
@@ -52,6 +54,7 @@ _ALIASES = {
 T = TypeVar("T")
 
 UNKNOWN = -1
+_TYPES = {"image_id": pd.ArrowDtype(pa.string()), "view": "category", "sex": "category"}
 _MAX_AGE_YEARS = 120  # the 2017 table holds ages of 148 to 155 and 411 to 414
 # "00000001", "1", and the "1.0" of a re-saved table; but "1.000" is a thousand to half of Europe.
 _WHOLE_NUMBER = re.compile(r"([0-9]{1,18})(?:\.(?:0{0,2}|0{4,}))?")
@@ -66,10 +69,10 @@ class Metadata:
     """What is known of every image before a pixel is read.
 
     Attributes:
-        table: one row per image, sorted by image_id, with a RangeIndex: image_id (str), patient_id (int64),
-            view ("PA", "AP", or "" unknown), sex ("M", "F", or "" unknown), age_years (int64, -1 unknown),
-            follow_up (int64, -1 unknown; the tables number it differently, so it is for information only).
-            Text columns have dtype object on every version of pandas.
+        table: one row per image, sorted by image_id, with a RangeIndex: image_id (Arrow's strings),
+            patient_id (int64), view ("PA", "AP", or "" unknown) and sex ("M", "F", or "" unknown), both
+            categories, age_years (int64, -1 unknown), follow_up (int64, -1 unknown; the tables number it
+            differently, so it is for information only). Text of other types is made such.
         findings: uint8 [num_images, 14], in the order of `FINDINGS`, aligned with the table; read-only.
         dialect: "2017", "v2020", "kaggle sample" or "other".
         digest: sha256 (hex) of the table and the findings, whatever file they came in.
@@ -84,8 +87,17 @@ class Metadata:
     warnings: tuple[str, ...] = ()
     drawn: int = 0
 
+    def __post_init__(self) -> None:
+        types = {name: kind for name, kind in _TYPES.items() if name in self.table}
+        object.__setattr__(self, "table", self.table.astype(types))
+
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def image_ids(self) -> pa.StringArray:
+        """The column image_id as Arrow has it."""
+        return texts(self.table["image_id"])
 
 
 @dataclass(frozen=True)
@@ -388,10 +400,13 @@ def _dialect(columns: _Columns) -> str:
 def _digest(table: pd.DataFrame, findings: np.ndarray) -> str:
     digest = hashlib.sha256()
     for name in table.columns:
-        values = table[name].to_numpy()
-        # No text holds a line break (see _image_ids), so the joined texts can mean one table only.
-        is_text = values.dtype == object
-        digest.update("\n".join(values).encode() if is_text else values.astype("<i8").tobytes())
+        is_text = table[name].dtype != np.int64
+        for part in chunks(len(table)):
+            values = table[name].iloc[part]
+            # No text holds a line break (see _image_ids), so the joined texts can mean one table only.
+            between = "\n" if part.start and is_text else ""
+            joined = "\n".join(values).encode() if is_text else values.to_numpy().astype("<i8").tobytes()
+            digest.update(between.encode() + joined)
         digest.update(b"\n\n")
     digest.update(findings.tobytes())
     return digest.hexdigest()

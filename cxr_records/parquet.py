@@ -3,8 +3,8 @@
 import functools
 import hashlib
 import io
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +13,8 @@ from cxr_records import storage
 from cxr_records.errors import CxrError
 
 
-def read_parquet(data: bytes) -> pa.Table:
-    """Reads the bytes of a whole Parquet file.
+def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the bytes of a whole Parquet file: all columns, or those asked for, in that order.
 
     `pyarrow.parquet.read_table`, and pandas by it, leave threads behind that may still run when Python ends,
     which then aborts (pyarrow 25: "terminate called without an active exception", in up to a third of the
@@ -24,8 +24,8 @@ def read_parquet(data: bytes) -> pa.Table:
         pyarrow.ArrowException: the bytes are no Parquet file, or damaged.
         OSError: they are cut short.
     """
-    table: pa.Table = pq.ParquetFile(io.BytesIO(data)).read()
-    return table
+    table: pa.Table = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
+    return table if columns is None else table.select(list(columns))
 
 
 class WorkFile(NamedTuple):
@@ -35,15 +35,45 @@ class WorkFile(NamedTuple):
     sha256: str
 
 
+class HashedFile(io.RawIOBase):
+    """A file to write to from its beginning to its end; what goes through is counted and hashed.
+
+    Args:
+        file: open to be written, as `storage.atomic_file` gives it.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__()
+        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Writes all of the data."""
+        self._file.write(data)
+        self._sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """How many bytes were written."""
+        return self.size
+
+    def hexdigest(self) -> str:
+        """The sha256 of what was written."""
+        return self._sha256.hexdigest()
+
+
 def write_work(path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> WorkFile:
-    """Writes what workers have to do, a row group for each table."""
-    out = io.BytesIO()
-    with pq.ParquetWriter(out, schema) as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=len(table))
-    data = out.getvalue()
-    storage.write_bytes(path, data)
-    return WorkFile(path, hashlib.sha256(data).hexdigest())
+    """Writes what workers have to do, a row group for each table; one is held at a time."""
+    with storage.atomic_file(path) as file:
+        out = HashedFile(file)
+        with pq.ParquetWriter(out, schema) as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=len(table))
+    return WorkFile(path, out.hexdigest())
 
 
 def read_work(work: WorkFile, row_group: int) -> list[dict[str, Any]]:

@@ -3,15 +3,17 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr_records import storage
+from cxr_records.columns import chunks, equals, joined, known, lists, one_chunk, rows_of_bytes, texts, to_hex
 from cxr_records.config import DatasetConfig
 from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES
@@ -21,7 +23,7 @@ from cxr_records.layout import BUILD_FOLDER, shard_name
 from cxr_records.metadata import Metadata
 from cxr_records.parquet import WorkFile, write_work
 from cxr_records.sampling import Imbalance, imbalance, records_per_image
-from cxr_records.seeding import keyed_hash
+from cxr_records.seeding import keyed_hashes
 from cxr_records.splits import SPLITS, TRAIN, Splits
 from cxr_records.store import OK, REJECTED
 from cxr_records.tasks import Selection
@@ -32,6 +34,10 @@ RECORD_VERSION = 1  # raised whenever the same plan would give other bytes
 # fewer; a small split into one for every 64 records.
 SHUFFLE_SHARDS, SHUFFLE_RECORDS = 16, 64
 MOST_UNEVEN = 2.0  # the largest shard of the mean
+_PLAN_COLUMNS = [
+    *("image_id", "patient_id", "view", "sex", "age_years", "findings", "label", "copy"),
+    *("unit", "offset", "length", "crc32c"),
+]
 EXAMPLE_BYTES = 235  # what a record holds beside its image, about
 # Used before any image is stored: means of 149 NIH originals at 224 pixels.
 BYTES_PER_PIXEL = {"raw": 1.0, "png": 0.43, "jpeg": 0.25}
@@ -98,11 +104,12 @@ class Plan:
         metadata: the whole table.
         splits: the split of each row of the table.
         selection: the task's label of each row of the table.
-        records: one row per record in the order of shards: `row` (of the table), `copy`, `split`.
+        records: one row per record in the order of shards: `row` (of the table), `copy`, `split`; int32 and
+            categories.
         shards: the shards in order.
         left_out: images of the table that are in no record: image_id, split, reason, detail.
-        stored: table by image_id of what the store says of each image, from `store.locate`; None when planned
-            as if every image were there.
+        stored: what the store says of each image, a row for each of the metadata, from `store.locate`; None
+            when planned as if every image were there.
         balance: of the classes in train, before and after copies.
         record_bytes: size of one record on disk, about.
     """
@@ -114,12 +121,12 @@ class Plan:
     records: pd.DataFrame
     shards: tuple[PlannedShard, ...]
     left_out: pd.DataFrame
-    stored: pd.DataFrame | None
+    stored: pa.Table | None
     balance: Imbalance
     record_bytes: float
 
     @property
-    def stored_images(self) -> pd.DataFrame:
+    def stored_images(self) -> pa.Table:
         """`stored` of a plan that is to be written, which has it."""
         if self.stored is None:
             raise ValueError("this plan was made as if every image were there: nothing of it can be written")
@@ -134,19 +141,26 @@ class Plan:
     @property
     def num_copies(self) -> int:
         """How many records are augmented copies."""
-        return int((self.records["copy"] > 0).sum())
+        return int(np.count_nonzero(self.records["copy"]))
+
+    def in_split(self, split: str) -> slice:
+        """The rows of `records` of a split: all behind each other."""
+        shards = [shard for shard in self.shards if shard.split == split]
+        start = shards[0].start if shards else 0
+        return slice(start, start + sum(shard.num_records for shard in shards))
 
     def split_counts(self) -> dict[str, dict[str, int]]:
         """Returns {split: {records, images, copies, patients, shards}}."""
         counts = {}
         patients = self.metadata.table["patient_id"].to_numpy()
         for split in self.split_names:
-            records = self.records[self.records["split"] == split]
+            here = self.in_split(split)
+            rows, copies = (self.records[name].to_numpy()[here] for name in ("row", "copy"))
             counts[split] = {
-                "records": len(records),
-                "images": int((records["copy"] == 0).sum()),
-                "copies": int((records["copy"] > 0).sum()),
-                "patients": len(np.unique(patients[records["row"]])),
+                "records": len(rows),
+                "images": len(rows) - int(np.count_nonzero(copies)),
+                "copies": int(np.count_nonzero(copies)),
+                "patients": len(np.unique(patients[rows[copies == 0]])),
                 "shards": sum(shard.split == split for shard in self.shards),
             }
         return counts
@@ -158,23 +172,25 @@ class Plan:
         """
         task = self.config.task
         classes = task.class_rows(self.selection.labels)
-        names = list(task.class_names)
+        of_class = dict(zip(task.class_names, classes.T, strict=True))
         if task.kind == "multilabel":
-            names.append(NO_FINDING)
-            classes = np.column_stack([classes, ~classes.any(axis=1)])
+            of_class[NO_FINDING] = ~classes.any(axis=1)
         rows, original = self.records["row"].to_numpy(), self.records["copy"].to_numpy() == 0
-        in_split = {split: self.records["split"].to_numpy() == split for split in self.split_names}
         balance = self.balance.to_json()["classes"]
         counts = {}
-        for place, name in enumerate(names):
-            holds = classes[rows, place] > 0
+        for name, holds_image in of_class.items():
+            holds = holds_image[rows] > 0
+            images = holds & original
             splits = {
-                split: {"images": int((holds & here & original).sum()), "records": int((holds & here).sum())}
-                for split, here in in_split.items()
+                split: {
+                    "images": int(np.count_nonzero(images[self.in_split(split)])),
+                    "records": int(np.count_nonzero(holds[self.in_split(split)])),
+                }
+                for split in self.split_names
             }
             counts[name] = {
-                "images": int((holds & original).sum()),
-                "records": int(holds.sum()),
+                "images": int(np.count_nonzero(images)),
+                "records": int(np.count_nonzero(holds)),
                 "splits": splits,
                 **{key: balance[name][key] for key in ("irlbl", "dragged") if name in balance},
             }
@@ -186,7 +202,7 @@ class Plan:
 
 
 def make_plan(
-    metadata: Metadata, splits: Splits, config: DatasetConfig, stored: pd.DataFrame | None = None
+    metadata: Metadata, splits: Splits, config: DatasetConfig, stored: pa.Table | None = None
 ) -> Plan:
     """Plans a dataset.
 
@@ -194,8 +210,8 @@ def make_plan(
         metadata: the whole table.
         splits: of the whole table.
         config: what is asked for.
-        stored: what the store says of each image, from `store.locate`; None plans as if every image were
-            there.
+        stored: what the store says of each image of the table, from `store.locate`; None plans as if every
+            image were there.
 
     Raises:
         CxrError: no image takes part.
@@ -210,29 +226,32 @@ def make_plan(
             f"no image is left for `task={config.task.name}`: of {len(metadata):,} images in the table, "
             + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         )
-    image_ids = metadata.table["image_id"].to_numpy()
+    image_ids = metadata.image_ids
     train = np.flatnonzero(takes_part & (splits.of_image == TRAIN))
     classes = config.task.class_rows(selection.labels[train])
-    repeats = np.ones(len(metadata), np.int64)
+    repeats = np.ones(len(metadata), np.int32)
     repeats[train] = records_per_image(
-        classes, config.task.class_names, config.copies, list(image_ids[train]), config.seed
+        classes, config.task.class_names, config.copies, image_ids.take(train), config.seed
     )
     record_bytes = _record_bytes(config.image_format, stored)
     shards: list[PlannedShard] = []
-    frames, start = [], 0
+    parts, start = [], 0
     for split in SPLITS:
-        rows = np.flatnonzero(takes_part & (splits.of_image == split))
-        frame, keys = _in_order(rows, repeats[rows], image_ids, config.seed)
-        frames.append(frame.assign(split=split))
+        rows = np.flatnonzero(takes_part & (splits.of_image == split)).astype(np.int32)
+        *part, keys = _in_order(rows, repeats[rows], image_ids, config.seed)
         shards += _cut_shards(split, keys, start, record_bytes, config.shard_mb << 20)
-        start += len(frame)
+        start += len(keys)
+        parts.append(part)
+    row, copy = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    split_codes = np.repeat(np.arange(len(SPLITS), dtype=np.int8), [len(rows) for rows, _ in parts])
+    records = {"row": row, "copy": copy, "split": pd.Categorical.from_codes(split_codes, list(SPLITS))}
     balance = imbalance(classes, repeats[train], config.task.class_names, config.copies)
     return Plan(
         config=config,
         metadata=metadata,
         splits=splits,
         selection=selection,
-        records=pd.concat(frames, ignore_index=True),
+        records=pd.DataFrame(records),
         shards=tuple(shards),
         left_out=left_out.drop(columns="row"),
         stored=stored,
@@ -250,9 +269,10 @@ def write_plan(plan: Plan, folder: str, store: str, dataset: str) -> list[ShardS
         store: the image store that holds them.
         dataset: the folder of the dataset.
     """
-    digests = _shard_digests(plan, plan.stored_images)
+    columns = _columns(plan)
+    digests = _shard_digests(plan, columns)
     name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-    tables = (_record_table(plan, shard, plan.stored_images) for shard in plan.shards)
+    tables = (_record_table(plan, shard, columns) for shard in plan.shards)
     first = next(tables)
     path = storage.join(folder, f"plan-{name}.parquet")
     work = write_work(path, first.schema, itertools.chain([first], tables))
@@ -282,7 +302,9 @@ def estimate(plan: Plan, num_to_decode: int, workers: int, seconds_per_decode: f
         workers: processes at work.
         seconds_per_decode: of one image on one core.
     """
-    num_stored = len(plan.metadata) if plan.stored is None else len(plan.stored)
+    num_stored = len(plan.metadata)
+    if plan.stored is not None:
+        num_stored -= plan.stored["status"].null_count
     copies = plan.num_copies
     return {
         "dataset_bytes": round(len(plan.records) * plan.record_bytes),
@@ -293,51 +315,49 @@ def estimate(plan: Plan, num_to_decode: int, workers: int, seconds_per_decode: f
 
 
 def _left_out(
-    metadata: Metadata, splits: Splits, selection: Selection, stored: pd.DataFrame | None
+    metadata: Metadata, splits: Splits, selection: Selection, stored: pa.Table | None
 ) -> pd.DataFrame:
     """One row for each image that no record can hold. Of several reasons one is given: missing, rejected,
     in no list, left out by the task, in this order.
     """
-    reason = np.full(len(metadata), "", dtype=object)
-    detail = np.full(len(metadata), "", dtype=object)
-    reason[~selection.kept] = "left out by the task"
-    detail[~selection.kept] = selection.reasons[~selection.kept]
-    unlisted = splits.of_image == ""
-    reason[unlisted], detail[unlisted] = "in no list", ""
+    unlisted = splits.codes < 0
+    rejected = missing = np.zeros(len(metadata), bool)
     if stored is not None:
-        state = stored["status"].reindex(metadata.table["image_id"]).to_numpy(dtype=object)
-        rejected, missing = state == REJECTED, pd.isna(state)
-        why = stored["reason"].reindex(metadata.table["image_id"]).to_numpy(dtype=object)
-        reason[rejected], detail[rejected] = "rejected", why[rejected]
-        reason[missing], detail[missing] = "missing", "in no source"
-    rows = np.flatnonzero(reason != "")
+        rejected, missing = equals(stored["status"], REJECTED), ~known(stored["status"])
+    rows = np.flatnonzero(~selection.kept | unlisted | rejected | missing)
+    reason = np.full(len(rows), "left out by the task", dtype=object)
+    detail = selection.reasons[rows].copy()
+    reason[unlisted[rows]], detail[unlisted[rows]] = "in no list", ""
+    if stored is not None:
+        reason[rejected[rows]] = REJECTED
+        detail[rejected[rows]] = stored["reason"].filter(rejected).to_pylist()
+        reason[missing[rows]], detail[missing[rows]] = "missing", "in no source"
     return pd.DataFrame(
         {
             "row": rows,
-            "image_id": metadata.table["image_id"].to_numpy()[rows],
+            "image_id": metadata.table["image_id"].take(rows).array,
             "split": splits.of_image[rows],
-            "reason": reason[rows],
-            "detail": detail[rows],
+            "reason": pd.Series(reason, dtype=object),  # pandas 3 would infer a type of its own
+            "detail": pd.Series(detail, dtype=object),
         }
     )
 
 
 def _in_order(
-    rows: np.ndarray, repeats: np.ndarray, image_ids: np.ndarray, seed: int
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The records of one split in their global order, and what orders them: uint64, a keyed hash of (seed,
-    image, copy).
+    rows: np.ndarray, repeats: np.ndarray, image_ids: pa.StringArray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and copies of the records of one split in their global order, and what orders them: uint64, a
+    keyed hash of (seed, image, copy).
     """
     row = np.repeat(rows, repeats)
-    first = np.repeat(np.cumsum(repeats) - repeats, repeats)
-    copy = np.arange(len(row)) - first
-    pairs = zip(image_ids[row], copy.tolist(), strict=True)
-    key = np.fromiter(
-        (keyed_hash(seed, "order", name, number) for name, number in pairs), np.uint64, len(row)
-    )
+    first = np.repeat(np.cumsum(repeats, dtype=np.int32) - repeats, repeats)
+    copy = np.arange(len(row), dtype=np.int32) - first
+    key = np.empty(len(row), np.uint64)
+    for part in chunks(len(row)):
+        key[part] = keyed_hashes(seed, "order", image_ids.take(row[part]), pa.array(copy[part]))
     # Two equal keys of 64 bits are all but impossible; the table's order would decide, which is sorted.
     order = np.argsort(key, kind="stable")
-    return pd.DataFrame({"row": row[order], "copy": copy[order]}), key[order]
+    return row[order], copy[order], key[order]
 
 
 def _cut_shards(
@@ -378,59 +398,62 @@ def _cuts(keys: np.ndarray, count: int) -> list[int]:
     return cuts if count else []
 
 
-def _record_bytes(image_format: ImageFormat, stored: pd.DataFrame | None) -> float:
+def _record_bytes(image_format: ImageFormat, stored: pa.Table | None) -> float:
     """Bytes of one record: exact for raw pixels, the mean of what is stored for PNG and JPEG."""
-    decoded = None if stored is None else stored[stored["status"] == OK]
-    if image_format.codec != "raw" and decoded is not None and len(decoded):
-        image_bytes = float(decoded["length"].mean())
-    else:
-        image_bytes = image_format.size**2 * BYTES_PER_PIXEL[image_format.codec]
+    image_bytes = image_format.size**2 * BYTES_PER_PIXEL[image_format.codec]
+    if image_format.codec != "raw" and stored is not None:
+        lengths = stored["length"].filter(pa.array(equals(stored["status"], OK))).drop_null()
+        if len(lengths):
+            image_bytes = float(lengths.to_numpy().mean())
     return image_bytes + EXAMPLE_BYTES + OVERHEAD_BYTES
 
 
-def _shard_digests(plan: Plan, stored: pd.DataFrame) -> list[str]:
+def _columns(plan: Plan) -> Mapping[str, Any]:
+    """Columns of the table and of the store that decide what a record is, or where its image lies."""
+    about = ("image_id", "patient_id", "view", "sex", "age_years")
+    places = ("unit", "offset", "length", "crc32c", "sha256")
+    return {
+        **{name: one_chunk(plan.metadata.table[name]) for name in about},
+        **{name: one_chunk(plan.stored_images[name]) for name in places},
+    }
+
+
+def _shard_digests(plan: Plan, columns: Mapping[str, Any]) -> list[str]:
     """A digest of all that decides a shard's bytes: its records' sources, labels, order and settings."""
-    table, config = plan.metadata.table, plan.config
-    rows = plan.records["row"].to_numpy()
-    names = ("image_id", "patient_id", "view", "sex", "age_years")
-    columns: list[list[Any]] = [table[name].to_numpy()[rows].tolist() for name in names]
-    columns.append(plan.records["copy"].tolist())
-    columns.append(stored["sha256"].reindex(columns[0]).tolist())
-    heads = ["\0".join(map(str, values)).encode() for values in zip(*columns, strict=True)]
-    findings, labels = plan.metadata.findings[rows], plan.selection.labels[rows]
+    config, records = plan.config, plan.records
     # Another Pillow may encode PNG and JPEG, and interpolate copies, to other bytes: never mix two in one
     # dataset.
     settings = (RECORD_VERSION, PIL.__version__, config.image_format, config.flip, [f.name for f in FEATURES])
     digests = []
     for shard in plan.shards:
         here = slice(shard.start, shard.start + shard.num_records)
+        rows, copies = records["row"].to_numpy()[here], records["copy"].to_numpy()[here]
+        names = ("image_id", "patient_id", "view", "sex", "age_years")
+        cells = [columns[name].take(rows).cast(pa.string()) for name in names]
+        cells += [pa.array(copies).cast(pa.string()), to_hex(rows_of_bytes(columns["sha256"].take(rows)))]
+        heads = pc.binary_join_element_wise(*cells, "\0")
         digest = hashlib.sha256(repr((settings, config.seed, shard.file)).encode())
-        digest.update(b"\n".join(heads[here]))
-        digest.update(findings[here].tobytes())
-        digest.update(np.ascontiguousarray(labels[here]).tobytes())
+        digest.update(joined(heads, "\n"))
+        digest.update(plan.metadata.findings[rows].tobytes())
+        digest.update(plan.selection.labels[rows].astype(np.int64).tobytes())
         digests.append(digest.hexdigest())
     return digests
 
 
-def _record_table(plan: Plan, shard: PlannedShard, stored: pd.DataFrame) -> pa.Table:
+def _record_table(plan: Plan, shard: PlannedShard, columns: Mapping[str, Any]) -> pa.Table:
     """What a worker needs to write one shard: a row per record, in order."""
     records = plan.records.iloc[shard.start : shard.start + shard.num_records]
     rows = records["row"].to_numpy()
-    table = plan.metadata.table.iloc[rows]
-    places = stored.loc[table["image_id"]]
-    labels = plan.selection.labels[rows]
+    labels = plan.selection.labels[rows].astype(np.int64)
     return pa.table(
         {
+            **{name: texts(columns[name].take(rows)) for name in ("image_id", "view", "sex", "unit")},
             **{
-                name: pa.array(table[name].tolist())
-                for name in ("image_id", "patient_id", "view", "sex", "age_years")
+                name: columns[name].take(rows).cast(pa.int64())
+                for name in ("patient_id", "age_years", "offset", "length", "crc32c")
             },
-            "findings": pa.array(plan.metadata.findings[rows].tolist(), pa.list_(pa.int64())),
-            "label": pa.array(labels.tolist()),
-            "copy": pa.array(records["copy"].tolist()),
-            "unit": pa.array(places["unit"].tolist()),
-            "offset": pa.array(places["offset"].tolist(), pa.int64()),
-            "length": pa.array(places["length"].tolist(), pa.int64()),
-            "crc32c": pa.array(places["crc32c"].tolist(), pa.int64()),
+            "findings": lists(plan.metadata.findings[rows]),
+            "label": lists(labels) if labels.ndim > 1 else pa.array(labels),
+            "copy": pa.array(records["copy"].to_numpy().astype(np.int64)),
         }
-    )
+    ).select(_PLAN_COLUMNS)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from cxr_records.choices import RULES as RULES
+from cxr_records.columns import chunks, texts
 from cxr_records.errors import UsageError
 from cxr_records.findings import nearest
-from cxr_records.seeding import keyed_hash
+from cxr_records.seeding import keyed_hashes
 
 # A multilabel set counts as imbalanced from this MeanIR on (Charte et al. 2015, section 3).
 IMBALANCED_MEAN_IR = 1.5
@@ -123,7 +124,7 @@ class Imbalance:
 
 
 def records_per_image(
-    classes: np.ndarray, class_names: Sequence[str], rule: CopyRule, image_ids: Sequence[str], seed: int
+    classes: np.ndarray, class_names: Sequence[str], rule: CopyRule, image_ids: Any, seed: int
 ) -> np.ndarray:
     """Returns how many records each training image gets: int64 [n], 1 for the original alone.
 
@@ -135,7 +136,7 @@ def records_per_image(
             image without findings is all zeros, so never copied), or one-hot rows of the task's own classes.
         class_names: k names.
         rule: how to copy.
-        image_ids: n ids.
+        image_ids: n ids, a column of text.
         seed: of the plan.
 
     Raises:
@@ -146,9 +147,10 @@ def records_per_image(
         raise ValueError(f"{len(image_ids)} image ids for {len(factors)} rows of classes")
     records: np.ndarray = np.floor(factors).astype(np.int64)
     fractions = factors - records
-    for row in np.flatnonzero(fractions).tolist():
-        uniform = keyed_hash(seed, image_ids[row], "records") / 2**64
-        records[row] += uniform < fractions[row]
+    rows, ids = np.flatnonzero(fractions), texts(image_ids)
+    for part in chunks(len(rows)):
+        uniform = keyed_hashes(seed, ids.take(rows[part]), "records") / 2**64
+        records[rows[part]] += uniform < fractions[rows[part]]
     return records
 
 
@@ -270,9 +272,10 @@ def _chosen(classes: np.ndarray, class_names: Sequence[str], rule: CopyRule) -> 
 
 def _count(classes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Returns per class the images that hold it, each as often as its weight says: [k]."""
+    if weights is None:
+        return np.array([np.count_nonzero(column) for column in classes.T])
     # A product of integers avoids the copy in floating point that a masked sum would need.
-    weights = np.ones(len(classes), np.int64) if weights is None else weights
-    return np.array([column @ weights for column in classes.T.astype(weights.dtype)])
+    return np.array([column.astype(weights.dtype) @ weights for column in classes.T])
 
 
 def _dragged(classes: np.ndarray, own: np.ndarray) -> list[float]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -40,9 +41,15 @@ class ShardInfo:
     records: int
     bytes: int
     sha256: str
-    offsets: list[int]
-    image_offsets: list[int]
-    image_bytes: list[int]
+    offsets: Sequence[int]
+    image_offsets: Sequence[int]
+    image_bytes: Sequence[int]
+
+    def compact(self) -> "ShardInfo":
+        """The same with arrays of bytes for lists of objects, for a command that holds all shards'."""
+        lists = {name: getattr(self, name) for name in ("offsets", "image_offsets", "image_bytes")}
+        kinds = {name: "I" if max(values, default=0) < 1 << 32 else "Q" for name, values in lists.items()}
+        return dataclasses.replace(self, **{name: array(kinds[name], lists[name]) for name in lists})
 
 
 def read_shard_info(spec: ShardSpec) -> ShardInfo | None:
@@ -72,9 +79,14 @@ def read_shard_info(spec: ShardSpec) -> ShardInfo | None:
 
 
 def read_shard_infos(specs: Sequence[ShardSpec]) -> list[ShardInfo | None]:
-    """Returns `read_shard_info` of each, in order: some at once, as far away each takes round trips."""
+    """Returns `read_shard_info` of each, compact, in order: some at once, for far away each is slow."""
+
+    def read(spec: ShardSpec) -> ShardInfo | None:
+        info = read_shard_info(spec)
+        return info and info.compact()
+
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(read_shard_info, specs))
+        return list(pool.map(read, specs))
 
 
 def _write_sidecar(spec: ShardSpec, info: ShardInfo, version: str) -> None:

@@ -4,12 +4,17 @@ Listing them, joining them to the table by file name, and reading one.
 """
 
 import contextlib
+import itertools
 import os
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr_records import storage
 from cxr_records.archives import (
@@ -21,8 +26,9 @@ from cxr_records.archives import (
     named_kind,
     open_archive,
 )
+from cxr_records.columns import chunks, rows_of
 from cxr_records.errors import UsageError
-from cxr_records.names import IMAGE_ENDINGS, ImageNames, base_name, has_image_ending, is_litter
+from cxr_records.names import IMAGE_ENDINGS, base_name, has_image_ending, is_litter, stem
 from cxr_records.urls import name_of, redacted_text
 
 MAX_FILE_BYTES = 256 << 20  # no X-ray file is near 256 MiB; a larger one is damage or an attack
@@ -62,6 +68,193 @@ class Entry(NamedTuple):
         return f"{source}:{self.member}" if self.member else source
 
 
+class _Place(NamedTuple):
+    """What many entries have in common: a folder of files, or of an archive's members.
+
+    Attributes:
+        kind: as `Entry.kind`.
+        source: of files, what stands before their names; else the archive.
+        member: what stands before the members' names.
+        mtime_ns: of an archive; 0 of a folder, whose files have their own.
+        version: the same; "".
+    """
+
+    kind: str
+    source: str
+    member: str
+    mtime_ns: int
+    version: str
+
+
+class Entries(Sequence[Entry]):
+    """Entries as columns, which take a tenth of the memory of the objects; these are made when asked for.
+
+    Args:
+        entries: in the order in which they are listed.
+    """
+
+    _BATCH = 1 << 13  # entries that are packed together
+    _SCHEMA = pa.schema(
+        [
+            ("place", pa.int32()),
+            ("tail", pa.binary()),  # of the source of a file, or of a member: what follows its place
+            ("name", pa.binary()),  # null where it is the tail
+            ("offset", pa.int64()),
+            ("num_bytes", pa.int64()),
+            ("mtime_ns", pa.int64()),  # of a file, and so are the next
+            # The end of a version as `storage.local_state` writes it: it begins with size and mtime_ns.
+            ("ctime_ns", pa.int64()),
+            ("inode", pa.int64()),
+            ("version", pa.binary()),  # where it is another
+        ]
+    )
+
+    def __init__(self, entries: Iterable[Entry] = ()):
+        self._places: list[_Place] = []
+        self._number_of: dict[tuple[Any, ...], int] = {}
+        self._packed: list[pa.RecordBatch] = []
+        self._last: list[Entry] = []  # fewer than make a batch
+        self.extend(entries)
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Appends entries."""
+        for entry in entries:
+            self._last.append(entry)
+            if len(self._last) == self._BATCH:
+                self._packed.append(self._pack(self._last))
+                self._last = []
+
+    def __len__(self) -> int:
+        return len(self._packed) * self._BATCH + len(self._last)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return itertools.chain(*map(self._unpack, self._packed), self._last)
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Entry]: ...
+    def __getitem__(self, at: int | slice) -> Entry | list[Entry]:
+        numbers = range(len(self))[at]
+        return self.take([numbers])[0] if isinstance(numbers, int) else self.take(numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entries) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # like a list
+
+    def take(self, numbers: Any) -> list[Entry]:
+        """Returns the entries of these numbers, in this order."""
+        wanted = np.asarray(numbers, np.int64)
+        places, batch_of = wanted % self._BATCH, wanted // self._BATCH
+        order = np.argsort(batch_of, kind="stable")
+        taken: list[Entry] = []
+        for batch in np.unique(batch_of).tolist():
+            here = places[batch_of == batch]
+            if batch < len(self._packed):
+                taken.extend(self._unpack(self._packed[batch].take(pa.array(here))))
+            else:
+                taken.extend(self._last[place] for place in here.tolist())
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return [taken[place] for place in back.tolist()]
+
+    def names(self) -> pa.ChunkedArray:
+        """The names as bytes of UTF-8; what is no text in a name is none there either."""
+        return pa.chunked_array(
+            [pc.coalesce(batch["name"], batch["tail"]) for batch in self._batches()], pa.binary()
+        )
+
+    def reading_order(self) -> np.ndarray:
+        """Returns the numbers of the entries in the order in which they are read: int64 [entries].
+
+        Files go first, by folder and name; members of an archive by their place in it.
+        """
+        sources = [(place.kind != "file", place.source) for place in self._places]
+        rank_of = {source: rank for rank, source in enumerate(sorted(set(sources)))}
+        rank = np.array([rank_of[source] for source in sources], np.int32)
+        batches = list(self._batches())
+        keys = pa.table(
+            {
+                "rank": pa.chunked_array([pa.array(rank[batch["place"]]) for batch in batches], pa.int32()),
+                "offset": pa.chunked_array([batch["offset"] for batch in batches], pa.int64()),
+                "tail": pa.chunked_array([batch["tail"] for batch in batches], pa.binary()),
+            }
+        )
+        ascending = [(name, "ascending") for name in keys.column_names]
+        order: np.ndarray = pc.sort_indices(keys, sort_keys=ascending).to_numpy()
+        return order.astype(np.int64, copy=False)
+
+    def distinct(self) -> "Entries":
+        """Returns the entries without those that are there before, in the same order."""
+        keys, counts = np.unique(np.fromiter(map(hash, self), np.int64, len(self)), return_counts=True)
+        several = set(keys[counts > 1].tolist())
+        if not several:
+            return self
+        seen: set[Entry] = set()
+
+        def is_new(entry: Entry) -> bool:
+            if hash(entry) not in several:
+                return True
+            before = len(seen)
+            seen.add(entry)
+            return len(seen) > before
+
+        return Entries(filter(is_new, self))
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        yield from self._packed
+        if self._last:
+            yield self._pack(self._last)
+
+    def _pack(self, entries: Sequence[Entry]) -> pa.RecordBatch:
+        columns = zip(*map(self._row, entries), strict=True)
+        kinds = self._SCHEMA.types
+        arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._SCHEMA)
+
+    def _row(self, entry: Entry) -> tuple[Any, ...]:
+        name, source, kind, member, offset, num_bytes, mtime_ns, version = entry
+        path = source if kind == "file" else member
+        cut = path.rfind("/") + 1
+        before, tail = path[:cut], path[cut:]
+        place = (kind, before, member, 0, "") if kind == "file" else (kind, source, before, mtime_ns, version)
+        number = self._number_of.setdefault(place, len(self._places))
+        if number == len(self._places):
+            self._places.append(_Place(*place))
+        row = (number, _to_bytes(tail), None if name == tail else _to_bytes(name), offset, num_bytes)
+        if kind != "file":
+            return (*row, 0, 0, 0, None)
+        *_, ctime_ns, inode = 0, 0, *filter(str.isdecimal, version.split("-"))
+        ctime_ns, inode = min(int(ctime_ns), _MOST), min(int(inode), _MOST)
+        same = version == f"{num_bytes}-{mtime_ns}-{ctime_ns}-{inode}"
+        return (*row, mtime_ns, ctime_ns, inode, None if same else _to_bytes(version))
+
+    def _unpack(self, batch: pa.RecordBatch) -> Iterator[Entry]:
+        columns = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        for number, end, other, offset, num_bytes, mtime_ns, ctime_ns, inode, told in columns:
+            kind, source, member, mtime_of_archive, version = self._places[number]
+            tail = _to_text(end)
+            name = tail if other is None else _to_text(other)
+            if kind != "file":
+                yield Entry(name, source, kind, member + tail, offset, num_bytes, mtime_of_archive, version)
+                continue
+            version = f"{num_bytes}-{mtime_ns}-{ctime_ns}-{inode}" if told is None else _to_text(told)
+            yield Entry(name, source + tail, kind, member, offset, num_bytes, mtime_ns, version)
+
+
+_MOST = 2**63 - 1  # of a whole number in a column
+
+
+def _to_bytes(text: str) -> bytes:
+    """Any text, sorted as it was: names of files need be no UTF-8, and hold surrogates then."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _to_text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
 class SourceReadError(Exception):
     """An entry could not be read: a fault of the disk, the archive or the network, not of the image."""
 
@@ -69,7 +262,7 @@ class SourceReadError(Exception):
 class Listing(NamedTuple):
     """What the sources hold: entries of image files, and what was found damaged on the way."""
 
-    entries: list[Entry]
+    entries: Entries
     warnings: list[str]
 
 
@@ -90,8 +283,9 @@ def list_sources(
     Raises:
         UsageError: a path is not there, is of a kind that we do not read, or holds no image.
     """
-    entries: list[Entry] = []
+    entries = Entries()
     warnings: list[str] = []
+    listed = 0
     for pattern in paths:
         if "::" in pattern:
             raise UsageError(f"`images={pattern}`: chained URLs are not read; name the archive itself")
@@ -101,31 +295,112 @@ def list_sources(
             raise UsageError(f"`images={pattern}`: nothing matches")
         for path in matching:
             before = len(entries), len(warnings)
-            entries += _list_path(path, index_folder, keep_index, on_archive, warnings)
+            entries.extend(_list_path(path, index_folder, keep_index, on_archive, warnings))
+            listed += 1
             if (len(entries), len(warnings)) == before:
                 raise UsageError(f"`images={path}`: {_nothing_found(path)}")
-    return Listing(list(dict.fromkeys(entries)), warnings)  # a path may be named twice
+    return Listing(entries.distinct() if listed > 1 else entries, warnings)  # a path may be named twice
 
 
-def match_entries(
-    entries: Iterable[Entry], image_ids: Sequence[str]
-) -> tuple[dict[str, list[Entry]], list[Entry]]:
-    """Joins entries to a table by file name; returns ({image_id: its entries}, entries of no image).
+class ImageFiles:
+    """The files of the images of a table.
+
+    Args:
+        image_ids: of the table.
+        entries: all that were listed.
+        rows: int32 [entries], the row of the table whose image each entry is; -1 where it is none.
+
+    Attributes:
+        image_ids: of the table.
+        present: bool [num_images], whether there is a file of the image.
+    """
+
+    def __init__(self, image_ids: pa.StringArray, entries: Entries, rows: np.ndarray):
+        self.image_ids = image_ids
+        self._entries = entries
+        counts = np.bincount(rows[rows >= 0], minlength=len(image_ids))
+        self.present: np.ndarray = counts > 0
+        numbers = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
+        self._numbers = numbers.astype(np.int32)  # of the entries, image by image
+        self._ends = np.cumsum(counts, dtype=np.int32)
+        # Several files of an image are in the order of their entries, whatever order they were listed in.
+        for row in np.flatnonzero(counts > 1).tolist():
+            here = slice(self._ends[row] - counts[row], self._ends[row])
+            its = self._numbers[here].tolist()
+            told = dict(zip(its, entries.take(its), strict=True))
+            self._numbers[here] = sorted(its, key=told.__getitem__)
+
+    def __len__(self) -> int:
+        """How many images have files."""
+        return int(np.count_nonzero(self.present))
+
+    def files(self, rows: Any) -> list[list[Entry]]:
+        """Returns the files of each of these rows of the table."""
+        ends, counts = self._ends[rows], self._counts(rows)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        entries = iter(self._entries.take(self._numbers[np.repeat(ends - counts, counts) + within]))
+        return [list(itertools.islice(entries, count)) for count in counts.tolist()]
+
+    def parts(self) -> Iterator[tuple[np.ndarray, list[list[Entry]]]]:
+        """Yields rows of the table and their files, some at a time, in the order in which they are read."""
+        order = self.reading_order(self.present)
+        for part in chunks(len(order), 1 << 13):
+            yield order[part], self.files(order[part])
+
+    def reading_order(self, wanted: np.ndarray) -> np.ndarray:
+        """Returns the rows of wanted images, bool [num_images], in the order of their first files."""
+        rows = np.flatnonzero(wanted & self.present)
+        row_of = np.full(len(self._entries), -1, np.int32)
+        row_of[self._numbers[self._ends[rows] - self._counts(rows)]] = rows
+        in_order = row_of[self._entries.reading_order()]
+        found: np.ndarray = in_order[in_order >= 0]
+        return found
+
+    def forget(self) -> None:
+        """Forgets all but how many there are, once the files are read."""
+        self._entries, self._numbers, self._ends = Entries(), np.empty(0, np.int32), np.empty(0, np.int32)
+
+    def _counts(self, rows: Any) -> np.ndarray:
+        """How many files each of these images has."""
+        before = np.where(np.asarray(rows) > 0, self._ends[np.asarray(rows) - 1], 0)
+        counts: np.ndarray = self._ends[rows] - before
+        return counts
+
+
+def match_entries(entries: Entries, image_ids: pa.StringArray) -> tuple[ImageFiles, np.ndarray]:
+    """Joins entries to a table by file name; returns the images' files, and numbers of entries of no image.
 
     A file whose name differs in its ending alone (a DICOM of the same image) matches too, where the
     exact name is nowhere. Several entries of one image are kept in a fixed order.
     """
-    matched: dict[str, list[Entry]] = {image_id: [] for image_id in image_ids}
-    names = ImageNames(matched)
-    found = [(entry, names.find(entry.name)) for entry in entries]
-    exact = {image_id for entry, image_id in found if entry.name == image_id}
-    unmatched = []
-    for entry, image_id in found:
-        if image_id is None or (image_id in exact and entry.name != image_id):
-            unmatched.append(entry)
-        else:
-            matched[image_id].append(entry)
-    return {image_id: sorted(its) for image_id, its in matched.items() if its}, unmatched
+    names, ids = entries.names(), image_ids.cast(pa.binary())
+    rows = rows_of(names, ids)
+    by_name = np.zeros(len(image_ids) + 1, bool)  # the last is for those of no image
+    by_name[rows[rows >= 0]] = True
+    others = np.flatnonzero(rows < 0)
+    if len(others):
+        stems = _stems(image_ids)
+        for part in chunks(len(others), max(1 << 16, len(image_ids) // 10)):
+            found = _row_of_others(names.take(pa.array(others[part])), ids, stems)
+            rows[others[part]] = np.where(by_name[found], -1, found)
+    return ImageFiles(image_ids, entries, rows), np.flatnonzero(rows < 0)
+
+
+def _stems(image_ids: pa.StringArray) -> pa.ChunkedArray:
+    parts = (image_ids[part].to_pylist() for part in chunks(len(image_ids)))
+    return pa.chunked_array([pa.array(map(_stem, part), pa.binary()) for part in parts], pa.binary())
+
+
+def _stem(name: str) -> bytes:
+    return _to_bytes(stem(name))
+
+
+def _row_of_others(names: pa.ChunkedArray, ids: pa.BinaryArray, stems: pa.ChunkedArray) -> np.ndarray:
+    """As `names.ImageNames.find` does it, for names that are no image's: by what is in them, or the stem."""
+    bases = [base_name(_to_text(name).strip()) for name in names.to_pylist()]
+    rows = rows_of(pa.array(map(_to_bytes, bases), pa.binary()), ids)
+    of_stem = rows_of(pa.array(map(_stem, bases), pa.binary()), stems)
+    return np.where(rows >= 0, rows, of_stem)
 
 
 class SourceReader:
@@ -223,7 +498,7 @@ def _list_path(
     keep_index: bool,
     on_archive: Callable[[str], None],
     warnings: list[str],
-) -> list[Entry]:
+) -> Iterable[Entry]:
     path = storage.absolute(path)
     if not storage.exists(path):
         silent = ", or its server does not answer" if storage.is_url(path) else ""
@@ -231,10 +506,10 @@ def _list_path(
     if storage.is_url(path):
         files = storage.find_files(path)
         if [_bare(file.url) for file in files] != [_bare(path)]:
-            return [_file_entry(file.url, file.state) for file in files if _is_image(_below(path, file.url))]
+            return (_file_entry(file.url, file.state) for file in files if _is_image(_below(path, file.url)))
         state = files[0].state
     elif os.path.isdir(path):
-        return list(_list_local(path, warnings))
+        return _list_local(path, warnings)
     elif os.path.isfile(path):
         state = storage.file_state(path)
     else:  # reading a pipe would wait for ever
@@ -264,7 +539,7 @@ def _list_path(
     if problem:
         warnings.append(f"{path}: damaged after {len(members):,} images ({problem}); fetch the archive again")
     version = _version(state)
-    return [Entry(member.name, path, kind, *member, state.mtime_ns, version) for member in members]
+    return (Entry(member.name, path, kind, *member, state.mtime_ns, version) for member in members)
 
 
 def _file_entry(path: str, state: storage.FileState) -> Entry:

@@ -12,14 +12,17 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.names import IMAGE_ENDINGS, ImageNames, base_name, has_image_ending, patient_in_name, stem
-from cxr_records.seeding import keyed_hash
+from cxr_records.seeding import keyed_hashes
 from cxr_records.tablefiles import IMAGE_COLUMNS, as_text, plain, read_content
 
 if TYPE_CHECKING:  # pandas stays out of the import
+    import pandas as pd
+
     from cxr_records.metadata import Metadata
 
 TRAIN = "train"
@@ -98,8 +101,8 @@ class Splits:
     """The split of every image of a table.
 
     Attributes:
-        of_image: object [num_images] of "train", "validation", "test", or "" for an image in no list;
-            aligned with the table.
+        of_image: categories [num_images], "train", "validation", "test", or "" for an image in no list;
+            aligned with the table. Given as an array of text, it is made one of categories.
         origin: where the splits come from, one line in plain words.
         official: whether train_val and test are NIH's own lists, so that results can be compared.
         list_digests: `list_digest` of each list given, under "train_val", "test" and "validation"; of another
@@ -109,13 +112,23 @@ class Splits:
         warnings: what is to be said of the splits, or was left out of the lists.
     """
 
-    of_image: np.ndarray
+    of_image: "pd.Categorical"
     origin: str
     official: bool
     list_digests: dict[str, str]
     in_no_list: int
     not_in_table: int
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.of_image, np.ndarray):
+            object.__setattr__(self, "of_image", _categories(self.of_image))
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The places in `SPLITS` of the images' splits: int8 [num_images]; -1 for an image in no list."""
+        codes: np.ndarray = self.of_image.codes - 1
+        return codes
 
 
 def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
@@ -147,7 +160,7 @@ def make_splits(metadata: "Metadata", options: SplitOptions) -> Splits:
     split_of_image = {}
     for name, split in (("train_val", TRAIN), ("test", TEST), ("validation", VALIDATION)):
         split_of_image.update(dict.fromkeys(found.get(name, {}).values(), split))
-    of_image = np.array([split_of_image.get(image_id, "") for image_id in image_ids], dtype=object)
+    of_image = _categories(np.array([split_of_image.get(image_id, "") for image_id in image_ids], object))
     origin = "official NIH lists" if official else "lists given (not the official NIH lists)"
     if options.validation_list is not None:
         origin += "; validation from a list given"
@@ -199,7 +212,7 @@ def take_splits(
             f"{dataset}: none of the {not_in_table:,} images in its lists is in the table (whose first is "
             f"{image_ids[0]}); `splits_of` must name a dataset of the same images"
         )
-    of_image = np.array([split_of_image.get(image_id, "") for image_id in image_ids], dtype=object)
+    of_image = _categories(np.array([split_of_image.get(image_id, "") for image_id in image_ids], object))
     _check_patients(metadata, of_image, f"{dataset} has other patients than the table: name another dataset")
     patients = metadata.table["patient_id"].to_numpy()
     split_of_patient = dict(zip(patients[of_image != ""], of_image[of_image != ""], strict=True))
@@ -384,12 +397,12 @@ def cut_by_patient(
     cut = np.zeros(len(patients), bool)
     if not len(patients):
         return cut
-    counts = np.empty((len(patients), len(FINDINGS) + 1), np.int64)  # images per patient and finding, and all
+    counts = np.empty((len(patients), len(FINDINGS) + 1), np.int32)  # images per patient and finding, and all
     for place, column in enumerate(findings.T):
         counts[:, place] = np.bincount(of_row[column > 0], minlength=len(patients))
     counts[:, _IMAGES] = np.bincount(of_row)
-    draws = np.array([keyed_hash(seed, cut_name, int(patient)) for patient in patients], np.uint64)
-    totals = counts.sum(axis=0)
+    draws = keyed_hashes(seed, cut_name, pa.array(patients))
+    totals = counts.sum(axis=0, dtype=np.int64)
     room = np.minimum(_share(fraction, totals), np.maximum(totals - 1, 0))  # images that may still be cut
 
     def deal(candidates: np.ndarray, column: int) -> None:
@@ -445,7 +458,7 @@ def _cut(metadata: "Metadata", rows: np.ndarray, fraction: float, seed: int, cut
 
 def _split_without_lists(metadata: "Metadata", options: SplitOptions) -> Splits:
     """Cuts test from all images, then validation from the rest, so that test does not hang on validation."""
-    of_image = np.full(len(metadata), TRAIN, dtype=object)
+    of_image = _categories(np.broadcast_to(np.array(TRAIN, object), len(metadata)))
     for split, fraction in ((TEST, options.test_fraction), (VALIDATION, options.validation_fraction)):
         rows = np.flatnonzero(of_image == TRAIN)
         of_image[rows[_cut(metadata, rows, fraction, options.seed, split)]] = split
@@ -512,20 +525,30 @@ def _check_lists(
         )
 
 
-def _check_patients(metadata: "Metadata", of_image: np.ndarray, remedy: str = "correct the lists") -> None:
+def _categories(of_image: np.ndarray) -> "pd.Categorical":
+    """Splits as `Splits.of_image` has them, a byte for each image."""
+    import pandas as pd
+
+    return pd.Categorical(of_image, categories=["", *SPLITS])
+
+
+def _check_patients(
+    metadata: "Metadata", of_image: "pd.Categorical", remedy: str = "correct the lists"
+) -> None:
     """Refuses a patient whose images are in two splits: the model would be tested on whom it has seen."""
     rows = np.flatnonzero(of_image != "")
-    codes = np.array([SPLITS.index(split) for split in of_image[rows]], dtype=np.int64)
+    codes = of_image.codes[rows] - 1
     patients, of_row = np.unique(metadata.table["patient_id"].to_numpy()[rows], return_inverse=True)
     in_split = np.zeros((len(patients), len(SPLITS)), bool)
     in_split[of_row, codes] = True
     torn = np.flatnonzero(in_split.sum(axis=1) > 1)
     if torn.size:
-        image_ids = metadata.table["image_id"].to_numpy()[rows]
-        sides = [
-            f"{image_ids[(of_row == torn[0]) & (codes == code)][0]} in {SPLITS[code]}"
-            for code in np.flatnonzero(in_split[torn[0]])
+        firsts = [
+            rows[(of_row == torn[0]) & (codes == code)][0]
+            for code in range(len(SPLITS))
+            if in_split[torn[0]][code]
         ]
+        sides = [f"{metadata.image_ids[int(row)]} in {of_image[row]}" for row in firsts]
         more = f" (such patients in all: {torn.size:,})" if torn.size > 1 else ""
         raise CxrError(
             f"found patient {patients[torn[0]]} in two splits: {', '.join(sides)}{more}; a patient must be "

@@ -13,24 +13,25 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_records import locks, storage
+from cxr_records.columns import chunks, equals, from_hex, rows_of, rows_of_bytes, whole_bytes
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import example_parts
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image, decoder_version
 from cxr_records.names import is_litter
 from cxr_records.parquet import WorkFile, read_parquet, read_work, write_work
-from cxr_records.sources import Entry, SourceReader, SourceReadError
+from cxr_records.sources import Entry, ImageFiles, SourceReader, SourceReadError
 from cxr_records.tfrecord import frame_parts
 from cxr_records.urls import unsigned
 
@@ -45,14 +46,16 @@ UNIT_ENDINGS = (".tfrecord", ".parquet", ".sha256")  # in the order in which the
 _UNIT_PREFIX = (
     f"v{STORE_VERSION}-"  # of a unit's name, so that those of other versions are never taken for ours
 )
-_READERS = 16  # indexes read at once: far away each takes a round trip
+_SIGNATURE_BYTES = 16
+_READERS = 16  # indexes read at once far away
+_UNITS_AT_ONCE = 256  # whose rows are looked at together
 _FEW, _MOST = (
     0.01,
     0.99,
 )  # shares of the pixels up to `grey_low` and up to `grey_high`
 
 OK, SAME, REJECTED, UNREADABLE = "ok", "same", "rejected", "unreadable"
-_RANK = {OK: 0, SAME: 1, REJECTED: 2, UNREADABLE: 3}
+_RANKS = (OK, SAME, REJECTED, UNREADABLE)  # of several rows of an image the first of these counts
 
 _INDEX_COLUMNS: dict[str, pa.DataType] = {
     "image_id": pa.string(),
@@ -80,6 +83,20 @@ _INDEX_COLUMNS: dict[str, pa.DataType] = {
     "reason": pa.string(),
 }
 INDEX_SCHEMA = pa.schema(_INDEX_COLUMNS)
+# What is told of a decoded image, and how it is held; the digests as bytes.
+_LOCATED: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "offset": (np.int64, ()),
+    "length": (np.int32, ()),
+    "crc32c": (np.uint32, ()),
+    "sha256": (np.uint8, (32,)),
+    "pixel_sha256": (np.uint8, (16,)),  # its first half: enough to tell pictures apart
+    "pixel_sum": (np.int32, ()),  # up to 2048 x 2048 x 255
+    "pixel_sum_squares": (np.int64, ()),
+    "grey_low": (np.uint8, ()),
+    "grey_high": (np.uint8, ()),
+}
+LOCATED = tuple(_LOCATED)
+_DIGESTS = {"signature": _SIGNATURE_BYTES, "sha256": 32, "pixel_sha256": 32}  # written as text in an index
 _WORK_COLUMNS: dict[str, pa.DataType] = {
     "image_id": pa.string(),
     "signature": pa.string(),
@@ -167,19 +184,49 @@ class ImageStore:
         """A context that keeps other commands from decoding into this store."""
         return locks.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
 
-    def read_index(self) -> pd.DataFrame:
+    def read_index(self) -> pa.Table:
         """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""
-        units = sorted(_whole_units(storage.list_names(self.path)))
-        tables = []
-        with ThreadPoolExecutor(_READERS) as pool:
-            for unit, table in zip(units, pool.map(self._read_unit, units), strict=True):
-                if table is not None:
-                    tables.append(table.append_column("unit", pa.array([unit] * len(table), pa.string())))
         empty = INDEX_SCHEMA.append(pa.field("unit", pa.string())).empty_table()
-        return pa.concat_tables([empty, *tables]).to_pandas()
+        units = self._units()
+        read = ((unit, self._read_unit(unit, INDEX_SCHEMA.names)) for unit in units)
+        tables = [
+            table.append_column("unit", pa.array([unit] * len(table), pa.string()))
+            for unit, table in read
+            if table is not None
+        ]
+        return pa.concat_tables([empty, *tables])
 
-    def _read_unit(self, unit: str) -> pa.Table | None:
-        """The index of a unit; None where it is not as it was written."""
+    def _units(self) -> list[str]:
+        return sorted(_whole_units(storage.list_names(self.path)))
+
+    def _index(self, units: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Yields the rows of some units at a time, and of which unit each is, in their order.
+
+        Digests are bytes there, not text.
+        """
+
+        def read_unit(unit: str) -> pa.Table | None:
+            table = self._read_unit(unit, columns)
+            return None if table is None else _with_bytes(table)
+
+        for part in chunks(len(units), _UNITS_AT_ONCE):
+            tables = dict(enumerate(self._read_units(units[part], read_unit), start=part.start))
+            whole = {number: table for number, table in tables.items() if table is not None}
+            if whole:
+                lengths = [len(table) for table in whole.values()]
+                yield pa.concat_tables(whole.values()), np.repeat(list(whole), lengths)
+
+    def _read_units(
+        self, units: Sequence[str], read: Callable[[str], pa.Table | None]
+    ) -> list[pa.Table | None]:
+        """Reads units; several at once far away, where each takes a round trip."""
+        if not storage.is_url(self.path):  # what threads allocate here stays with them
+            return list(map(read, units))
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(read, units))
+
+    def _read_unit(self, unit: str, columns: Sequence[str] = ()) -> pa.Table | None:
+        """Columns of the index of a unit; None where it is not as it was written."""
         index, told = (_unit_path(self.path, unit, ending) for ending in (".parquet", ".sha256"))
         try:
             data = storage.read_bytes(index)
@@ -187,7 +234,50 @@ class ImageStore:
                 return None
         except FileNotFoundError:  # a command that cleans has removed it
             return None
-        return read_parquet(data).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+        schema = pa.schema([INDEX_SCHEMA.field(name) for name in columns])
+        return read_parquet(data, columns).cast(schema)
+
+    def locate(
+        self,
+        image_ids: pa.StringArray,
+        signatures: np.ndarray,
+        columns: Sequence[str] = LOCATED,
+        lost_as_rejected: bool = False,
+    ) -> pa.Table:
+        """Finds the images of a table that are settled: decoded, or rejected by the decoder that is here now.
+
+        Args:
+            image_ids: of the table.
+            signatures: uint8 [num_images, 16], as `signatures` gives them; zeros where no file is at hand.
+            columns: of `LOCATED`, what is to be told of decoded images.
+            lost_as_rejected: whether to tell of images at hand that are not settled that they are rejected,
+                and why: they could not be read, or not by the decoder that was there.
+
+        Returns:
+            A row for each image of the table: status ("ok", "rejected"; null of an image that is not at hand,
+            or must be decoded), reason, unit, and the columns asked for.
+        """
+        search = _Search(signatures, columns)
+        units = self._units()
+        read = ["image_id", "signature", "sha256", "status", "reason", "decoder"]
+        read += [name for name in columns if name not in read]
+        for table, of_row in self._index(units, read):
+            rows = rows_of(table["image_id"], image_ids)
+            known = rows >= 0
+            search.add(table if known.all() else table.filter(pa.array(known)), of_row[known], rows[known])
+        return search.table(units, lost_as_rejected)
+
+    def _contents(self, image_ids: pa.StringArray, wanted: np.ndarray) -> dict[int, list[str]]:
+        """The digests of the files of which there are records, for each row of wanted images."""
+        contents: dict[int, list[str]] = {}
+        for table, _ in self._index(self._units(), ["image_id", "sha256", "status"]):
+            recorded = table.filter(pa.array(equals(table["status"], OK)))
+            rows = rows_of(recorded["image_id"], image_ids)
+            known = np.flatnonzero((rows >= 0) & wanted[rows])
+            digests = recorded["sha256"].take(pa.array(known)).to_pylist()
+            for row, digest in zip(rows[known].tolist(), digests, strict=True):
+                contents.setdefault(row, []).append(digest.hex())
+        return contents
 
     def clean(self) -> None:
         """Removes what killed workers left: temporary files, work files, parts of a unit.
@@ -214,13 +304,9 @@ class ImageStore:
         Returns:
             The paths of these indexes.
         """
-        units = sorted(_whole_units(storage.list_names(self.path)))
-        with ThreadPoolExecutor(_READERS) as pool:
-            damaged = [
-                unit
-                for unit, table in zip(units, pool.map(self._read_unit, units), strict=True)
-                if table is None
-            ]
+        units = self._units()
+        read = self._read_units(units, functools.partial(self._read_unit, columns=["status"]))
+        damaged = [unit for unit, table in zip(units, read, strict=True) if table is None]
         for unit in damaged:
             for ending in reversed(UNIT_ENDINGS):
                 storage.remove(_unit_path(self.path, unit, ending))
@@ -244,18 +330,19 @@ class ImageStore:
         units = _outdated_units(storage.list_names(self.path))
         return len(set().union(*(self._images_of_outdated(unit) for unit in units)))
 
-    def remove_outdated(self, index: pd.DataFrame) -> int:
+    def remove_outdated(self) -> int:
         """Removes units of a version before ours of which every image has been decoded, or rejected, anew.
 
         Call it with the lock held.
 
-        Args:
-            index: of the store as it is now.
-
         Returns:
             How many images are in those that stay, because their files were not at hand.
         """
-        settled = set(index.image_id[index.status != UNREADABLE])
+        settled: set[str] = set()
+        for table, _ in self._index(self._units(), ["image_id", "status"]):
+            settled.update(
+                table["image_id"].filter(pa.array(~equals(table["status"], UNREADABLE))).to_pylist()
+            )
         kept: set[str] = set()
         for unit in sorted(_outdated_units(storage.list_names(self.path))):
             images = self._images_of_outdated(unit)
@@ -280,7 +367,7 @@ class ImageStore:
         return {image_id for image_id, status in pairs if status == OK}
 
     def plan_units(
-        self, pending: Mapping[str, Sequence[Entry]], index: pd.DataFrame, num_images: int | None = None
+        self, files: ImageFiles, pending: np.ndarray, signatures: np.ndarray, num_images: int | None = None
     ) -> list[UnitSpec]:
         """Cuts images to decode into units and writes down what each has to read.
 
@@ -288,40 +375,80 @@ class ImageStore:
         after a kill is cut at the same places.
 
         Args:
-            pending: {image_id: its entries}, as `match_entries` gives it.
-            index: what the store holds already.
+            files: of the images of a table.
+            pending: bool [num_images], which of them to decode.
+            signatures: of the same images, as `signatures` gives them.
             num_images: images at hand in all, from which follows the size of a unit; those pending when None.
         """
-        if not pending:
+        order = files.reading_order(pending)
+        if not len(order):
             return []
-        groups = sorted(pending.items(), key=lambda item: _reading_order(item[1][0]))
         least, most = UNIT_IMAGES
-        size = min(most, max(least, -(-(num_images or len(groups)) // UNITS)))
-        recorded = index[(index.status == OK) & index.image_id.isin(list(pending))]
-        known = recorded.groupby("image_id").sha256.agg(list).to_dict()
-        cuts = [groups[start : start + size] for start in range(0, len(groups), size)]
-        taken = set(index.unit)
-        names = [_unit_name(self.image_format, cut, taken) for cut in cuts]
-        hidden = [_hidden_sources(cut) for cut in cuts]
+        size = min(most, max(least, -(-(num_images or len(order)) // UNITS)))
+        known = self._contents(files.image_ids, pending)
+        taken = set(self._units())
+        cuts = (_Cut.of(order[part], files, signatures, known) for part in chunks(len(order), size))
+        units: list[tuple[str, int, tuple[str, ...]]] = []
 
-        def rows(cut: Sequence[tuple[str, Sequence[Entry]]], unsaid: Sequence[str]) -> list[dict[str, Any]]:
-            return [
-                {"image_id": image_id, "signature": signature(entries), "known": known.get(image_id, [])}
-                | {
-                    **entry._asdict(),
-                    "source": os.fsencode(storage.redacted(entry.source)),
-                    "hidden": unsaid.index(entry.source) if entry.source in unsaid else -1,
-                }
-                for image_id, entries in cut
-                for entry in entries
-            ]
+        def tables() -> Iterator[pa.Table]:
+            for cut in cuts:
+                hidden = cut.hidden_sources()
+                units.append((_unit_name(self.image_format, cut, taken), len(cut.image_ids), hidden))
+                yield cut.table(hidden)
 
-        tables = (pa.Table.from_pylist(rows(*each), _WORK_SCHEMA) for each in zip(cuts, hidden, strict=True))
-        work = write_work(storage.join(self.path, f".work-{names[0]}.parquet"), _WORK_SCHEMA, tables)
+        first = next(work := tables())
+        path = storage.join(self.path, f".work-{units[0][0]}.parquet")
+        written = write_work(path, _WORK_SCHEMA, itertools.chain([first], work))
         return [
-            UnitSpec(self.path, name, len(cut), work, place, self.image_format, unsaid)
-            for place, (name, cut, unsaid) in enumerate(zip(names, cuts, hidden, strict=True))
+            UnitSpec(self.path, name, count, written, place, self.image_format, hidden)
+            for place, (name, count, hidden) in enumerate(units)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """The images of one unit to decode, in their order: names, signatures, digests known, and files."""
+
+    image_ids: list[str]
+    signatures: list[str]
+    known: list[list[str]]
+    files: list[list[Entry]]
+
+    @classmethod
+    def of(
+        cls, rows: np.ndarray, files: ImageFiles, signatures: np.ndarray, known: Mapping[int, list[str]]
+    ) -> "_Cut":
+        """Takes these rows of the table."""
+        return cls(
+            files.image_ids.take(pa.array(rows)).to_pylist(),
+            [signature.tobytes().hex() for signature in signatures[rows]],
+            [known.get(row, []) for row in rows.tolist()],
+            files.files(rows),
+        )
+
+    def hidden_sources(self) -> tuple[str, ...]:
+        """Those that have credentials, sorted."""
+        sources = {entry.source for entries in self.files for entry in entries}
+        return tuple(sorted(source for source in sources if storage.redacted(source) != source))
+
+    def table(self, hidden: Sequence[str]) -> pa.Table:
+        """What a worker reads: a row for each file."""
+        images = zip(self.image_ids, self.signatures, self.known, self.files, strict=True)
+        rows = [
+            (
+                *about,
+                entry.name,
+                os.fsencode(storage.redacted(entry.source)),
+                hidden.index(entry.source) if entry.source in hidden else -1,
+                *entry[2:],
+            )
+            for *about, entries in images
+            for entry in entries
+        ]
+        columns = zip(*rows, strict=True)
+        return pa.table(
+            [pa.array(c, kind) for c, kind in zip(columns, _WORK_SCHEMA.types, strict=True)], _WORK_SCHEMA
+        )
 
 
 def open_store(path: str, image_format: ImageFormat, create: bool = True) -> ImageStore | None:
@@ -375,31 +502,151 @@ def signature(entries: Iterable[Entry]) -> str:
         (unsigned(entry.source), entry.member, entry.offset, entry.num_bytes, entry.version)
         for entry in entries
     )
-    return hashlib.sha256(repr(files).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr(files).encode()).hexdigest()[: 2 * _SIGNATURE_BYTES]
 
 
-def locate(index: pd.DataFrame, signatures: Mapping[str, str]) -> pd.DataFrame:
-    """Finds the images with these signatures in an index.
+def signatures(files: ImageFiles) -> np.ndarray:
+    """Returns the signature of each image of a table: uint8 [num_images, 16], zeros where it has no file."""
+    told = np.zeros((len(files.image_ids), _SIGNATURE_BYTES), np.uint8)
+    for rows, of_images in files.parts():
+        text = "".join(map(signature, of_images))
+        told[rows] = np.frombuffer(bytes.fromhex(text), np.uint8).reshape(len(rows), -1)
+    return told
 
-    Returns:
-        A table by image_id of those that are settled (decoded, or rejected by the decoder that is here now),
-        with unit, offset, length, crc32c, sha256, sizes, what is known of the pixels, status ("ok" or
-        "rejected") and reason. Who is not in it must be decoded.
+
+class _Search:
+    """The images of a table as an index tells of them, whose rows come some at a time, sorted by unit.
+
+    Args:
+        signatures: as for `ImageStore.locate`.
+        columns: the same.
     """
-    wanted = pd.DataFrame(
-        {"image_id": list(signatures), "signature": list(signatures.values())}, dtype=object
-    )
-    ranked = index.assign(rank=index.status.map(_RANK)).sort_values(["rank", "unit"], kind="stable")
-    records = ranked[ranked.status == OK].drop_duplicates(["image_id", "sha256"])
-    # What one decoder rejected, another may be able to read.
-    unsettled = (ranked.status == REJECTED) & (ranked.decoder != decoder_version())
-    unsettled |= ranked.status == UNREADABLE
-    rows = ranked[~unsettled].merge(wanted, on=["image_id", "signature"])
-    rows = rows.drop_duplicates("image_id")
-    rejected = rows[rows.status == REJECTED]
-    by_content = rows.loc[rows.status != REJECTED, ["image_id", "sha256"]]
-    decoded = by_content.merge(records, on=["image_id", "sha256"])
-    return pd.concat([decoded, rejected]).drop(columns="rank").set_index("image_id").sort_index()
+
+    def __init__(self, signatures: np.ndarray, columns: Sequence[str]):
+        count = len(signatures)
+        self._signatures = signatures.view(np.uint64)
+        self._at_hand = self._signatures.any(axis=1)
+        # The best row with an image's signature: its rank, and of which bytes it tells. Of a digest the first
+        # eight bytes are held: it is compared with those of the few other files that an image had.
+        self._rank = np.full(count, len(_RANKS), np.int8)
+        self._content = np.zeros(count, np.uint64)
+        # The first record of each image, of which bytes it is; and those of other bytes.
+        self._has_record = np.zeros(count, bool)
+        self._unit = np.zeros(count, np.int32)
+        self._told = {name: np.zeros((count, *_LOCATED[name][1]), _LOCATED[name][0]) for name in columns}
+        digests = self._told.get("sha256")
+        self._recorded = np.zeros(count, np.uint64) if digests is None else digests.view(np.uint64)[:, 0]
+        self._others: list[tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
+        self._reasons: dict[int, str] = {}
+        self._unsettled: dict[int, tuple[str, str]] = {}  # why an image is not settled: status and reason
+
+    def add(self, table: pa.Table, unit: np.ndarray, rows: np.ndarray) -> None:
+        """Takes rows of the index.
+
+        Args:
+            table: rows of the index of images of the table.
+            unit: number of the unit of each.
+            rows: of the images in the table.
+        """
+        rank = pc.index_in(table["status"], value_set=pa.array(_RANKS)).to_numpy()
+        digests = rows_of_bytes(table["sha256"])
+        content = digests.view(np.uint64)[:, 0]
+        same = (rows_of_bytes(table["signature"]).view(np.uint64) == self._signatures[rows]).all(axis=1)
+        same &= self._at_hand[rows]
+        # What one decoder rejected, another may be able to read.
+        ours = equals(table["decoder"], decoder_version())
+        settled = same & ((rank <= _RANKS.index(SAME)) | ((rank == _RANKS.index(REJECTED)) & ours))
+        better = _first_of_each(rows, rank, settled & (rank < self._rank[rows]))
+        self._rank[rows[better]], self._content[rows[better]] = rank[better], content[better]
+        for place in better[rank[better] == _RANKS.index(REJECTED)].tolist():
+            self._reasons[int(rows[place])] = table["reason"][place].as_py()
+        for place in np.flatnonzero(same & ~settled).tolist():
+            row, status = int(rows[place]), table["status"][place].as_py()
+            if row not in self._unsettled or self._unsettled[row][0] <= status:
+                self._unsettled[row] = status, table["reason"][place].as_py()
+
+        has_record = rank == _RANKS.index(OK)
+        new = _first_of_each(rows, rank, has_record & ~self._has_record[rows])
+        self._has_record[rows[new]] = True
+        values = {name: digests if name == "sha256" else _values(table[name], name) for name in self._told}
+        self._hold(rows[new], content[new], unit[new], {name: column[new] for name, column in values.items()})
+        other = np.flatnonzero(has_record & (content != self._recorded[rows]))
+        if len(other):
+            kept = {name: column[other] for name, column in values.items()}
+            self._others.append((rows[other], content[other], unit[other], kept))
+
+    def _hold(
+        self, rows: np.ndarray, content: np.ndarray, unit: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> None:
+        """Tells of images by records of theirs."""
+        for name, column in values.items():
+            self._told[name][rows] = column
+        self._recorded[rows], self._unit[rows] = content, unit
+
+    def table(self, units: Sequence[str], lost_as_rejected: bool) -> pa.Table:
+        """Returns what `ImageStore.locate` does, once all rows were added; call it once.
+
+        Args:
+            units: names of the numbers.
+            lost_as_rejected: as there.
+        """
+        wanted = self._rank <= _RANKS.index(SAME)
+        for rows, content, unit, values in self._others:
+            lacking = wanted[rows] & (self._recorded[rows] != self._content[rows])
+            found = _first_of_each(rows, unit, lacking & (content == self._content[rows]))
+            here = {name: column[found] for name, column in values.items()}
+            self._hold(rows[found], content[found], unit[found], here)
+        decoded = wanted & self._has_record & (self._recorded == self._content)
+        rejected = self._rank == _RANKS.index(REJECTED)
+        if lost_as_rejected:
+            for row in np.flatnonzero(self._at_hand & ~decoded & ~rejected).tolist():
+                rejected[row] = True
+                self._reasons[row] = self._unsettled.get(row, ("", ""))[1]
+        reasons = {row: text for row, text in self._reasons.items() if rejected[row]}
+        texts = list(dict.fromkeys(["", *reasons.values()]))
+        reason = np.zeros(len(decoded), np.int32)
+        reason[list(reasons)] = list(
+            map({text: code for code, text in enumerate(texts)}.get, reasons.values())
+        )
+        status = pa.array(rejected.astype(np.int8), mask=~(decoded | rejected))
+        columns = {
+            "status": pa.DictionaryArray.from_arrays(status, pa.array([OK, REJECTED])),
+            "reason": pa.DictionaryArray.from_arrays(pa.array(reason), pa.array(texts)),
+            "unit": pa.DictionaryArray.from_arrays(
+                pa.array(self._unit, mask=~decoded), pa.array(units, pa.string())
+            ),
+        }
+        for name in list(self._told):
+            values = self._told.pop(name)
+            values[~decoded] = 0
+            columns[name] = whole_bytes(values) if values.ndim > 1 else pa.array(values)
+        return pa.table(columns)
+
+
+def _first_of_each(rows: np.ndarray, rank: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Returns for each number in rows the first wanted place that has it, of those the one of least rank."""
+    places = np.flatnonzero(wanted)
+    places = places[np.argsort(rank[places], kind="stable")]
+    found: np.ndarray = places[np.unique(rows[places], return_index=True)[1]]
+    return found
+
+
+def _with_bytes(table: pa.Table) -> pa.Table:
+    """Rows of an index with digests as bytes; zeros where there are none."""
+    for name, num_bytes in _DIGESTS.items():
+        if name in table.column_names:
+            values = from_hex(table[name].fill_null("0" * 2 * num_bytes), num_bytes)
+            table = table.set_column(table.column_names.index(name), name, whole_bytes(values))
+    return table
+
+
+def _values(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """A column of an index as `_LOCATED` says."""
+    kind, shape = _LOCATED[name]
+    if shape:
+        return rows_of_bytes(column)[:, : shape[0]]
+    values: np.ndarray = column.fill_null(0).to_numpy().astype(kind)
+    return values
 
 
 def write_unit(spec: UnitSpec) -> None:
@@ -524,19 +771,10 @@ def _pixel_columns(pixels: np.ndarray) -> dict[str, str | int]:
     }
 
 
-def _hidden_sources(cut: Sequence[tuple[str, Sequence[Entry]]]) -> tuple[str, ...]:
-    sources = {entry.source for _, entries in cut for entry in entries}
-    return tuple(sorted(source for source in sources if storage.redacted(source) != source))
-
-
-def _reading_order(entry: Entry) -> tuple[bool, str, int, str]:
-    """Files by path; members of an archive by their place in it."""
-    return (entry.kind != "file", entry.source, entry.offset, entry.member)
-
-
-def _unit_name(image_format: ImageFormat, cut: Sequence[tuple[str, Sequence[Entry]]], taken: Set[str]) -> str:
+def _unit_name(image_format: ImageFormat, cut: _Cut, taken: Set[str]) -> str:
     """Names a unit after its images; a unit that is there already did not settle them, so not like it."""
-    text = "\n".join([repr(image_format), *(f"{image_id} {signature(entries)}" for image_id, entries in cut)])
+    images = map(" ".join, zip(cut.image_ids, cut.signatures, strict=True))
+    text = "\n".join([repr(image_format), *images])
     name = ""
     while not name or name in taken:
         text = hashlib.sha256(text.encode()).hexdigest()

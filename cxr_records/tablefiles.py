@@ -44,6 +44,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _OTHER_SEPARATORS = {r"\|": "bars (|)", ":": "colons", r"\s{2,}": "spaces", r"\s": "spaces"}
 _SEPARATOR_LINE = re.compile(r"sep=.(?=\r?\n)", re.IGNORECASE)  # Excel's own, before the header
 _HEADER_CHARACTERS = 1 << 16  # the first line is looked for in so many
+_SHARED_CELLS = 1 << 14  # so many different ones are looked for again
 _LINES_ABOVE = 20  # a title above the header is looked for in so many lines
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")  # in the XML of a sheet
 _HIDDEN_ROW = re.compile(rb"<(?:\w+:)?row\s[^>]*\bhidden=[\"'](?:1|true)[\"']")
@@ -298,12 +299,18 @@ def _csv_rows(path: str, text: str, is_header: Callable[[Sequence[str]], bool]) 
     text = _SEPARATOR_LINE.sub("", text, count=1) if _SEPARATOR_LINE.match(text) else text
     separator = _separator(path, text, is_header)
     # strict: without it, a quote that is never closed swallows the rows after it in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # A StringIO of the text would take four bytes for each letter.
+    file = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="")
+    reader = csv.reader(file, delimiter=separator, strict=True)
     cells, lines = [], []
+    # Most cells are like others: one object for all of a kind takes a third of the memory.
+    shared: dict[str, str] = {}
     try:
         for row in reader:
             if any(row):
-                cells.append(tuple(row))  # the garbage collector passes over tuples of text, not over lists
+                keep = shared.setdefault if len(shared) < _SHARED_CELLS else shared.get
+                # The garbage collector passes over tuples of text, not over lists.
+                cells.append(tuple([keep(cell, cell) for cell in row]))
                 lines.append(reader.line_num)
     except csv.Error as error:
         problem = f"found what is no CSV ({error}); expected a table with {_SEPARATORS[separator]}"

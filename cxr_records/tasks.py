@@ -22,7 +22,7 @@ class Selection:
 
     Attributes:
         kept: bool [n], whether the image takes part.
-        labels: int64 [n], or [n, 14] for multilabel; -1 where the image takes no part.
+        labels: int64 [n], -1 where the image takes no part; for multilabel the findings: uint8 [n, 14].
         reasons: object [n] of str, why the image takes no part; "" where it does.
     """
 
@@ -72,7 +72,7 @@ class Task:
             findings: uint8 [n, number of findings], in the order of `self.findings`.
         """
         if self.kind == "multilabel":
-            return _selection(findings.astype(np.int64), np.full(len(findings), "", dtype=object))
+            return _selection(findings, np.broadcast_to(np.array("", object), len(findings)))
         if self.kind == "multiclass":
             return self._select_multiclass(findings)
         return self._select_binary(findings)
@@ -85,7 +85,7 @@ class Task:
         rows: np.ndarray = labels == 1
         if self.kind != "multilabel":
             rows = labels[:, np.newaxis] == np.arange(len(self.class_names))
-        return rows.astype(np.uint8)
+        return rows.view(np.uint8)
 
     def _select_multiclass(self, findings: np.ndarray) -> Selection:
         present = findings.sum(axis=1)

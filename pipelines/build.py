@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import time
 
+import pandas as pd
+
 from cxr_records import locks, storage
 from cxr_records.duplicates import duplicates_warnings
 from cxr_records.errors import CxrError
@@ -138,14 +140,20 @@ def _check_rejected(
     request: BuildRequest, metadata: Metadata, splits: Splits, decoded: DecodedImages
 ) -> None:
     """Stops where too many images were rejected, and leaves a table of them."""
-    if decoded.rejected <= request.max_rejected * len(decoded.images):
+    rows = decoded.rejected_rows
+    if len(rows) <= request.max_rejected * decoded.num_images:
         return
     path = storage.join(request.out, BUILD_FOLDER, LEFT_OUT_FILE)
-    split_of = dict(zip(metadata.table["image_id"], splits.of_image, strict=True))
-    rows = decoded.images[decoded.images["status"] == REJECTED].reset_index()
-    rows = rows.assign(split=rows["image_id"].map(split_of), detail=rows["reason"], reason=REJECTED)
+    left_out = pd.DataFrame(
+        {
+            "image_id": metadata.image_ids.take(rows).to_pylist(),
+            "split": splits.of_image[rows],
+            "reason": REJECTED,
+            "detail": decoded.images["reason"].take(rows).to_pylist(),
+        }
+    )
     with contextlib.suppress(OSError):
-        storage.write_bytes(path, left_out_csv(rows))
+        storage.write_bytes(path, left_out_csv(left_out))
     decoded.check_rejected(request.max_rejected, f"; all are in {path}")
 
 

@@ -8,9 +8,11 @@ import random
 import time
 from collections.abc import Sequence
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
 
 from cxr_records import sources, storage
+from cxr_records.columns import equals, known
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.metadata import Metadata, read_metadata
@@ -19,19 +21,17 @@ from cxr_records.pipelines.request import DecodeRequest, check_images
 from cxr_records.pipelines.running import Below, Job, run, started_early
 from cxr_records.planning import SECONDS_PER_DECODE
 from cxr_records.progress import say, warn
-from cxr_records.sources import Entry, SourceReader, SourceReadError
+from cxr_records.sources import ImageFiles, SourceReader, SourceReadError
 from cxr_records.store import (
     ARCHIVE_FOLDER,
     OK,
     REJECTED,
     STORE_FILE,
     STORE_VERSION,
-    UNREADABLE,
     ImageStore,
     UnitSpec,
-    locate,
     open_store,
-    signature,
+    signatures,
     write_unit,
 )
 
@@ -48,29 +48,21 @@ class ImagesAtHand:
     """The images of a table that the sources hold.
 
     Attributes:
-        entries: {image_id: the files that hold it}.
+        files: those of each image; forgotten once they are decoded.
         missing: images of the table that no source holds.
         not_in_table: image files that the table does not name.
         warnings: what was found damaged while the sources were listed.
     """
 
-    entries: dict[str, list[Entry]]
+    files: ImageFiles
     missing: int
     not_in_table: int
     warnings: tuple[str, ...] = ()
 
-    def signatures(self) -> dict[str, str]:
-        """Returns {image_id: what the store knows it by}."""
-        return {image_id: signature(entries) for image_id, entries in self.entries.items()}
 
-    def pending(self, index: pd.DataFrame) -> dict[str, list[Entry]]:
-        """Returns the images that the store has not settled, with their files.
-
-        Args:
-            index: of the store, as `ImageStore.read_index` gives it.
-        """
-        settled = locate(index, self.signatures()).index
-        return {image_id: self.entries[image_id] for image_id in self.entries.keys() - set(settled)}
+def pending(store: ImageStore, files: ImageFiles, signatures: np.ndarray) -> np.ndarray:
+    """Tells which images at hand the store has not settled: bool [num_images]."""
+    return files.present & ~known(store.locate(files.image_ids, signatures, columns=())["status"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +72,34 @@ class DecodedImages:
     Attributes:
         at_hand: what the sources hold.
         store: folder or URL of the store.
-        images: table by image_id of every image at hand, as `store.locate` gives it.
+        image_ids: of the table.
+        images: what the store says of each of them, as `ImageStore.locate` gives it; those that are not at
+            hand have no status.
         decoded: how many images were decoded in this run.
         warnings: what was odd in the sources, the store and the images and, by `decode_store`, in the table.
     """
 
     at_hand: ImagesAtHand
     store: str
-    images: pd.DataFrame
+    image_ids: pa.StringArray
+    images: pa.Table
     decoded: int
     warnings: tuple[str, ...] = ()
 
     @property
+    def num_images(self) -> int:
+        """How many images are at hand."""
+        return len(self.images) - self.images["status"].null_count
+
+    @property
+    def rejected_rows(self) -> np.ndarray:
+        """The rows of the table whose images are rejected."""
+        return np.flatnonzero(equals(self.images["status"], REJECTED))
+
+    @property
     def rejected(self) -> int:
         """How many images at hand are rejected, whenever that was found."""
-        return int((self.images["status"] == REJECTED).sum())
+        return len(self.rejected_rows)
 
     def check_rejected(self, max_rejected: float, where: str = "") -> None:
         """Refuses to go on when a larger part of the images at hand was rejected than allowed.
@@ -106,13 +111,13 @@ class DecodedImages:
         Raises:
             FoundProblems: with counts and the first reason.
         """
-        if self.rejected <= max_rejected * len(self.images):
+        if self.rejected <= max_rejected * self.num_images:
             return
-        share = self.rejected / len(self.images)
-        first = self.images[self.images["status"] == REJECTED].iloc[0]
+        share, first = self.rejected / self.num_images, int(self.rejected_rows[0])
         raise FoundProblems(
-            f"{self.rejected:,} of {len(self.images):,} images ({share:.1%}) were rejected, `max_rejected` "
-            f"allows {max_rejected:.1%}; the first is {first.name}: {first['reason']}{where}"
+            f"{self.rejected:,} of {self.num_images:,} images ({share:.1%}) were rejected, `max_rejected` "
+            f"allows {max_rejected:.1%}; the first is {self.image_ids[first]}: {self.images['reason'][first]}"
+            f"{where}"
         )
 
 
@@ -181,29 +186,29 @@ def find_images(
         paths, archives, keep_index, on_archive=lambda path: say(f"listing {path}")
     )
     warn(listing.warnings)
-    image_ids = metadata.table["image_id"].tolist()
-    entries, unmatched = sources.match_entries(listing.entries, image_ids)
-    if not entries:
+    image_ids = metadata.image_ids
+    files, unmatched = sources.match_entries(listing.entries, image_ids)
+    if not len(files):
         raise UsageError(
             f"none of the {len(listing.entries):,} image files found (such as {listing.entries[0].name}) "
             f"is named in the table (such as {image_ids[0]}); give `images` and `metadata` of one set"
             if listing.entries
             else "the sources hold no readable image; see the warnings above"
         )
-    missing = len(image_ids) - len(entries)
+    missing = len(image_ids) - len(files)
     if missing > MISSING_ALLOWED * len(image_ids) and not allow_missing:
         raise CxrError(
             f"{missing:,} of the {len(image_ids):,} images in the table are in no source, "
-            f"{len(entries):,} are there; name the other sources in `images`, or build from these "
+            f"{len(files):,} are there; name the other sources in `images`, or build from these "
             "with `allow_missing=True`"
         )
-    return ImagesAtHand(entries, missing, len(unmatched), tuple(listing.warnings))
+    return ImagesAtHand(files, missing, len(unmatched), tuple(listing.warnings))
 
 
 def decode_images(
     at_hand: ImagesAtHand, store: str, image_format: ImageFormat, engine: Engine, below: Below | None = None
 ) -> DecodedImages:
-    """Decodes what the store does not hold yet.
+    """Decodes what the store does not hold yet; then `at_hand` forgets the files.
 
     Args:
         at_hand: what the sources hold.
@@ -218,9 +223,10 @@ def decode_images(
     opened = open_store(store, image_format)
     assert opened is not None  # it is made where there is none
     decoded, warnings = 0, [*at_hand.warnings, *warn(outdated_warnings(opened))]
-    if at_hand.pending(opened.read_index()):
+    files, told = at_hand.files, signatures(at_hand.files)
+    if pending(opened, files, told).any():
         with opened.lock():
-            decoded, damaged = _decode_pending(at_hand, opened, engine, below)
+            decoded, damaged = _decode_pending(files, told, opened, engine, below)
         warnings += warn(
             f"{path} was not as it was written: the images in it are decoded again" for path in damaged
         )
@@ -229,22 +235,23 @@ def decode_images(
         # cannot be written, they are not ours to remove, and nothing needs them gone.
         with contextlib.suppress(CxrError, OSError), opened.lock():
             opened.clean()
-    index = opened.read_index()
-    warnings += warn(_remove_outdated(opened, index))
-    images = _settled(index, at_hand)
-    warnings += warn(grey_warnings(images))
-    return DecodedImages(at_hand, store, images, decoded, tuple(warnings))
+    warnings += warn(_remove_outdated(opened))
+    files.forget()
+    # One that could not be read now counts as rejected this time. So does one that another decoder rejected:
+    # workers may have other packages than the command.
+    images = opened.locate(files.image_ids, told, lost_as_rejected=True)
+    warnings += warn(grey_warnings(images, files.image_ids))
+    return DecodedImages(at_hand, store, files.image_ids, images, decoded, tuple(warnings))
 
 
 def _decode_pending(
-    at_hand: ImagesAtHand, store: ImageStore, engine: Engine, below: Below | None
+    files: ImageFiles, told: np.ndarray, store: ImageStore, engine: Engine, below: Below | None
 ) -> tuple[int, list[str]]:
     """Decodes what is pending, with the store's lock held; returns how many images, and damaged indexes."""
     store.upgrade()
     store.clean()
     damaged = store.remove_damaged()
-    index = store.read_index()
-    specs = store.plan_units(at_hand.pending(index), index, len(at_hand.entries))
+    specs = store.plan_units(files, pending(store, files, told), told, len(files))
     num_images = sum(spec.num_images for spec in specs)
     if specs:
         seconds = num_images * SECONDS_PER_DECODE
@@ -263,13 +270,13 @@ def outdated_warnings(store: ImageStore) -> list[str]:
     ]
 
 
-def _remove_outdated(store: ImageStore, index: pd.DataFrame) -> list[str]:
+def _remove_outdated(store: ImageStore) -> list[str]:
     """Removes from a store what is decoded anew; says what is not."""
     if not store.has_outdated():
         return []
     kept = 0
     with contextlib.suppress(CxrError, OSError), store.lock():
-        kept = store.remove_outdated(index)
+        kept = store.remove_outdated()
     if not kept:
         return []
     return [
@@ -278,23 +285,24 @@ def _remove_outdated(store: ImageStore, index: pd.DataFrame) -> list[str]:
     ]
 
 
-def grey_warnings(images: pd.DataFrame) -> list[str]:
+def grey_warnings(images: pa.Table, image_ids: pa.StringArray) -> list[str]:
     """Says which images show little: of a blank film, or of a file that holds fewer bits than it says.
 
     Args:
-        images: as `store.locate` gives them.
+        images: as `ImageStore.locate` gives them.
+        image_ids: of the same rows.
     """
-    decoded = images[images["status"] == OK]
-    few = decoded[decoded["grey_high"] - decoded["grey_low"] < FEW_GREY_LEVELS]
-    if few.empty:
+    decoded = equals(images["status"], OK)
+    low, high = (images[name].to_numpy() for name in ("grey_low", "grey_high"))
+    few = np.flatnonzero(decoded & (high - low < FEW_GREY_LEVELS)).tolist()
+    if not few:
         return []
-    named = [
-        f"{row.Index} ({row.grey_low:.0f} to {row.grey_high:.0f})" for row in few.head(NAMED).itertuples()
-    ]
+    named = [f"{image_ids[row]} ({low[row]} to {high[row]})" for row in few[:NAMED]]
     more = ", ..." if len(few) > NAMED else ""
     return [
-        f"{len(few):,} of {len(decoded):,} images show less than a quarter of the 256 grey levels: "
-        f"{', '.join(named)}{more}; blank images, or files that use fewer bits than they say (12 of 16)?"
+        f"{len(few):,} of {np.count_nonzero(decoded):,} images show less than a quarter of the 256 grey "
+        f"levels: {', '.join(named)}{more}; blank images, or files that use fewer bits than they say (12 of "
+        "16)?"
     ]
 
 
@@ -306,8 +314,9 @@ def seconds_per_decode(
     Returns:
         The mean of those that could be decoded; SECONDS_PER_DECODE where none could.
     """
-    names = random.Random(0).sample(sorted(at_hand.entries), min(sample, len(at_hand.entries)))  # noqa: S311
-    entries = sorted(at_hand.entries[name][0] for name in names)
+    rows = np.flatnonzero(at_hand.files.present).tolist()
+    chosen = random.Random(0).sample(rows, min(sample, len(rows)))  # noqa: S311
+    entries = sorted(entries[0] for entries in at_hand.files.files(chosen))
     seconds = []
     with SourceReader(storage.join(store, ARCHIVE_FOLDER)) as reader:
         for entry in entries:
@@ -320,19 +329,6 @@ def seconds_per_decode(
                 continue
             seconds.append(time.perf_counter() - started)
     return sum(seconds) / len(seconds) if seconds else SECONDS_PER_DECODE
-
-
-def _settled(index: pd.DataFrame, at_hand: ImagesAtHand) -> pd.DataFrame:
-    """Every image at hand with its state; one that could not be read now counts as rejected this time."""
-    signatures = at_hand.signatures()
-    images = locate(index, signatures)
-    lost = {name: signatures[name] for name in signatures.keys() - set(images.index)}
-    # A rejection by another decoder: workers may have other packages than the command.
-    rows = index[index["status"].isin((UNREADABLE, REJECTED)) & index["image_id"].isin(lost)]
-    rows = rows[rows["signature"] == rows["image_id"].map(lost)].sort_values("status", kind="stable")
-    rows = rows.drop_duplicates("image_id", keep="last").set_index("image_id")
-    rows = rows.reindex(sorted(lost)).assign(status=REJECTED)
-    return pd.concat([images, rows]).sort_index() if len(rows) else images
 
 
 def _is_done(spec: UnitSpec) -> bool:

@@ -2,8 +2,11 @@
 
 import dataclasses
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from cxr_records.columns import known
 from cxr_records.dataset import open_dataset
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.decode import (
@@ -17,7 +20,7 @@ from cxr_records.pipelines.request import BuildRequest
 from cxr_records.planning import SECONDS_PER_DECODE, Plan, estimate, make_plan
 from cxr_records.progress import warn
 from cxr_records.splits import Splits, make_splits, take_splits
-from cxr_records.store import OK, locate, open_store
+from cxr_records.store import OK, open_store, signatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +91,36 @@ def _split(metadata: Metadata, request: BuildRequest) -> Splits:
 
 def _look(
     request: BuildRequest, metadata: Metadata
-) -> tuple[ImagesAtHand, pd.DataFrame, int, float, tuple[str, ...]]:
+) -> tuple[ImagesAtHand, pa.Table, int, float, tuple[str, ...]]:
     """What the sources hold, the images as they will be once decoded, how many wait, seconds for each, and
     what is odd.
     """
     path, image_format = request.store_path, request.config.image_format
     at_hand = find_images(request.images, metadata, path, request.allow_missing, keep_index=False)
     store = open_store(path, image_format, create=False)
-    warnings = list(at_hand.warnings)
+    files, warnings = at_hand.files, list(at_hand.warnings)
     if store is None:
-        pending, known = at_hand.entries, None
+        held, waiting = None, files.present
     else:
-        index = store.read_index()
-        pending, known = at_hand.pending(index), locate(index, at_hand.signatures())
-        warnings += warn([*outdated_warnings(store), *grey_warnings(known)])
-    hoped = pd.DataFrame({"status": OK, "reason": ""}, index=sorted(pending))
-    images = hoped if known is None else pd.concat([known, hoped]).sort_index()
-    seconds = seconds_per_decode(at_hand, image_format, path) if pending else SECONDS_PER_DECODE
-    return at_hand, images, len(pending), seconds, tuple(warnings)
+        told = signatures(files)
+        held = store.locate(files.image_ids, told, ("length", "grey_low", "grey_high"))
+        waiting = files.present & ~known(held["status"])
+        warnings += warn([*outdated_warnings(store), *grey_warnings(held, files.image_ids)])
+    images, count = _hoped(held, waiting), int(np.count_nonzero(waiting))
+    seconds = seconds_per_decode(at_hand, image_format, path) if count else SECONDS_PER_DECODE
+    files.forget()
+    return at_hand, images, count, seconds, tuple(warnings)
+
+
+def _hoped(held: pa.Table | None, waiting: np.ndarray) -> pa.Table:
+    """What the store will say of images: of those that wait to be decoded, that they are."""
+    if held is None:
+        nothing = pa.nulls(len(waiting), pa.string())
+        held = pa.table({"status": nothing, "reason": nothing, "length": pa.nulls(len(waiting), pa.int32())})
+    return pa.table(
+        {
+            "status": pc.if_else(pa.array(waiting), OK, held["status"].cast(pa.string())),
+            "reason": held["reason"],
+            "length": pc.if_else(pa.array(waiting), pa.scalar(None, pa.int32()), held["length"]),
+        }
+    )

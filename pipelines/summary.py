@@ -78,7 +78,7 @@ def decode_json(decoded: DecodedImages) -> dict[str, Any]:
     """Returns what `decode --json` prints; other tools rely on its keys."""
     return {
         "store": decoded.store,
-        "images": len(decoded.images) - decoded.rejected,
+        "images": decoded.num_images - decoded.rejected,
         "decoded": decoded.decoded,
         "rejected": decoded.rejected,
         "png_decoder": png.decoder(),
@@ -108,7 +108,7 @@ def tell_decode(decoded: DecodedImages) -> None:
         click.echo(_missing(missing))
     _tell_not_in_table(decoded.at_hand)
     click.echo(
-        f"{len(decoded.images) - decoded.rejected:,} images in {decoded.store}, "
+        f"{decoded.num_images - decoded.rejected:,} images in {decoded.store}, "
         f"{decoded.decoded:,} decoded now, {decoded.rejected:,} rejected"
     )
 

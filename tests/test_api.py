@@ -103,7 +103,7 @@ def test_decoding_fills_a_store_that_builds_share(arguments, tmp_path, capfd):
 
     assert capfd.readouterr().out == ""
     assert (decoded.store, decoded.decoded, decoded.rejected) == (str(tmp_path / "store"), 150, 0)
-    assert len(decoded.images) == 150
+    assert decoded.num_images == 150
     built = api.build(**arguments, out=tmp_path / "cxr14", store=tmp_path / "store")
     assert built.decoded.decoded == 0
 

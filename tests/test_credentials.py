@@ -21,8 +21,8 @@ from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
 from cxr_records.lookalike import LookalikePaths
-from cxr_records.sources import Entry, SourceReader
-from cxr_records.store import open_store, write_unit
+from cxr_records.sources import Entries, Entry, SourceReader, match_entries
+from cxr_records.store import open_store, signatures, write_unit
 from cxr_records.trainers import runs
 from cxr_records.trainers.config import TrainConfig
 
@@ -267,7 +267,10 @@ def test_what_workers_are_told_of_sources_is_in_no_file(tmp_path):
         Entry(f"{name}.png", f"https://h/?id={name}&sig=SeCrEt", "file", "", 0, 1, 1, "v") for name in "ab"
     ]
 
-    (spec,) = store.plan_units({entry.name: [entry] for entry in (*hidden, plain)}, store.read_index())
+    found = Entries([*hidden, plain])
+    files, _ = match_entries(found, pa.array([entry.name for entry in found]))
+
+    (spec,) = store.plan_units(files, files.present, signatures(files))
 
     assert spec.hidden_sources == tuple(entry.source for entry in hidden)
     assert not SECRETS.search(told(tmp_path))

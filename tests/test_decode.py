@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -109,7 +108,7 @@ def test_no_real_image_shows_few_grey_levels(nih, tmp_path):
         engine=engine_named(workers=1),
     )
     decoded = decode_store(request)
-    assert len(decoded.images) == 149
+    assert decoded.num_images == 149
     assert decoded.warnings == ()
 
 
@@ -151,7 +150,7 @@ def test_a_damaged_index_is_said_and_its_images_are_decoded_again(small, capsys)
     assert after.decoded == 2
     assert after.warnings == (f"{index} was not as it was written: the images in it are decoded again",)
     assert capsys.readouterr().err == f"warning: {after.warnings[0]}\n"
-    pd.testing.assert_frame_equal(after.images, before.images)
+    assert after.images.equals(before.images)
     assert small.decode().decoded == 0
 
 
@@ -189,7 +188,7 @@ def test_a_store_of_the_first_version_is_said_decoded_anew_and_emptied(small, ca
     assert (after.decoded, after.warnings) == (20, (said,))
     assert not {path.name for path in small.store.glob("unit-*")} & set(old)
     assert json.loads((small.store / "store.json").read_text())["version"] == 2
-    assert after.images.sha256.equals(first.images.sha256)
+    assert after.images["sha256"].equals(first.images["sha256"])
     again = small.decode()
     assert (again.decoded, again.warnings) == (0, ())
 
@@ -231,7 +230,7 @@ def test_a_rejection_by_a_worker_with_other_packages_is_one_all_the_same(small, 
     for _ in range(2):
         decoded = small.decode()
         assert (decoded.decoded, decoded.rejected) == (1, 1)
-        assert decoded.images.reason.tolist() == ["no PNG, JPEG or DICOM: begins with 'junk'"]
+        assert decoded.images["reason"].to_pylist() == ["no PNG, JPEG or DICOM: begins with 'junk'"]
 
 
 # ---- sources --------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from cxr_records.cli import COMMANDS
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it; what reads stands before what writes.
 ORDER = [
-    "__init__", "choices", "urls", "errors", "drawings", "findings", "names", "filetypes", "seeding",
-    "streams", "progress", "quiet", "layout", "storage", "locks", "parquet",
+    "__init__", "choices", "urls", "errors", "drawings", "findings", "names", "filetypes", "columns",
+    "seeding", "streams", "progress", "quiet", "layout", "storage", "locks", "parquet",
     "tfrecord", "examples", "tablefiles", "metadata", "boxes", "splits", "tasks", "sampling", "balancing",
     "decoding", "_pixels", "resizing", "png", "jpeg", "dicom", "images", "config",
     "manifest_schema", "manifest", "duplicates", "record_table", "dataset", "order", "epochs", "cache",

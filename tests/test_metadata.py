@@ -92,10 +92,10 @@ def test_every_dialect_gives_the_same_table(text, dialect):
     }
     assert metadata.table.index.tolist() == [0, 1, 2]
     assert [str(dtype) for dtype in metadata.table.dtypes] == [
-        "object",
+        "string[pyarrow]",
         "int64",
-        "object",
-        "object",
+        "category",
+        "category",
         "int64",
         "int64",
     ]

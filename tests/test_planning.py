@@ -5,6 +5,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -59,20 +60,33 @@ def config(task: str = "multilabel", copies: CopyRule = NONE, size: int = 16, **
     return DatasetConfig(parse_task(task), ImageFormat(size), copies, **changes)
 
 
-def stored(metadata: Metadata, **rejected: str) -> pd.DataFrame:
+def stored(metadata: Metadata, missing: str = "", **rejected: str) -> pa.Table:
     """What a store tells of all images: i00000001 = "reason" rejects 00000001_000.png."""
     image_ids = metadata.table["image_id"].tolist()
     reasons = [rejected.get(f"i{image_id[:8]}", "") for image_id in image_ids]
+    status = ["rejected" if reason else "ok" for reason in reasons]
+    status = [None if image_id == missing else one for image_id, one in zip(image_ids, status, strict=True)]
     columns = {
-        "sha256": [hashlib.sha256(image_id.encode()).hexdigest() for image_id in image_ids],
-        "unit": "aa",
+        "sha256": pa.array([sha256(image_id) for image_id in image_ids], pa.binary(32)),
+        "unit": pa.array(["aa"] * len(image_ids)).dictionary_encode(),
         "offset": np.arange(len(image_ids)) * 300,
-        "length": 300,
-        "crc32c": 7,
-        "status": ["rejected" if reason else "ok" for reason in reasons],
-        "reason": reasons,
+        "length": [300] * len(image_ids),
+        "crc32c": [7] * len(image_ids),
+        "status": pa.array(status).dictionary_encode(),
+        "reason": pa.array(reasons).dictionary_encode(),
     }
-    return pd.DataFrame(columns, index=pd.Index(image_ids, name="image_id"))
+    return pa.table(columns)
+
+
+def sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def replaced(images: pa.Table, **columns: list) -> pa.Table:
+    for name, values in columns.items():
+        kind = images.schema.field(name).type
+        images = images.set_column(images.column_names.index(name), name, pa.array(values).cast(kind))
+    return images
 
 
 def sequence(plan: Plan, split: str | None = None) -> list[tuple[str, int]]:
@@ -270,7 +284,7 @@ def test_a_split_of_224_raw_pixels_has_as_many_shards_of_64_mib_as_its_bytes_ask
 
 def test_compressed_records_are_as_large_as_the_store_says():
     metadata = table("Mass", "Mass", "Mass")
-    images = stored(metadata, i00000003="broken").assign(length=[4000, 6000, 0])
+    images = replaced(stored(metadata, i00000003="broken"), length=[4000, 6000, 0])
     asked = DatasetConfig(parse_task("multilabel"), ImageFormat(64, "png"), NONE)
 
     plan = make_plan(metadata, split_as(*["train"] * 3), asked, images)
@@ -300,7 +314,9 @@ def test_copies_of_a_class_that_the_task_does_not_have_are_refused_before_anythi
 def test_left_out_images_have_the_reason_that_is_farthest_from_the_task():
     metadata = table("Mass", "Mass|Edema", "Mass|Edema", "Mass|Edema", "Mass|Edema", "Mass", "No Finding")
     splits = split_as("train", "test", "", "train", "", "", "train")
-    images = stored(metadata, i00000004="the file is empty", i00000005="too large").drop("00000006_000.png")
+    images = stored(
+        metadata, i00000004="the file is empty", i00000005="too large", missing="00000006_000.png"
+    )
 
     plan = make_plan(metadata, splits, config("multiclass"), images)
 
@@ -466,6 +482,11 @@ def with_column(name, value, row=0):
     return change
 
 
+def other_source(images):
+    _, *others = images["sha256"].to_pylist()
+    return replaced(images, sha256=[sha256("another source"), *others])
+
+
 def changed_table(name, value):
     return lambda m: dataclasses.replace(m, table=with_column(name, value)(m.table))
 
@@ -484,7 +505,7 @@ def without_mass(metadata):
         {"image_format": ImageFormat(32)},
         {"image_format": ImageFormat(16, "png")},
         {"image_format": ImageFormat(16, "raw", "box")},
-        {"change_images": with_column("sha256", "another source")},
+        {"change_images": other_source},
         {"change_table": without_mass},
         {"change_table": changed_table("patient_id", 99)},
         {"change_table": changed_table("view", "AP")},
@@ -537,7 +558,7 @@ def test_digest_of_a_shard_changes_with_the_code_that_writes_its_bytes(
 
 def test_digest_of_a_shard_stays_when_another_shard_changes(tmp_path, planned):
     _, (train, test) = planned(tmp_path)
-    _, (other_train, other_test) = planned(tmp_path, change_images=with_column("sha256", "another source"))
+    _, (other_train, other_test) = planned(tmp_path, change_images=other_source)
 
     assert train.digest != other_train.digest
     assert test.digest == other_test.digest
@@ -545,7 +566,9 @@ def test_digest_of_a_shard_stays_when_another_shard_changes(tmp_path, planned):
 
 def test_digest_of_a_shard_stays_when_the_store_keeps_its_images_elsewhere(tmp_path, planned):
     def move(images):
-        return images.assign(unit="bb", offset=images["offset"] + 1000)
+        return replaced(
+            images, unit=["bb"] * 40, offset=[offset + 1000 for offset in images["offset"].to_pylist()]
+        )
 
     _, specs = planned(tmp_path)
     before = pq.read_table(specs[0].plan.path)

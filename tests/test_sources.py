@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
@@ -28,6 +30,7 @@ from source_files import (
 from cxr_records import storage
 from cxr_records.errors import UsageError
 from cxr_records.sources import (
+    Entries,
     Entry,
     SourceReader,
     SourceReadError,
@@ -498,9 +501,18 @@ def test_a_source_without_images_is_refused_in_these_words(path, message, tmp_pa
 # ---- joining to the table -------------------------------------------------------------------------------
 
 
+def joined(entries, table) -> tuple[dict, list]:
+    """{image: its entries} of those that have any, and the entries of no image."""
+    found = Entries(entries)
+    files, others = match_entries(found, pa.array(table, pa.string()))
+    rows = np.flatnonzero(files.present)
+    assert len(files) == len(rows)
+    return dict(zip([table[row] for row in rows], files.files(rows), strict=True)), found.take(others)
+
+
 def test_entries_are_joined_by_file_name_and_the_rest_is_given_back():
     entries = [entry("a.png"), entry("b.png"), entry("x.png")]
-    matched, others = match_entries(entries, ["b.png", "c.png", "a.png"])
+    matched, others = joined(entries, ["b.png", "c.png", "a.png"])
     assert matched == {"b.png": [entries[1]], "a.png": [entries[0]]}
     assert others == [entries[2]]
 
@@ -514,7 +526,7 @@ def test_another_ending_matches_where_the_exact_name_is_nowhere():
         entry("c.PNG"),
         entry("d.e.jpg"),
     ]
-    matched, others = match_entries(entries, ["a.png", "b.png", "c.png", "d.png"])
+    matched, others = joined(entries, ["a.png", "b.png", "c.png", "d.png"])
     assert matched == {
         "a.png": [entries[0], entries[1]],
         "b.png": [entries[2]],
@@ -526,7 +538,7 @@ def test_another_ending_matches_where_the_exact_name_is_nowhere():
 def test_several_entries_of_one_image_are_kept_in_one_order():
     entries = [entry("a.png", "/z"), entry("a.png", "/b"), entry("a.png", "/m")]
     for given_order in (entries, entries[::-1]):
-        matched, others = match_entries(given_order, ["a.png"])
+        matched, others = joined(given_order, ["a.png"])
         assert [e.source for e in matched["a.png"]] == ["/b", "/m", "/z"]
         assert others == []
 
@@ -537,7 +549,7 @@ names = st.sampled_from([f"{stem}.{end}" for stem in "abcd" for end in ("png", "
 @given(st.lists(names, max_size=12), st.lists(names, unique=True, max_size=6))
 def test_every_entry_is_either_matched_once_or_given_back(found, table):
     entries = [entry(name, f"/{place}") for place, name in enumerate(found)]
-    matched, others = match_entries(entries, table)
+    matched, others = joined(entries, table)
     assert sorted([*others, *(e for one in matched.values() for e in one)]) == sorted(entries)
     assert all(matched.values())
     for image_id, of_image in matched.items():
