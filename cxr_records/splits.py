@@ -12,8 +12,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
+from cxr_records.columns import array_of
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.findings import FINDINGS
 from cxr_records.names import IMAGE_ENDINGS, ImageNames, base_name, has_image_ending, patient_in_name, stem
@@ -401,7 +401,7 @@ def cut_by_patient(
     for place, column in enumerate(findings.T):
         counts[:, place] = np.bincount(of_row[column > 0], minlength=len(patients))
     counts[:, _IMAGES] = np.bincount(of_row)
-    draws = keyed_hashes(seed, cut_name, pa.array(patients))
+    draws = keyed_hashes(seed, cut_name, array_of(patients))
     totals = counts.sum(axis=0, dtype=np.int64)
     room = np.minimum(_share(fraction, totals), np.maximum(totals - 1, 0))  # images that may still be cut
 
