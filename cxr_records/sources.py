@@ -163,24 +163,38 @@ class Entries(Sequence[Entry]):
             [pc.coalesce(batch["name"], batch["tail"]) for batch in self._batches()], pa.binary()
         )
 
-    def reading_order(self) -> np.ndarray:
-        """Returns the numbers of the entries in the order in which they are read: int64 [entries].
+    def reading_order(self) -> np.ndarray | None:
+        """Returns the numbers of the entries in the order in which they are read; None where that is theirs.
 
         Files go first, by folder and name; members of an archive by their place in it.
         """
+        batches = list(self._batches())  # first, as packing the last one finds places
         sources = [(place.kind != "file", place.source) for place in self._places]
         rank_of = {source: rank for rank, source in enumerate(sorted(set(sources)))}
         rank = np.array([rank_of[source] for source in sources], np.int32)
-        batches = list(self._batches())
+        keys: list[tuple[np.ndarray, np.ndarray, Column]] = []
+        ordered, last = True, (-1, -1, b"")
+        for batch in batches:
+            ranks, offsets, tails = rank[batch["place"]], batch["offset"].to_numpy(), batch["tail"]
+            keys.append((ranks, offsets, tails))
+            ends = [(int(ranks[at]), int(offsets[at]), tails[at].as_py()) for at in (0, -1)]
+            same = (ranks[1:] == ranks[:-1]) & (offsets[1:] == offsets[:-1])
+            rising = pc.less_equal(tails[:-1], tails[1:]).to_numpy(zero_copy_only=False)
+            further = (ranks[1:] > ranks[:-1]) | ((ranks[1:] == ranks[:-1]) & (offsets[1:] > offsets[:-1]))
+            ordered = ordered and last <= ends[0] and bool((further | (same & rising)).all())
+            last = ends[1]
+        if ordered:
+            return None
         columns: dict[str, Any] = {
-            "rank": pa.chunked_array([array_of(rank[batch["place"]]) for batch in batches], pa.int32()),
-            "offset": pa.chunked_array([batch["offset"].cast(pa.int64()) for batch in batches], pa.int64()),
-            "tail": pa.chunked_array([batch["tail"] for batch in batches], pa.binary()),
+            "rank": pa.chunked_array([array_of(ranks) for ranks, _, _ in keys], pa.int32()),
+            "offset": pa.chunked_array([array_of(offsets, pa.int64()) for _, offsets, _ in keys], pa.int64()),
+            "tail": pa.chunked_array([tails for _, _, tails in keys], pa.binary()),
         }
-        keys, ascending = pa.table(columns), [(name, "ascending") for name in columns]
         sort: Any = pc.sort_indices
-        order: np.ndarray = sort(keys, sort_keys=ascending).to_numpy()
-        return order.view(np.int64)
+        order: np.ndarray = sort(
+            pa.table(columns), sort_keys=[(name, "ascending") for name in columns]
+        ).to_numpy()
+        return order.astype(np.int32)
 
     def distinct(self) -> "Entries":
         """Returns the entries without those that are there before, in the same order."""
@@ -349,19 +363,26 @@ class ImageFiles:
         return [list(itertools.islice(entries, count)) for count in counts.tolist()]
 
     def parts(self) -> Iterator[tuple[np.ndarray, list[list[Entry]]]]:
-        """Yields rows of the table and their files, some at a time, in the order in which they are read."""
-        order = self.reading_order(self.present)
-        for part in chunks(len(order), 1 << 13):
-            yield order[part], self.files(order[part])
+        """Yields rows of the table and their files, some at a time, in the order of the list."""
+        rows = self._first_files(self.present)
+        rows = rows[rows >= 0]
+        for part in chunks(len(rows), 1 << 13):
+            yield rows[part], self.files(rows[part])
 
     def reading_order(self, wanted: np.ndarray) -> np.ndarray:
-        """Returns the rows of wanted images, bool [num_images], in the order of their first files."""
+        """Returns the rows of wanted images, bool [num_images], in the order in which they are read."""
+        rows = self._first_files(wanted)
+        if (order := self._entries.reading_order()) is not None:
+            rows = rows[order]
+        found: np.ndarray = rows[rows >= 0]
+        return found
+
+    def _first_files(self, wanted: np.ndarray) -> np.ndarray:
+        """For each entry the row of the wanted image whose first file it is; else -1: int32 [entries]."""
         rows = np.flatnonzero(wanted & self.present)
         row_of = np.full(len(self._entries), -1, np.int32)
         row_of[self._numbers[self._ends[rows] - self._counts(rows)]] = rows
-        in_order = row_of[self._entries.reading_order()]
-        found: np.ndarray = in_order[in_order >= 0]
-        return found
+        return row_of
 
     def forget(self) -> None:
         """Forgets all but how many there are, once the files are read."""

@@ -193,18 +193,6 @@ class ImageStore:
         """A context that keeps other commands from decoding into this store."""
         return locks.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
 
-    def read_index(self) -> pa.Table:
-        """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""
-        empty = INDEX_SCHEMA.append(pa.field("unit", pa.string())).empty_table()
-        units = self._units()
-        read = ((unit, self._read_unit(unit, INDEX_SCHEMA.names)) for unit in units)
-        tables = [
-            table.append_column("unit", array_of([unit] * len(table), pa.string()))
-            for unit, table in read
-            if table is not None
-        ]
-        return pa.concat_tables([empty, *tables])
-
     def _units(self) -> list[str]:
         return sorted(_whole_units(storage.list_names(self.path)))
 
