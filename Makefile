@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow test-faults test-learn lint test-wheel test-docker test-tfio bench bench-reader bench-faults clean
+.PHONY: help demo test test-slow test-faults test-learn lint test-wheel test-docker test-tfio bench bench-reader bench-check bench-faults clean
 
 help:
 	@echo "make demo        the main job end to end on a small look-alike set (IMAGES=... METADATA=... for your own)"
@@ -15,7 +15,8 @@ help:
 	@echo "make test-wheel  the package from its wheel in a fresh environment, without TensorFlow"
 	@echo "make test-docker  the images' files linted, and the worker's install steps in a fresh environment"
 	@echo "make test-tfio   reading s3:// inside tf.data, in an environment of its own (TensorFlow 2.17)"
-	@echo "make bench       the figures of the build; make bench-reader those of the reader"
+	@echo "make bench       builds beside others'; make bench-reader readers (ARGS='--folder DIR --images ... --metadata ...')"
+	@echo "make bench-check  that reader, decoder and plan keep three quarters of their lead, by processor time"
 
 $(VENV)/.installed: setup.cfg setup.py cxr_records/_pixels.c pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else f"Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with make PYTHON=...")'
@@ -69,6 +70,9 @@ bench: $(VENV)/.installed
 
 bench-reader: $(VENV)/.installed
 	@$(BIN)/python benchmarks/bench_reader.py $(ARGS)
+
+bench-check: $(VENV)/.installed
+	@$(BIN)/python benchmarks/bench_check.py $(ARGS)
 
 bench-faults:
 	@$(MAKE) test-faults FAULTS=$(or $(FAULTS),10000)

@@ -1,176 +1,192 @@
-"""Measures the build against yardsticks in the same run: python benchmarks/bench_build.py --help.
+"""Measures builds beside others' and beside yardsticks: python benchmarks/bench_build.py --help.
 
-Every figure is a median over rounds, and a ratio to a yardstick that ran in turn with it on the same machine.
-Real images are repeated under many names by hard links, so a few hundred files make a set of any size.
+Real images are repeated under many names by hard links, so a few hundred files make a set of any size;
+without --images and --metadata they are look-alike ones. In `build` and `rebuild` every row runs once in each
+round, in turn; wall and processor time are of the whole command with all its processes, start and imports
+included. Rivals run in environments of their own, made by pip from benchmarks/rivals/*.txt. Sets and
+measurements stay in --folder: what was stopped goes on, and more rounds add to what is there.
+
+    bench_build.py --folder DIR --images ... --metadata ...                    the tables of this page
+    bench_build.py build --folder DIR --counts 1000 10000 --workers 1 2        how builds grow
 """
 
 import argparse
-import io
+import functools
 import json
-import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
-
-from cxr_records.metadata import read_metadata
+import harness
+import pandas as pd
+from builders import BUILDERS
+from harness import Log
 
 SIZE = 224
 COMMAND = (sys.executable, "-m", "cxr_records")
+OURS = "ours"
 
 
-def bare_decode(paths: list[str]) -> None:
-    """The least that any builder must do: read, decode, to grey, resize."""
-    for path in paths:
-        data = Path(path).read_bytes()
-        Image.open(io.BytesIO(data)).convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR).tobytes()
+def build_words(images: Path, table: Path, out: Path, workers: int) -> list[object]:
+    """A build of linked images; the store is beside the dataset."""
+    words = [*COMMAND, "build", "--json", "--images", images, "--metadata", table]
+    return [*words, "--out", out, "--size", SIZE, "--workers", workers]
 
 
-def time_bare_loop(paths: list[str], workers: int) -> float:
-    """Seconds for the bare loop, its processes' start included."""
-    context = multiprocessing.get_context("spawn")
-    started = time.perf_counter()
-    processes = [context.Process(target=bare_decode, args=(paths[i::workers],)) for i in range(workers)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return time.perf_counter() - started
+def linked_set(asked: argparse.Namespace, count: int) -> Path:
+    """The images of a build, and their table."""
+    images, metadata = harness.sources(
+        asked.images, asked.metadata, asked.folder, asked.lookalike_size, asked.num_originals
+    )
+    return harness.link_images(images, metadata, asked.folder / f"images-{count}", count)
 
 
-class PeakMemory(threading.Thread):
-    """Samples the resident memory of every process below a pid; keeps each process's peak in MB."""
-
-    def __init__(self, pid: int):
-        super().__init__(daemon=True)
-        self.pid, self.peaks, self.alive = pid, {}, True
-
-    def run(self) -> None:
-        """Samples until told to stop."""
-        while self.alive:
-            for pid in below(self.pid):
-                try:
-                    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-                except OSError:
-                    continue
-                if any("sdk_worker_main" in word for word in words) and words[0].endswith("sh") is False:
-                    peak = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-                    self.peaks[pid] = max(self.peaks.get(pid, 0), *peak) if peak else 0
-            time.sleep(0.2)
+def measure_build(asked: argparse.Namespace, log: Log) -> None:
+    """All builders, each once in a round, for each number of images and of workers."""
+    names = [
+        name for name in asked.builders if not (asked.own and name != OURS and BUILDERS[name].environment)
+    ]
+    for count in asked.counts:
+        linked = linked_set(asked, count)
+        harness.read_all(harness.files_below(linked / "originals"))
+        for workers in asked.workers:
+            for number, name in harness.in_turn(names, asked.rounds):
+                key = {"part": "build", "count": count, "workers": workers, "builder": name, "round": number}
+                log.measure(key, functools.partial(build_once, asked, linked, name, workers))
 
 
-def below(pid: int) -> list[int]:
-    """Pids of all processes below one."""
-    found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            pids = [int(word) for word in children.read_text().split()]
-        except OSError:
-            continue
-        for child in pids:
-            found += [child, *below(child)]
+def build_once(asked: argparse.Namespace, linked: Path, name: str, workers: int) -> dict[str, Any]:
+    """One build by one builder; its files are deleted."""
+    with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
+        out = Path(temporary) / "out"
+        words = [*build_words(linked / "images", linked / "table.csv", out, workers), "--copies", "none"]
+        if name != OURS:
+            python = harness.python_of(BUILDERS[name].environment, asked.environments)
+            words = [python, harness.RIVALS / "builders.py", name, linked / "images", out]
+            words += ["--size", SIZE, "--workers", workers]
+        taken = harness.run(words, limit=asked.limit)
+        found = {"wall": taken.wall, "cpu": taken.cpu}
+        found |= {"worker_mb": round(taken.worker_mb), "disk_mb": round(harness.disk_mb(out))}
+        if name == OURS:
+            found["decode"] = json.loads(taken.out)["seconds"]["decode"]
+        return found
+
+
+def build_tables(log: Log) -> list[str]:
+    """A table for each number of images and of workers, the quickest builder first."""
+    pages = []
+    for count, workers in dict.fromkeys((m["count"], m["workers"]) for m in log.find(part="build")):
+        of = {"part": "build", "count": count, "workers": workers}
+        rows, good = [], {}
+        for name in (OURS, *BUILDERS):
+            lines = log.find(builder=name, **of)
+            said = "`cxr-records build`" if name == OURS else BUILDERS[name].said
+            good[name] = [line for line in lines if "error" not in line]
+            if not good[name]:
+                rows += [(1e9, [said, lines[0]["error"][:100], "", "", "", ""])] if lines else []
+                continue
+            walls = [line["wall"] for line in good[name]]
+            cpus = [line["cpu"] * 1000 / count for line in good[name]]
+            row = [said, harness.spread(walls, 1), harness.spread(cpus, 2)]
+            row += [f"{count / statistics.median(walls):,.0f}", str(max(m["worker_mb"] for m in good[name]))]
+            rows.append((statistics.median(walls), [*row, str(len(walls))]))
+        rows.sort(key=lambda row: row[0])
+        header = ["builder", "wall, s", "CPU ms per image", "images/s", "largest worker, MB", "rounds"]
+        page = f"build, {count:,} images, {workers} worker{'s' * (workers > 1)}\n\n"
+        page += harness.table(header, [row for _, row in rows])
+        if good[OURS] and good["bare_ours"]:
+            ratio = statistics.median(m["wall"] for m in good["bare_ours"])
+            ratio /= statistics.median(m["decode"] for m in good[OURS])
+            page += f"\n\nOur decode phase has {ratio:.2f} of the rate of the bare loop with our decoder."
+        pages.append(page)
+    return pages
+
+
+def measure_rebuild(asked: argparse.Namespace, log: Log) -> None:
+    """A first build and what is built again from its store, for so many rounds."""
+    count, workers = asked.rebuild_count, max(asked.workers)
+    linked = linked_set(asked, count)
+    for number in range(asked.rounds):
+        key = {"part": "rebuild", "count": count, "workers": workers, "round": number}
+        log.measure(key, functools.partial(rebuild_once, asked, linked, workers))
+
+
+def rebuild_once(asked: argparse.Namespace, linked: Path, workers: int) -> dict[str, Any]:
+    """Wall and processor seconds of each kind of build, and how many shards it wrote."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
+        folder, written = Path(temporary), dict[str, tuple[int, int]]()
+        table = Path(shutil.copy(linked / "table.csv", folder))
+        words = build_words(linked / "images", table, folder / "out", workers)
+        steps = [("first", []), ("unchanged", []), ("one_label", []), ("other_task", ["--task", "binary"])]
+        for step, more in steps:
+            if step == "one_label":
+                correct_label(table)
+            taken = harness.run([*words, *more], limit=asked.limit)
+            found |= {f"{step}_wall": taken.wall, f"{step}_cpu": taken.cpu}
+            before, written = (
+                written,
+                {
+                    path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+                    for path in (folder / "out").glob("*.tfrecord-*")
+                },
+            )
+            found[f"{step}_shards"] = sum(before.get(name) != now for name, now in written.items())
+        found["shards"] = len(written)
     return found
 
 
-def run_build(words: list[str]) -> tuple[dict, float, float]:
-    """Runs a build; returns what it told, its wall seconds, and its workers' largest peak in MB."""
-    started = time.perf_counter()
-    process = subprocess.Popen([*COMMAND, "build", "--json", *words], stdout=subprocess.PIPE, text=True)
-    memory = PeakMemory(process.pid)
-    memory.start()
-    out, _ = process.communicate()
-    memory.alive = False
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        sys.exit("the build failed")
-    return json.loads(out), seconds, max(memory.peaks.values(), default=0) / 1024
+REBUILDS = {
+    "first": "first build",
+    "unchanged": "again, nothing changed",
+    "one_label": "again, one label changed",
+    "other_task": "again, for another task",
+}
 
 
-def link_images(source: Path, table: Path, folder: Path, count: int) -> list[str]:
-    """Makes `count` names from the table, each a hard link (or a copy) to one of the source images."""
-    images = folder / f"images-{count}"
-    images.mkdir()
-    originals = []
-    for path in sorted(source.rglob("*.png")):
-        shutil.copy(path, folder / path.name)  # a link must be on the same disk
-        originals.append(folder / path.name)
-    for number, name in enumerate(read_metadata(str(table)).table["image_id"].tolist()[:count]):
-        os.link(originals[number % len(originals)], images / name)
-    return sorted(str(path) for path in images.iterdir())
+def correct_label(path: Path) -> None:
+    """Gives one image of the table another finding: the first that has none gets Infiltration."""
+    table = pd.read_csv(path)
+    row = table.index[table["Finding Labels"] == "No Finding"][0]
+    table.loc[row, "Finding Labels"] = "Infiltration"
+    table.to_csv(path, index=False)
 
 
-def build_words(paths: list[str], arguments: argparse.Namespace, workers: int) -> list[str]:
-    """The options of a build of linked images, less --out."""
-    sources = ["--images", str(Path(paths[0]).parent), "--metadata", str(arguments.metadata)]
-    return [*sources, "--allow-missing", "--workers", str(workers)]
+def rebuild_tables(log: Log) -> list[str]:
+    """A table for each number of images."""
+    pages = []
+    for count in dict.fromkeys(m["count"] for m in log.find(part="rebuild")):
+        lines = [line for line in log.find(part="rebuild", count=count) if "error" not in line]
+        rows = []
+        for step, name in REBUILDS.items() if lines else ():
+            faster = statistics.median(line["first_wall"] / line[f"{step}_wall"] for line in lines)
+            row = [
+                name,
+                *(harness.spread([m[f"{step}_{what}"] for m in lines], 2) for what in ("wall", "cpu")),
+            ]
+            shards = f"{max(m[f'{step}_shards'] for m in lines)} of {lines[0]['shards']}"
+            rows.append([*row, f"{faster:.1f}", shards, str(len(lines))])
+        header = ["build", "wall, s", "CPU, s", "times faster", "shards written", "rounds"]
+        errors = [line["error"] for line in log.find(part="rebuild", count=count) if "error" in line]
+        pages.append(f"rebuild, {count:,} images\n\n{harness.table(header, rows)}" + "".join(errors[:1]))
+    return pages
 
 
-def measure_decode(arguments: argparse.Namespace, folder: Path) -> dict:
-    """The decode phase beside a bare loop of the same work, in turn."""
-    paths = link_images(arguments.images, arguments.metadata, folder, arguments.count)
-    words = build_words(paths, arguments, arguments.workers)
-    bare, decode = [], []
-    for number in range(arguments.rounds):
-        bare.append(time_bare_loop(paths, arguments.workers))
-        out = folder / f"round-{number}"
-        decode.append(run_build([*words, "--out", str(out / "a")])[0]["seconds"]["decode"])
-        print(f"round {number}: bare {bare[-1]:.1f} s, decode {decode[-1]:.1f} s", file=sys.stderr)
-        shutil.rmtree(out)
-    ratios = [a / b for a, b in zip(bare, decode, strict=True)]
-    return {
-        "decode_images": arguments.count,
-        "bare_images_per_second": round(arguments.count / statistics.median(bare), 1),
-        "decode_images_per_second": round(arguments.count / statistics.median(decode), 1),
-        "decode_over_bare_loop": round(statistics.median(ratios), 3),
-    }
-
-
-def measure_rebuild(arguments: argparse.Namespace, folder: Path) -> dict:
-    """A first build, and builds of another task from the same images."""
-    paths = link_images(arguments.images, arguments.metadata, folder, arguments.rebuild_count)
-    words = build_words(paths, arguments, arguments.workers)
-    first, again = run_build([*words, "--out", str(folder / "first")])[1], []
-    for number in range(arguments.rounds):
-        out = folder / f"again-{number}"
-        again.append(run_build([*words, "--out", str(out), "--task", "binary"])[1])
-        shutil.rmtree(out)
-    print(f"first {first:.1f} s, again {', '.join(f'{s:.1f} s' for s in again)}", file=sys.stderr)
-    return {
-        "rebuild_images": arguments.rebuild_count,
-        "first_build_seconds": round(first, 1),
-        "rebuild_seconds": round(statistics.median(again), 1),
-        "rebuild_times_faster": round(first / statistics.median(again), 1),
-    }
-
-
-def measure_memory(arguments: argparse.Namespace, folder: Path) -> dict:
-    """A worker's peak for 1,000 and for 10,000 images."""
-    peaks = {}
-    for count in (1_000, 10_000):
-        paths = link_images(arguments.images, arguments.metadata, folder, count)
-        words = [
-            "--images",
-            str(Path(paths[0]).parent),
-            "--metadata",
-            str(arguments.metadata),
-            "--allow-missing",
-        ]
-        out = folder / f"memory-{count}" / "a"
-        peaks[f"worker_peak_mb_{count}"] = round(run_build([*words, "--out", str(out), "--workers", "2"])[2])
-        shutil.rmtree(out.parent)
-    return peaks
-
-
-def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
+def measure_records(asked: argparse.Namespace, log: Log) -> None:
     """Records per second of processor time: originals copied from the store, and augmented copies made."""
+    key = {"part": "records", "count": asked.counts[0]}
+    if not log.find(**key):
+        with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+            log.add(records_rates(asked, Path(folder)), **key)
+
+
+def records_rates(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Writes the shards of a plan again and again in this process."""
     from cxr_records import shards
     from cxr_records.config import DatasetConfig
     from cxr_records.images import ImageFormat
@@ -183,30 +199,30 @@ def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
     from cxr_records.splits import SplitOptions
     from cxr_records.tasks import parse_task
 
-    paths = link_images(arguments.images, arguments.metadata, folder, arguments.count)
+    linked = linked_set(asked, asked.counts[0])
     rates = {}
     for rule in ("none", "fixed"):
         config = DatasetConfig(
             parse_task("multilabel"), ImageFormat(SIZE), CopyRule(rule, of=("Mass",) * (rule == "fixed"))
         )
         request = BuildRequest(
-            images=(str(Path(paths[0]).parent),),
-            metadata=str(arguments.metadata),
+            images=(str(linked / "images"),),
+            metadata=str(linked / "table.csv"),
             out=str(folder / rule),
             config=config,
             split_options=SplitOptions(),
             store=str(folder / "store"),
-            engine=engine_named(workers=arguments.workers),
+            engine=engine_named(workers=max(asked.workers)),
         )
         metadata, splits = read_table(request)
-        at_hand = find_images(request.images, metadata, request.store_path, allow_missing=True)
+        at_hand = find_images(request.images, metadata, request.store_path, allow_missing=False)
         images = decode_images(at_hand, request.store_path, config.image_format, request.engine).images
         (folder / rule).mkdir()
         (folder / rule / ".build").mkdir()
         plan = make_plan(metadata, splits, config, images)
         specs = write_plan(plan, str(folder / rule / ".build"), request.store_path, request.out)
         spent = []
-        for _ in range(arguments.rounds):
+        for _ in range(asked.rounds):
             started = time.process_time()
             for spec in specs:
                 shards.write_shard(spec)
@@ -223,51 +239,78 @@ def measure_records(arguments: argparse.Namespace, folder: Path) -> dict:
     }
 
 
-def measure_commands(arguments: argparse.Namespace) -> dict:
-    """Seconds of `--help`, and of `plan` on the whole table."""
+def measure_commands(asked: argparse.Namespace, log: Log) -> None:
+    """Seconds of `--help`, of the whole and of a command, and of `plan` on the whole table."""
+    words = {"help": ["--help"], "build_help": ["build", "--help"]}
+    if asked.metadata:
+        words["plan"] = ["plan", "--metadata", str(asked.metadata)]
+    for number, name in harness.in_turn(list(words), 5):
+        key = {"part": "commands", "command": name, "round": number}
+        log.measure(key, functools.partial(command_once, words[name]))
 
-    def median(words: list[str]) -> float:
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            subprocess.run([*COMMAND, *words], check=True, stdout=subprocess.DEVNULL)
-            seconds.append(time.perf_counter() - started)
-        return round(statistics.median(seconds), 2)
 
-    return {
-        "help_seconds": median(["--help"]),
-        "plan_seconds": median(["plan", "--metadata", str(arguments.metadata)]),
-    }
+def command_once(words: list[str]) -> dict[str, Any]:
+    """One call of the command."""
+    taken = harness.run([*COMMAND, *words])
+    return {"wall": taken.wall, "cpu": taken.cpu}
+
+
+def other_tables(log: Log) -> list[str]:
+    """What records and commands take."""
+    pages = []
+    for line in log.find(part="records"):
+        of_copies = f"augmented copies {line['copies_per_second_per_core']:,}"
+        pages.append(
+            f"Records copied per second of a core: {line['records_per_second_per_core']:,}; {of_copies}."
+        )
+    rows = []
+    for name in dict.fromkeys(line["command"] for line in log.find(part="commands")):
+        lines = [m for m in log.find(part="commands", command=name) if "error" not in m]
+        rows.append([name, *(harness.spread([m[what] for m in lines], 2) for what in ("wall", "cpu"))])
+    return [*pages, *([harness.table(["command", "wall, s", "CPU, s"], rows)] if rows else [])]
 
 
 PARTS = {
-    "decode": measure_decode,
+    "build": measure_build,
     "rebuild": measure_rebuild,
-    "memory": measure_memory,
     "records": measure_records,
-    "commands": lambda arguments, folder: measure_commands(arguments),
+    "commands": measure_commands,
 }
 
 
 def main() -> None:
-    """Runs the parts asked for and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--images", type=Path, required=True, help="folder of 1024x1024 NIH images")
-    parser.add_argument("--metadata", type=Path, required=True, help="NIH's table of all images")
-    parser.add_argument("--count", type=int, default=10_000, help="names to make of the images")
-    parser.add_argument("--rebuild-count", type=int, default=60_000, help="the same for the rebuild")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--scratch", type=Path, default=None, help="where to work; a temporary folder if not given"
+    """Runs the parts asked for as far as they are not in the log, and prints the tables of all that is."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments = parser.parse_args()
-    results = {}
-    for part in arguments.parts:
-        with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-            results |= PARTS[part](arguments, Path(folder))
-    print(json.dumps(results, indent=1))
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--folder", type=Path, help="for sets and measurements; a temporary one if not given")
+    parser.add_argument("--environments", type=Path, help="rivals' environments; default: in --folder")
+    parser.add_argument("--images", type=Path, help="folder of 1024x1024 NIH images")
+    parser.add_argument("--metadata", type=Path, help="NIH's table of all images")
+    parser.add_argument("--counts", type=int, nargs="+", default=[4000], help="names to make of the images")
+    parser.add_argument("--rebuild-count", type=int, default=10_000, help="the same for the rebuild")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--builders", nargs="+", choices=[OURS, *BUILDERS], default=[OURS, *BUILDERS],
+                        metavar="BUILDER", help=f"of {', '.join([OURS, *BUILDERS])}")  # fmt: skip
+    parser.add_argument("--own", action="store_true", help="only builders that need no further environment")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a command is ended")
+    parser.add_argument("--num-originals", type=int, default=100, help="look-alike images to draw")
+    parser.add_argument("--lookalike-size", type=int, default=1024, help="side of look-alike images")
+    parser.add_argument(
+        "--table", action="store_true", help="print the tables of the log, and measure nothing"
+    )
+    asked = parser.parse_args()
+    if unknown := set(asked.parts) - set(PARTS):
+        parser.error(f"found {', '.join(sorted(unknown))}; expected parts of {', '.join(PARTS)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        asked.folder = (asked.folder or Path(temporary)).resolve()
+        asked.environments = (asked.environments or asked.folder / "environments").resolve()
+        log = Log(asked.folder / "build.jsonl")
+        for part in () if asked.table else asked.parts:
+            PARTS[part](asked, log)
+        print("\n\n".join([*build_tables(log), *rebuild_tables(log), *other_tables(log)]))
 
 
 if __name__ == "__main__":

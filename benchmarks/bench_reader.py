@@ -1,195 +1,265 @@
-"""Measures the reader beside Grain and beside tf.data on PNG files: python benchmarks/bench_reader.py --help.
+"""Measures our readers beside others': python benchmarks/bench_reader.py --help.
 
-All read the same images in a shuffled order, in batches of uint8 [batch, size, size, 1] and labels, each in a
-process of its own, in turn, for several rounds. Figures are medians over rounds. Grain is not among our
-requirements: `pip install grain array_record` into the environment first (without them its lines are left
-out). The set is made once, some 9,000 look-alike images, unless --dataset names one with codec raw.
+All read the same images, shuffled, in batches of 256 to uint8 [256, size, size, 1] and labels; of each
+process the first batch is compared with what was written. Each reader runs once in every round, in a process
+of its own, and the order of the round is another each time. warm: files in the page cache, an epoch before
+the clock. cold: its files evicted before, and one epoch from the first batch on.
+
+Rivals run in environments of their own, made by pip from benchmarks/rivals/*.txt. Sets, rivals' files and
+measurements stay in --folder: what was stopped goes on, and more rounds add to what is there. Without
+--images and --metadata the images are look-alike ones.
+
+    bench_reader.py --folder DIR                          every reader, warm and cold: the tables of this page
+    bench_reader.py --folder DIR --sets raw-224 --counts 1000 10000 100000 --cores 1 2 --modes warm
 """
 
 import argparse
+import functools
 import io
 import json
 import os
+import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import harness
+import numpy as np
+from harness import Log
+from measuring import BATCH, marks
+from PIL import Image
+from readers import FORMS, READERS
 
-BATCH = 256
-WARM_UP_SECONDS = 3.0
-
-
-def rate(batches, seconds: float) -> float:
-    """Images per second of an endless iterator, after a warm-up."""
-    for limit in (WARM_UP_SECONDS, seconds):
-        count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < limit:
-            next(batches)
-            count += BATCH
-    return count / (time.perf_counter() - began)
+SETS = ("raw-224", "png-224", "jpeg-224", "raw-512")
+COUNT = 9000  # of 224 pixels; larger images are fewer
+STAYED = 0.01  # share of pages that may stay unsaid
+CORES = min(2, len(os.sched_getaffinity(0)))
+NUM_ORIGINALS = 300  # look-alike images that are drawn
 
 
-def records_of(dataset: Path):
-    """Yields (uint8 [size, size], label bytes as int64) of the training records, read without TensorFlow."""
-    import numpy as np
+def make_set(asked: argparse.Namespace, name: str, count: int) -> Path:
+    """Builds our dataset of a set, writes the same images for others down, and returns the folder.
 
+    Every image is a training record.
+    """
+    codec, size = name.split("-")
+    folder = asked.folder / f"{name}-{count}"
+    if (folder / "source" / "about.json").exists():
+        return folder
+    print(f"{name}: a set of {count} images is made", file=sys.stderr)
+    images, metadata = harness.sources(
+        asked.images, asked.metadata, asked.folder, int(size), asked.num_originals
+    )
+    linked = harness.link_images(images, metadata, asked.folder / f"linked-{size}-{count}", count, int(size))
+    words = [sys.executable, "-m", "cxr_records", "build", "--images", linked / "images"]
+    words += ["--metadata", linked / "table.csv", "--out", folder / "dataset", "--store", folder / "store"]
+    words += ["--size", size, "--codec", codec, "--copies", "none", "--shard-mb", "16"]
+    words += ["--test-fraction", "0", "--validation-fraction", "0"]
+    harness.run(words)
+    shutil.rmtree(folder / "store")
+    shutil.rmtree(folder / "source", ignore_errors=True)
+    write_source(folder)
+    return folder
+
+
+def write_source(folder: Path) -> None:
+    """Writes the images of our dataset one after the other, with what they are known by."""
     from cxr_records.dataset import open_dataset
     from cxr_records.examples import decode_example
     from cxr_records.tfrecord import read_records
 
-    opened = open_dataset(dataset)
-    side = opened.image_format.size
-    for shard in opened.splits["train"].shards:
-        with open(dataset / shard.file, "rb") as file:
-            for _, data in read_records(file):
-                values = decode_example(data)
-                pixels = np.frombuffer(values["image"][0], np.uint8).reshape(side, side)
-                yield pixels, np.array(values["label"], np.int64)
-
-
-def prepare(dataset: Path, folder: Path, rivals: list[str]) -> None:
-    """Writes the training records for the rivals: one file of ArrayRecord, and PNG files."""
-    from PIL import Image
-
-    (folder / "png").mkdir()
-    writer = None
-    if "grain" in rivals:
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        writer = ArrayRecordWriter(str(folder / "train.arrayrecord"), "group_size:1,uncompressed")
-    labels = []
-    for number, (pixels, label) in enumerate(records_of(dataset)):
-        labels.append(label.tolist())
-        if writer:
-            writer.write(label.tobytes() + pixels.tobytes())
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "png")
-        (folder / "png" / f"{number:06d}.png").write_bytes(file.getvalue())
-    if writer:
-        writer.close()
-    (folder / "labels.json").write_text(json.dumps({"labels": labels, "size": pixels.shape[0]}))
-
-
-def ours(arguments: argparse.Namespace) -> float:
-    """`load_split`, as the trainer calls it."""
-    from cxr_records.quiet import load_tensorflow
-
-    load_tensorflow()
-    from cxr_records.reader import load_split
-
-    return rate(iter(load_split(str(arguments.dataset), "train", BATCH)), arguments.seconds)
-
-
-def grain(arguments: argparse.Namespace) -> float:
-    """Grain on ArrayRecord: global shuffle, numpy, batches; processes or threads as --grain-workers says."""
-    import grain.python as pygrain
-    import numpy as np
-    from absl import flags
-
-    flags.FLAGS(sys.argv[:1])  # Grain's processes read them
-    held = json.loads((arguments.folder / "labels.json").read_text())
-    size, width = held["size"], 8 * len(held["labels"][0])
-    source = pygrain.ArrayRecordDataSource([str(arguments.folder / "train.arrayrecord")])
-
-    def parse(data: bytes):
-        pixels = np.frombuffer(data, np.uint8, offset=width)
-        return pixels.reshape(size, size, 1), np.frombuffer(data[:width], np.int64)
-
-    batches = pygrain.MapDataset.source(source).seed(0).shuffle().map(parse).repeat()
-    batches = batches.to_iter_dataset().batch(BATCH)
-    if arguments.grain_workers:
-        options = pygrain.MultiprocessingOptions(num_workers=arguments.grain_workers)
-        batches = batches.mp_prefetch(options)
-    return rate(iter(batches), arguments.seconds)
-
-
-def png(arguments: argparse.Namespace) -> float:
-    """tf.data as in most repositories: PNG files, decoded anew in every epoch."""
-    import tensorflow as tf
-
-    held = json.loads((arguments.folder / "labels.json").read_text())
-    paths = sorted(str(path) for path in (arguments.folder / "png").iterdir())
-
-    def decode(path, label):
-        pixels = tf.io.decode_png(tf.io.read_file(path), channels=1)
-        return tf.ensure_shape(pixels, [held["size"], held["size"], 1]), label
-
-    batches = tf.data.Dataset.from_tensor_slices((paths, tf.constant(held["labels"], tf.int64)))
-    batches = batches.shuffle(len(paths)).repeat().map(decode, tf.data.AUTOTUNE)
-    return rate(iter(batches.batch(BATCH, drop_remainder=True).prefetch(2)), arguments.seconds)
-
-
-READERS = {"ours": ours, "grain": grain, "png": png}
-
-
-def make_set(folder: Path, count: int) -> Path:
-    """Builds a raw dataset of look-alike images; returns it."""
-    from cxr_records.lookalike import make_lookalike
-
-    made = make_lookalike(folder / "nih", count, image_size=256, workers=2)
-    words = ["build", "--images", made.images, "--metadata", made.metadata, "--out", folder / "cxr14"]
-    words += ["--train-val-list", made.train_val_list, "--test-list", made.test_list, "--shard-mb", "16"]
-    subprocess.run([sys.executable, "-m", "cxr_records", *map(str, words)], check=True, stdout=sys.stderr)
-    return folder / "cxr14"
-
-
-def measure(arguments: argparse.Namespace) -> dict:
-    """Runs the readers in turn, each in a fresh process."""
-    rivals = ["png"]
-    try:
-        import array_record  # noqa: F401
-        import grain  # noqa: F401
-
-        rivals.insert(0, "grain")
-    except ImportError:
-        print("grain and array_record are not installed: left out", file=sys.stderr)
-    prepare(arguments.dataset, arguments.folder, rivals)
-    runs = [("ours", 0), *(("grain", workers) for workers in (0, 2) if "grain" in rivals), ("png", 0)]
-    found: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
-    for number in range(arguments.rounds):
-        for name, workers in runs:
-            words = [sys.executable, __file__, "--one", name, "--dataset", arguments.dataset]
-            words += ["--folder", arguments.folder, "--seconds", arguments.seconds]
-            words += ["--grain-workers", workers]
-            done = subprocess.run(
-                [str(word) for word in words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-            found[name, workers].append(float(done.stdout.split()[-1]))
-            print(f"round {number}: {name} {workers} {found[name, workers][-1]:,.0f}", file=sys.stderr)
-    medians = {run: statistics.median(rates) for run, rates in found.items()}
-    best_grain = max((value for (name, _), value in medians.items() if name == "grain"), default=None)
-    own = medians["ours", 0]
-    return {
-        "images_per_second": round(own),
-        "grain_images_per_second": best_grain and round(best_grain),
-        "png_images_per_second": round(medians["png", 0]),
-        "times_grain": best_grain and round(own / best_grain, 2),
-        "times_png": round(own / medians["png", 0], 2),
+    opened = open_dataset(folder / "dataset")
+    codec, size = opened.image_format.codec, opened.image_format.size
+    shards = [shard.file for shard in opened.splits["train"].shards]
+    out = folder / "source"
+    out.mkdir()
+    offsets, labels, crcs, small = [0], [], [], []
+    with open(out / "images.bin", "wb") as images:
+        for shard in shards:
+            with open(folder / "dataset" / shard, "rb") as file:
+                for _, data in read_records(file):
+                    values = decode_example(data)
+                    (image,) = values["image"]
+                    images.write(image)
+                    pixels = np.frombuffer(image, np.uint8) if codec == "raw" else _pillow(image)
+                    offsets.append(offsets[-1] + len(image))
+                    labels.append(values["label"])
+                    crcs.append(zlib.crc32(pixels.tobytes()))
+                    small.append(marks(pixels.reshape(1, size, size, 1))[0])
+    np.save(out / "offsets.npy", np.array(offsets))
+    np.save(out / "labels.npy", np.array(labels, np.int64))
+    np.save(out / "crcs.npy", np.array(crcs, np.uint32))
+    np.save(out / "marks.npy", np.array(small))
+    about = {
+        "codec": codec,
+        "size": size,
+        "count": len(labels),
+        "num_labels": len(labels[0]),
+        "shards": shards,
     }
+    (out / "about.json").write_text(json.dumps(about))
+
+
+def _pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def make_form(asked: argparse.Namespace, folder: Path, form: str) -> None:
+    """Lets a rival write its files, once."""
+    out = folder / "forms" / form
+    if form not in FORMS or (out.parent / f"{form}.done").exists():
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    python = harness.python_of(FORMS[form][1], asked.environments)
+    harness.run([python, harness.RIVALS / "readers.py", "write", form, folder])
+    (out.parent / f"{form}.done").touch()
+
+
+def files_of(folder: Path, form: str) -> list[Path]:
+    """The files that a reader of a form reads."""
+    shards = sorted((folder / "dataset").glob("*.tfrecord-*"))
+    if form == "source":
+        return [folder / "source" / "images.bin"]
+    if form == "dataset":
+        return [*shards, folder / "dataset" / "records.parquet"]
+    own = harness.files_below(folder / "forms" / form)
+    return own + shards if form == "dali_index" else own
+
+
+def measure_one(asked: argparse.Namespace, folder: Path, name: str, cores: int, mode: str) -> dict[str, Any]:
+    """One process of one reader."""
+    reader = READERS[name]
+    make_form(asked, folder, reader.form)
+    python = harness.python_of(reader.environment, asked.environments)
+    files = files_of(folder, reader.form)
+    found: dict[str, Any] = {"disk_mb": round(harness.disk_mb(*files), 1)}
+    if mode == "cold":
+        found["stayed"] = round(harness.evict(files), 4)
+    else:
+        harness.read_all(files)
+    words = [python, harness.RIVALS / "readers.py", "read", name, folder, "--cores", cores]
+    words += ["--seconds", asked.seconds, *["--cold"] * (mode == "cold")]
+    taken = harness.run(words, limit=asked.limit)
+    found |= json.loads(taken.out.splitlines()[-1])
+    return found | {"peak_mb": round(taken.peak_mb), "peak_rss_mb": round(taken.peak_rss_mb)}
+
+
+def tables(log: Log, readers: Sequence[str]) -> str:
+    """Every combination that was measured as a table, the quickest first; then the versions."""
+    pages, told = [], {}
+    combinations = dict.fromkeys((m["set"], m["count"], m["cores"], m["mode"]) for m in log.lines)
+    for images, count, cores, mode in combinations:
+        rows, key = [], {"set": images, "count": count, "cores": cores, "mode": mode}
+        for name in readers:
+            lines = log.find(reader=name, **key)
+            good = [line for line in lines if "error" not in line]
+            if not good:
+                rows += [(0.0, [READERS[name].said, lines[0]["error"][:100], *[""] * 5])] if lines else []
+                continue
+
+            def shown(column: str, digits: int | None = None, good: list[dict[str, Any]] = good) -> str:
+                return harness.spread([line[column] for line in good], digits)
+
+            rate = statistics.median(line["images_per_second"] for line in good)
+            row = [READERS[name].said, shown("images_per_second"), shown("cpu_ms_per_1000")]
+            row += [shown("first_batch_seconds", 2), f"{statistics.median(g['peak_mb'] for g in good):,.0f}"]
+            row += [f"{good[0]['disk_mb']:,.0f}", str(len(good))]
+            rows.append((rate, row))
+            told |= good[-1]["versions"]
+        header = [
+            "reader",
+            "images/s",
+            "CPU ms per 1,000",
+            "first batch, s",
+            "peak MB",
+            "MB on disk",
+            "rounds",
+        ]
+        rows.sort(key=lambda row: -row[0])
+        stayed = max(
+            [line.get("stayed", 0) for line in log.find(**key) if line["reader"] in readers], default=0
+        )
+        if rows:
+            title = f"{images}, {count:,} images, {cores} core{'s' * (cores > 1)}, {mode}"
+            title += f" ({stayed:.0%} of the pages stayed in memory)" if stayed > STAYED else ""
+            pages.append(f"{title}\n\n{harness.table(header, [row for _, row in rows])}")
+    pages.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(told.items())))
+    return "\n\n".join(pages)
+
+
+def scaled(count: int, name: str) -> int:
+    """So many images of 224 pixels, or fewer larger ones: as many rows of pixels."""
+    size = int(name.split("-")[1])
+    return count if size <= 224 else max(2 * BATCH, count * 224 // size)
+
+
+def set_name(text: str) -> str:
+    """An argument such as raw-224."""
+    codec, _, size = text.partition("-")
+    if codec not in ("raw", "png", "jpeg") or not size.isdigit():
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a codec and a size, such as raw-224")
+    return text
+
+
+def options() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="for sets, files and measurements; a temporary one if not given"
+    )
+    parser.add_argument("--environments", type=Path, help="rivals' environments; default: in --folder")
+    parser.add_argument("--images", type=Path, help="folder of NIH images to make the sets of")
+    parser.add_argument("--metadata", type=Path, help="NIH's table")
+    parser.add_argument("--sets", nargs="+", type=set_name, default=SETS, metavar="CODEC-SIZE")
+    parser.add_argument(
+        "--counts", nargs="+", type=int, default=[COUNT], help="images of a set, at 224 pixels"
+    )
+    parser.add_argument("--cores", nargs="+", type=int, default=[CORES])
+    parser.add_argument("--modes", nargs="+", choices=("warm", "cold"), default=("warm", "cold"))
+    parser.add_argument("--readers", nargs="+", choices=list(READERS), metavar="READER",
+                        default=list(READERS), help=f"of {', '.join(READERS)}")  # fmt: skip
+    parser.add_argument("--own", action="store_true", help="only readers that need no further environment")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of a warm measurement")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds after which a process is ended")
+    parser.add_argument("--num-originals", type=int, default=NUM_ORIGINALS, help="look-alike images to draw")
+    parser.add_argument(
+        "--table", action="store_true", help="print the tables of the log, and measure nothing"
+    )
+    return parser
 
 
 def main() -> None:
-    """Measures, and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", type=Path, help="a multilabel dataset with codec raw")
-    parser.add_argument("--count", type=int, default=9000, help="look-alike images to make")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
-    parser.add_argument("--one", choices=list(READERS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--grain-workers", type=int, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(READERS[arguments.one](arguments))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        arguments.folder = Path(folder)
-        arguments.dataset = arguments.dataset or make_set(Path(folder) / "set", arguments.count)
-        print(json.dumps(measure(arguments), indent=1))
+    """Measures what is not in the log yet, and prints the tables of all that is."""
+    asked = options().parse_args()
+    readers = [name for name in asked.readers if not (asked.own and READERS[name].environment)]
+    with tempfile.TemporaryDirectory() as temporary:
+        asked.folder = (asked.folder or Path(temporary)).resolve()
+        asked.environments = (asked.environments or asked.folder / "environments").resolve()
+        log = Log(asked.folder / "reader.jsonl")
+        for name in () if asked.table else asked.sets:
+            for count in asked.counts:
+                measure_set(asked, log, name, scaled(count, name), readers)
+        print(tables(log, readers))
+
+
+def measure_set(asked: argparse.Namespace, log: Log, name: str, count: int, readers: Sequence[str]) -> None:
+    """All readers of one set, in turn."""
+    folder = make_set(asked, name, count)
+    able = [reader for reader in readers if name.split("-")[0] in READERS[reader].codecs]
+    for mode in asked.modes:
+        for cores in asked.cores:
+            for number, reader in harness.in_turn(able, asked.rounds):
+                key = {"set": name, "count": count, "reader": reader}
+                key |= {"cores": cores, "mode": mode, "round": number}
+                log.measure(key, functools.partial(measure_one, asked, folder, reader, cores, mode))
 
 
 if __name__ == "__main__":

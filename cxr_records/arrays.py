@@ -321,9 +321,9 @@ class Arrays:
         start = int(self._image_offsets[number]) - offset - HEADER_BYTES
         return data[start : start + int(self._image_bytes[number])]
 
-    def _decoded(self, stored: bytes | memoryview) -> np.ndarray:
+    def _decoded(self, stored: bytes | memoryview | np.ndarray) -> np.ndarray:
         """The pixels of a stored image: uint8 [size * size]."""
-        return self._format.decode(stored).reshape(-1)
+        return self._format.decode(bytes(stored)).reshape(-1)  # decoders take nothing but bytes
 
     def _workers(self) -> ThreadPoolExecutor:
         """The threads that decode; others in each process, as a fork takes none along."""
@@ -364,16 +364,24 @@ class _Buffers:
     def array(self, shape: tuple[int, ...]) -> np.ndarray:
         """Returns an array of such a shape that nobody else has: uint8, whatever it holds."""
         count = math.prod(shape)
-        with self._lock:
-            for place, memory in enumerate(self._held):
-                if len(memory) >= count + _ALIGNED and self._references(place) == self._nobody + 1:
-                    break  # one more here, by its name
+        # Nobody waits: a process that was forked meanwhile would do so for ever.
+        free = self._lock.acquire(blocking=False)
+        try:
+            fitting = (
+                place for place in range(len(self._held)) if len(self._held[place]) >= count + _ALIGNED
+            )
+            unused = (place for place in fitting if self._references(place) == self._nobody)
+            if free and (place := next(unused, None)) is not None:
+                memory = self._held[place]
             else:
                 memory = np.empty(count + _ALIGNED, np.uint8)
-                if sum(map(len, self._held)) + len(memory) <= _BUFFERS_BYTES:
+                if free and sum(map(len, self._held)) + len(memory) <= _BUFFERS_BYTES:
                     self._held.append(memory)
             start = -memory.ctypes.data % _ALIGNED
             return memory[start : start + count].reshape(shape)
+        finally:
+            if free:
+                self._lock.release()
 
     def _references(self, place: int) -> int:
         return sys.getrefcount(self._held[place])

@@ -26,6 +26,7 @@ DEFAULT_BYTES = 20 << 30
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5  # before the second attempt; doubled for each further one
 BLOCK_BYTES = 4 << 20
+_POLL_SECONDS = 0.02  # between two looks at what another fetches
 _PART = ".part"  # a file that is being fetched
 _LOCK_FILE = "lock"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -151,11 +152,12 @@ class ShardCache:
         part = Path(f"{final}{_PART}")
         descriptor = storage.open_own(str(part), os.O_RDWR | os.O_CREAT)
         try:
-            if not locks.flock(descriptor, fcntl.LOCK_EX, str(self.folder)):
+            locked = _lock_part(descriptor, part)
+            if locked is False:
                 os.close(descriptor)
                 part = Path(f"{final}.{uuid.uuid4().hex}{_PART}")
                 descriptor = storage.open_own(str(part), os.O_RDWR | os.O_CREAT)
-            elif not _is_file(descriptor, part):
+            elif locked is None or not _is_file(descriptor, part):
                 yield None, part
                 return
             try:
@@ -163,6 +165,8 @@ class ShardCache:
             finally:
                 if _is_file(descriptor, part):
                     part.unlink()
+                if locked:  # also for a process that was forked meanwhile, and has the file open too
+                    locks.flock(descriptor, fcntl.LOCK_UN, str(self.folder))
         finally:
             os.close(descriptor)
 
@@ -259,6 +263,24 @@ def _digest(descriptor: int) -> str:
         digest.update(block)
         offset += len(block)
     return digest.hexdigest()
+
+
+def _lock_part(descriptor: int, part: Path) -> bool | None:
+    """Waits for the lock of a file that is being fetched.
+
+    It is not waited for in the kernel: whoever fetched the file may hold it for as long as it reads, under
+    the name that the file has by then, and would be waited for so long.
+
+    Returns:
+        As `locks.flock`; None once the file is no longer being fetched.
+    """
+    while True:
+        try:
+            return locks.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, str(part.parent))
+        except BlockingIOError:
+            if not _is_file(descriptor, part):
+                return None
+            time.sleep(_POLL_SECONDS)
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

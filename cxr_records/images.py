@@ -105,7 +105,7 @@ class ImageFormat:
             Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue()
 
-    def decode(self, data: bytes | memoryview) -> np.ndarray:
+    def decode(self, data: bytes) -> np.ndarray:
         """Turns stored bytes back into uint8 [size, size].
 
         Raises:

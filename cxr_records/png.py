@@ -57,8 +57,9 @@ _PASSES = (
 # Bits, colour type, compression, filter method, interlacing of what `grey_pixels` takes: 8-bit grey by rows.
 _PLAIN = b"\x08\0\0\0\0"
 _UNREAD = {b"tIME", b"bKGD"}  # of these Pillow reads nothing
-# Where a block of a stream has codes of distances that no pixel needs, as the small ones of flat or noisy
-# pictures have, ISA-L does not see damage to these. Small streams are inflated soon by zlib, which does.
+# Where a block of a stream has a code of a distance that nothing in it uses, as in flat or noisy pictures,
+# zlib sees damage to that code, and ISA-L does not: the bytes that come out, and their checksum, are right
+# all the same, and the checksum of the chunk tells of it. Small streams go to zlib, which has them soon too.
 _SMALL_STREAM = 16 << 10
 _MAX_WIDTH = 1 << 14  # of what `grey_pixels` takes: the extension keeps 17 rows
 _UNTOUCHED = 1  # what every sample is before it is decoded: rarer in real images than 0
@@ -100,7 +101,7 @@ def grey_pixels(chunks: Sequence[Chunk]) -> np.ndarray | None:
         chunks: as `needed_chunks` gives them.
     """
     # Only what Pillow would take too, and where it could see no other picture: whoever loosens this finds in
-    # test_png.py a file for each part of it.
+    # test_pixels.py a file for each part of it.
     header = chunks[0].whole[8:21]
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     if _unfilter is None or header[8:] != _PLAIN or not 0 < width <= _MAX_WIDTH:

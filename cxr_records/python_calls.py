@@ -31,7 +31,7 @@ def python_call(
         types: of the tensors that it returns; their shapes are unknown.
     """
 
-    @tf.autograph.experimental.do_not_convert  # as is tried, at each call, with what a pipeline calls
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # as is tried, at each call, with what a pipeline calls
     def called(*values: Any) -> Any:
         with _calls:
             return function(*values)

@@ -215,8 +215,8 @@ class _Reading:
     def function(self) -> Callable[[np.int64], tuple[Any, ...]]:
         """Returns what TensorFlow calls with the number of a batch, for its parts behind what went wrong."""
         name = self._name
-        nothing = np.empty(0, np.uint8), np.empty(0, np.int32), np.empty(0, np.float32)
-        nothing = nothing[: 3 if self._run.last_batch == "pad" else 2]
+        types = (np.uint8, np.int32, np.float32)[: 3 if self._run.last_batch == "pad" else 2]
+        nothing = [np.empty(0, kind) for kind in types]
 
         def batch(number: np.int64) -> tuple[Any, ...]:
             try:

@@ -24,6 +24,7 @@ from cxr_records import arrays, shard_files
 from cxr_records.arrays import Arrays
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
+from cxr_records.images import ImageFormat
 from cxr_records.order import Order
 
 VERIFY = "run cxr-records verify on the dataset"
@@ -41,8 +42,9 @@ def contents(batches) -> list[list[bytes]]:
 # What they hold
 
 
-@pytest.mark.parametrize("task", ["multilabel", "multiclass", "binary"])
-@pytest.mark.parametrize("codec", ["raw", "png", "jpeg"])
+@pytest.mark.parametrize(
+    ("codec", "task"), [("raw", "multilabel"), ("png", "multiclass"), ("jpeg", "binary")]
+)
 def test_every_record_is_there_by_its_number_in_manifest_order(build, tmp_path, codec, task):
     build(tmp_path / "data", task=task, codec=codec)
     for split in ("train", "validation", "test"):
@@ -64,6 +66,24 @@ def test_every_record_is_there_by_its_number_in_manifest_order(build, tmp_path, 
             np.testing.assert_array_equal(label, read.labels[number])
 
 
+@pytest.mark.parametrize("codec", ["raw", "png", "jpeg"])
+def test_decoders_are_given_bytes_with_checksums_and_without(build, tmp_path, codec, monkeypatch):
+    """Those that are in C, or look for a signature, take nothing else."""
+    build(tmp_path / "data", codec=codec)
+    given, decode = [], ImageFormat.decode
+    monkeypatch.setattr(
+        ImageFormat, "decode", lambda self, data: given.append(type(data)) or decode(self, data)
+    )
+
+    read = opened(tmp_path / "data", "test")
+    first = read.gather(range(5))
+    np.testing.assert_array_equal(read.gather(range(5)), first)
+    assert set(given) == {bytes}
+    assert len(given) == (
+        5 if codec == "raw" else 10
+    )  # raw pixels are not decoded but where they are checked
+
+
 def test_they_are_a_sequence_that_ends(dataset):
     read = opened(dataset, "test")
     n = len(read)
@@ -79,6 +99,7 @@ def test_they_are_a_sequence_that_ends(dataset):
 
 
 @given(st.data())
+@settings(max_examples=30)
 def test_images_are_gathered_in_the_order_asked_for(dataset, data):
     read = opened(dataset)
     n = len(read)
@@ -349,6 +370,28 @@ read = cxr_records.open({str(tmp_path / "data")!r}).arrays("train", threads=3)
 first = read.gather(range(100)).tobytes()  # so that threads are there
 child = os.fork()
 same = read.gather(range(100)).tobytes() == first
+if child == 0:
+    os._exit(0 if same else 1)
+_, status = os.waitpid(child, 0)
+sys.exit(0 if same and status == 0 else 1)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+def test_a_forked_process_fetches_for_itself(many_shards, tmp_path):
+    """What the parent had fetched, its threads and its locks are not those of the child."""
+    code = f"""
+import os, sys
+import cxr_records, fsspec
+memory = fsspec.filesystem("memory")
+for file in os.scandir({str(many_shards)!r}):
+    if file.is_file():
+        memory.pipe("/bucket/" + file.name, open(file.path, "rb").read())
+expected = cxr_records.open({str(many_shards)!r}).arrays("train").gather(range(100)).tobytes()
+read = cxr_records.open("memory://bucket").arrays("train", cache_dir={str(tmp_path)!r})
+first = read.gather(range(50)).tobytes()  # of the first shards
+child = os.fork()
+same = read.gather(range(100)).tobytes() == expected and expected.startswith(first)
 if child == 0:
     os._exit(0 if same else 1)
 _, status = os.waitpid(child, 0)
@@ -653,3 +696,13 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_epoch(many_shards, remote,
     assert all(order[len(order) - len(shards) :] == shards for shards in asked)
     assert [len(shards) for shards in asked] == sorted((len(shards) for shards in asked), reverse=True)
     assert asked[-1] == []
+
+
+def test_memory_of_batches_is_used_again_once_nobody_refers_to_them(dataset):
+    batches = opened(dataset).batches(4, epochs=None)
+    places = {next(batches)[0].__array_interface__["data"][0] for _ in range(40)}
+    kept = [next(batches)[0] for _ in range(5)]
+
+    assert len(places) <= 2
+    assert len({images.__array_interface__["data"][0] for images in kept}) == 5
+    assert all(images.__array_interface__["data"][0] % 64 == 0 for images in kept)

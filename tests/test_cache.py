@@ -285,3 +285,52 @@ def test_a_fifo_in_the_cache_is_said_and_not_waited_for(source, tmp_path):
 
     with pytest.raises(CxrError, match=r"-a is a FIFO, expected a file$"):
         cache.fetch(path, size, digest)
+
+
+def while_it_is_fetched(cache: ShardCache, wanted: tuple[str, int, str]) -> tuple[int, Path, Path]:
+    """What another process has that fetches a file: its locked descriptor; paths while and after it does."""
+    final = cache.folder / f"{wanted[2]}-{wanted[0].rsplit('/', 1)[-1]}"
+    part = Path(f"{final}.part")
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor, part, final
+
+
+def test_who_waits_for_a_fetch_has_the_file_while_the_other_holds_it(source, tmp_path):
+    cache, wanted = ShardCache(str(tmp_path / "cache"), 5000), source("a")
+    descriptor, part, final = while_it_is_fetched(cache, wanted)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = pool.submit(cache.fetch, *wanted)
+            with pytest.raises(concurrent.futures.TimeoutError):
+                waiting.result(0.2)
+            os.write(descriptor, b"a" * 1000)
+            os.rename(part, final)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # as long as it reads
+
+            held = waiting.result(10)
+            assert Path(held.path).read_bytes() == b"a" * 1000
+            held.release()
+        finally:
+            os.close(descriptor)
+
+
+def test_a_file_that_was_open_in_a_fork_while_it_was_fetched_can_be_had(source, tmp_path, monkeypatch):
+    cache, wanted = ShardCache(str(tmp_path / "cache"), 5000), source("a")
+    as_in_a_fork: list[int] = []
+    make_room = cache._make_room
+
+    def fork(path: str, part: int, num_bytes: int) -> None:
+        as_in_a_fork.append(os.dup(part))
+        make_room(path, part, num_bytes)
+
+    monkeypatch.setattr(cache, "_make_room", fork)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            held = pool.submit(cache.fetch, *wanted).result(10)
+            assert Path(held.path).read_bytes() == b"a" * 1000
+            held.release()
+        finally:
+            for descriptor in as_in_a_fork:
+                os.close(descriptor)
+    assert len(as_in_a_fork) == 1

@@ -1,5 +1,6 @@
 """A finished dataset as one object."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_what_is_open_is_opened_as_it_is(dataset):
     opened = open_dataset(dataset)
 
     assert open_dataset(opened) is opened
+
+
+def test_what_was_pickled_is_opened_again_with_its_task_where_it_is_still_the_same(copied_dataset, build):
+    opened = open_dataset(copied_dataset).as_task("binary:Effusion")
+    data = pickle.dumps(opened)
+
+    again = pickle.loads(data)
+    assert (again.path, again.id, again.task) == (opened.path, opened.id, opened.task)
+    assert again.split("test").labels.tolist() == opened.split("test").labels.tolist()
+
+    rebuilt = build(copied_dataset, seed=5).manifest.id
+    with pytest.raises(CxrError) as error:
+        pickle.loads(data)
+    assert str(error.value) == (
+        f"{copied_dataset} was rebuilt since it was opened: found id {rebuilt}, expected {opened.id}; "
+        "open it again"
+    )
 
 
 def test_manifest_and_table_are_read_once_whatever_is_asked_and_for_which_task(dataset, monkeypatch):

@@ -84,7 +84,7 @@ def test_a_module_of_the_library_imports_only_those_before_it(path):
 
 @pytest.mark.parametrize("path", modules("cxr_records"), ids=lambda path: path.stem)
 def test_the_library_never_imports_beam_keras_or_our_other_packages(path):
-    # Only the reader, and what it stands on, needs TensorFlow; the demo runs the commands of the other packages.
+    # The reader and what it stands on need TensorFlow; the demo runs the commands of the other packages.
     allowed = {
         "reader": {"tensorflow"},
         "python_calls": {"tensorflow"},

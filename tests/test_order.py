@@ -154,7 +154,7 @@ def epochs(draw) -> tuple[SplitRecords, dict]:
 
 
 @given(epochs(), EPOCHS)
-@settings(max_examples=25)
+@settings(max_examples=20)
 def test_an_epoch_is_the_one_that_tensorflow_gives(made, epoch):
     records, options = made
 
@@ -163,12 +163,11 @@ def test_an_epoch_is_the_one_that_tensorflow_gives(made, epoch):
 
 @pytest.mark.parametrize("sampling", balancing.SAMPLINGS)
 def test_an_epoch_longer_than_chunks_and_buffer_is_the_one_that_tensorflow_gives(sampling):
-    records = split_of([1500, 700, 1, 900, 16, 33, 2000, 1200, 800, 17, 1999])
+    records = split_of([900, 700, 1, 500, 16, 33, 800, 600, 400, 17])
 
-    for epoch in (0, 5):
-        options = {"shuffle": True, "buffer": 1000, "seed": 3, "sampling": sampling}
-        expected = epoch_by_tensorflow(records, epoch=epoch, **options)
-        assert numbers(Order(records, **options), epoch) == expected
+    options = {"shuffle": True, "buffer": 1000, "seed": 3, "sampling": sampling}
+
+    assert numbers(Order(records, **options), 5) == epoch_by_tensorflow(records, epoch=5, **options)
 
 
 @given(epochs(), st.integers(1, 300), st.integers(0, 5))

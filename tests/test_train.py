@@ -532,7 +532,8 @@ def test_a_damaged_shard_is_named(copied_dataset, tmp_path):
 
     with pytest.raises(CxrError) as error:
         train(str(copied_dataset), str(tmp_path / "run"), TINY)
-    assert str(error.value).startswith(f"{shard} is damaged")
+    assert str(error.value).startswith(f"{shard} record ")
+    assert " is damaged: the checksum of the record's data does not match; " in str(error.value)
 
 
 def test_a_run_whose_dataset_is_rebuilt_under_it_ends_as_if_nothing_had_happened(
