@@ -159,9 +159,13 @@ class Entries(Sequence[Entry]):
 
     def names(self) -> Column:
         """The names as bytes of UTF-8; what is no text in a name is none there either."""
-        return pa.chunked_array(
-            [pc.coalesce(batch["name"], batch["tail"]) for batch in self._batches()], pa.binary()
-        )
+
+        def of(batch: pa.RecordBatch) -> Column:
+            if batch["name"].null_count == len(batch):
+                return batch["tail"]  # as it is, without a copy
+            return pc.coalesce(batch["name"], batch["tail"])
+
+        return pa.chunked_array(list(map(of, self._batches())), pa.binary())
 
     def reading_order(self) -> np.ndarray | None:
         """Returns the numbers of the entries in the order in which they are read; None where that is theirs.

@@ -423,7 +423,8 @@ def cut_by_patient(
         concerned = waiting & (counts[:, column] > 0)
         deal(few_first[concerned[few_first]], column)
         waiting &= ~concerned
-    return cut[of_row]
+    of_image: np.ndarray = cut[of_row]
+    return of_image
 
 
 def _numbered(patient_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -432,7 +433,8 @@ def _numbered(patient_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     `np.unique` gives both, in five times the memory.
     """
     patients = np.unique(patient_ids)
-    return patients, np.searchsorted(patients, patient_ids).astype(np.int32)
+    place: np.ndarray = np.searchsorted(patients, patient_ids).astype(np.int32)
+    return patients, place
 
 
 def _few_and_low(images: np.ndarray, draws: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

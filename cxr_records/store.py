@@ -520,7 +520,7 @@ class _Search:
     def __init__(self, signatures: np.ndarray, columns: Sequence[str]):
         count = len(signatures)
         self._signatures = signatures.view(np.uint64)
-        self._at_hand = self._signatures.any(axis=1)
+        self._at_hand = np.asarray(self._signatures.any(axis=1))
         # The best row with an image's signature: its rank, and of which bytes it tells. Of a digest the first
         # eight bytes are held: it is compared with those of the few other files that an image had.
         self._rank = np.full(count, len(_RANKS), np.int8)
