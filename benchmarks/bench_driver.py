@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr_records import sources, store
-from cxr_records.columns import chunks, known
+from cxr_records.columns import array_of, chunks, known
 from cxr_records.config import DatasetConfig
 from cxr_records.finish import finish_dataset
 from cxr_records.images import ImageFormat, decoder_version
@@ -50,16 +51,13 @@ def repeated(metadata: Metadata, count: int) -> Metadata:
     round_of = np.arange(count, dtype=np.int32) // len(metadata)
     patients = metadata.table["patient_id"].to_numpy()
     numbers = patients[rows] + round_of * (patients.max() + 1)
-    tails = [name[8:] for name in metadata.image_ids.to_pylist()]
-
-    def named(part: slice) -> pa.Array:
-        pairs = zip(numbers[part].tolist(), rows[part].tolist(), strict=True)
-        return pa.array([f"{number:010d}{tails[row]}" for number, row in pairs])
-
-    names = list(map(named, chunks(count, 1 << 16)))
+    start: Any = pc.utf8_lpad(array_of(numbers).cast(pa.string()), 10, "0")
+    names: Any = pc.binary_join_element_wise(
+        start, pc.utf8_slice_codeunits(metadata.image_ids.take(rows), 8), ""
+    )
     columns = {name: metadata.table[name].take(rows).array for name in metadata.table.columns}
     columns["patient_id"] = numbers
-    columns["image_id"] = pd.array(pa.concat_arrays(names), dtype=metadata.table.dtypes["image_id"])
+    columns["image_id"] = pd.array(names, dtype=metadata.table.dtypes["image_id"])
     table = pd.DataFrame(columns)
     return dataclasses.replace(metadata, table=table, findings=metadata.findings[rows], dialect="other")
 

@@ -1,11 +1,16 @@
 """Columns of millions of images: Arrow and NumPy arrays, never a Python object for each image."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow
+import pyarrow.compute
+
+# An array of Arrow, or several of them: its stubs know less than it takes, and see nulls everywhere.
+Column: TypeAlias = Any
+pa: Any = pyarrow
+pc: Any = pyarrow.compute
 
 OBJECTS = 1 << 16  # rows of which there may be Python objects at a time
 
@@ -16,7 +21,12 @@ def chunks(count: int, size: int = OBJECTS) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def one_chunk(values: Any) -> Any:
+def array_of(values: Any, kind: Any = None, mask: Any = None) -> Column:
+    """Returns values as Arrow's."""
+    return pa.array(values, kind, mask=mask)
+
+
+def one_chunk(values: Column) -> Column:
     """Returns a column of pandas or Arrow as one Arrow array, without a copy where it is one already."""
     array = pa.array(values) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
     if isinstance(array, pa.ChunkedArray):
@@ -24,45 +34,45 @@ def one_chunk(values: Any) -> Any:
     return array
 
 
-def texts(values: Any) -> Any:
+def texts(values: Column) -> Column:
     """Returns a column of text as one Arrow array of strings."""
     array = one_chunk(values)
     return array if array.type == pa.string() else array.cast(pa.string())
 
 
-def equals(values: Any, text: str) -> np.ndarray:
+def equals(values: Column, text: str) -> np.ndarray:
     """Tells which values of a column of text are this one: bool [n], False where there is none."""
     found: np.ndarray = pc.equal(one_chunk(values), text).fill_null(False).to_numpy(zero_copy_only=False)
     return found
 
 
-def known(values: Any) -> np.ndarray:
+def known(values: Column) -> np.ndarray:
     """Tells where a column has a value: bool [n]."""
     found: np.ndarray = one_chunk(values).is_valid().to_numpy(zero_copy_only=False)
     return found
 
 
-def joined(values: Any, between: str) -> bytes:
+def joined(values: Column, between: str) -> bytes:
     """Joins a column of text to one, in UTF-8."""
     text: str = pc.binary_join(pa.ListArray.from_arrays([0, len(values)], values), between)[0].as_py()
     return text.encode()
 
 
-def lists(values: np.ndarray) -> Any:
+def lists(values: np.ndarray) -> Column:
     """Returns rows of whole numbers [n, k] as Arrow's lists of int64."""
-    count, width = values.shape
+    count, width = len(values), int(values.shape[1])
     flat = pa.array(np.ascontiguousarray(values, np.int64).reshape(-1))
-    return pa.ListArray.from_arrays(np.arange(0, (count + 1) * width, width, np.int32), flat)
+    return pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * width, flat)
 
 
-def whole_bytes(values: np.ndarray) -> Any:
+def whole_bytes(values: np.ndarray) -> Column:
     """Returns rows of bytes, uint8 [n, k], as Arrow's binary of fixed width."""
     width = values.shape[1]
     flat = np.ascontiguousarray(values).reshape(-1)
     return pa.Array.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(flat)])
 
 
-def rows_of_bytes(values: Any) -> np.ndarray:
+def rows_of_bytes(values: Column) -> np.ndarray:
     """Returns Arrow's binary of fixed width as uint8 [n, k]; zeros where it has nothing."""
     array, width = one_chunk(values), values.type.byte_width
     if array.null_count:
@@ -73,13 +83,13 @@ def rows_of_bytes(values: Any) -> np.ndarray:
     return flat.reshape(len(array), width)
 
 
-def from_hex(values: Any, num_bytes: int) -> np.ndarray:
+def from_hex(values: Column, num_bytes: int) -> np.ndarray:
     """Turns digests written as text into bytes: uint8 [n, num_bytes]."""
     flat = bytes.fromhex(joined(one_chunk(values), "").decode()) if len(values) else b""
     return np.frombuffer(flat, np.uint8).reshape(len(values), num_bytes)
 
 
-def to_hex(values: np.ndarray) -> Any:
+def to_hex(values: np.ndarray) -> Column:
     """Writes rows of bytes, uint8 [n, k], as text: an Arrow array of strings."""
     count, letters = len(values), 2 * values.shape[1]
     offsets = np.arange(count + 1, dtype=np.int32) * letters
@@ -87,7 +97,7 @@ def to_hex(values: np.ndarray) -> Any:
     return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
-def rows_of(names: Any, table: Any) -> np.ndarray:
+def rows_of(names: Column, table: Column) -> np.ndarray:
     """Finds names in a column of names.
 
     The table is passed over ten times, each for a part of the names, so that little is hashed at a time.

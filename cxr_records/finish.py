@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cxr_records import storage, tfds
-from cxr_records.columns import chunks, joined, lists, one_chunk, rows_of_bytes
+from cxr_records.columns import Column, array_of, chunks, joined, lists, one_chunk, rows_of_bytes
 from cxr_records.duplicates import Picture, find_duplicates
 from cxr_records.errors import UsageError
 from cxr_records.layout import (
@@ -170,7 +169,7 @@ def left_out_csv(left_out: pd.DataFrame) -> bytes:
     return out.getvalue().encode()
 
 
-def split_lists(image_ids: pa.StringArray, splits: Splits) -> dict[str, bytes]:
+def split_lists(image_ids: Column, splits: Splits) -> dict[str, bytes]:
     """Returns {file: the names of a split's images, one on each line, sorted}, without empty splits.
 
     All images of the table that are in the split are named, those too that this dataset leaves out: another
@@ -182,7 +181,7 @@ def split_lists(image_ids: pa.StringArray, splits: Splits) -> dict[str, bytes]:
     """
     lists = {}
     for code, file in enumerate(LIST_FILES[: len(SPLITS)]):
-        names = image_ids.filter(pa.array(splits.codes == code))
+        names = image_ids.filter(array_of(splits.codes == code))
         if len(names):
             lists[file] = joined(names.take(pc.sort_indices(names)), "\n") + b"\n"
     return lists
@@ -248,10 +247,10 @@ def _pictures(plan: Plan) -> Iterator[Picture]:
     chosen = np.flatnonzero(np.logical_or(*map(_comes_again, keys)))
     rows = rows[chosen]
     columns = (
-        plan.metadata.image_ids.take(pa.array(rows)).to_pylist(),
+        plan.metadata.image_ids.take(array_of(rows)).to_pylist(),
         records["split"].iloc[chosen].tolist(),
         table["patient_id"].to_numpy()[rows].tolist(),
-        *(stored[name].take(pa.array(rows)).to_pylist() for name in ("sha256", "pixel_sha256")),
+        *(stored[name].take(array_of(rows)).to_pylist() for name in ("sha256", "pixel_sha256")),
     )
     for image, split, patient, source, pixels in zip(*columns, strict=True):
         yield Picture(image, split, patient, source.hex(), pixels.hex())
@@ -295,37 +294,37 @@ def _write_records(
         "image_bytes": np.concatenate([info.image_bytes for info in infos]),
     }
     table = {name: one_chunk(column) for name, column in plan.metadata.table.items()}
-    files = pa.array([spec.file for spec in specs], pa.string())
+    files = array_of([spec.file for spec in specs], pa.string())
 
     def part_of(part: slice) -> pa.Table:
         records, shards = plan.records.iloc[part], shard_of[part]
         rows, copies = records["row"].to_numpy(), records["copy"].to_numpy()
-        image_ids = table["image_id"].take(pa.array(rows))
+        image_ids = table["image_id"].take(array_of(rows))
         texts = [
             augmentation_text(specs[0], image_id, copy)
             for image_id, copy in zip(image_ids.to_pylist(), copies.tolist(), strict=True)
         ]
         labels = plan.selection.labels[rows]
         columns = {
-            "split": pa.array(records["split"]).cast(pa.string()),
-            "shard": files.take(pa.array(shards)),
-            "place": pa.array(np.arange(part.start, part.stop) - (ends[shards] - np.array(counts)[shards])),
-            **{name: pa.array(column[part].astype(np.int64)) for name, column in places.items()},
+            "split": array_of(records["split"]).cast(pa.string()),
+            "shard": files.take(array_of(shards)),
+            "place": array_of(np.arange(part.start, part.stop) - (ends[shards] - np.array(counts)[shards])),
+            **{name: array_of(values[part].astype(np.int64)) for name, values in places.items()},
             "image_id": image_ids,
-            "patient_id": table["patient_id"].take(pa.array(rows)),
-            "view": table["view"].take(pa.array(rows)).cast(pa.string()),
-            "sex": table["sex"].take(pa.array(rows)).cast(pa.string()),
-            "age_years": table["age_years"].take(pa.array(rows)).cast(pa.int64()),
-            "copy": pa.array(copies.astype(np.int64)),
-            "augmentation": pa.array(texts, pa.string()),
-            "label": lists(labels) if labels.ndim > 1 else pa.array(labels),
+            "patient_id": table["patient_id"].take(array_of(rows)),
+            "view": table["view"].take(array_of(rows)).cast(pa.string()),
+            "sex": table["sex"].take(array_of(rows)).cast(pa.string()),
+            "age_years": table["age_years"].take(array_of(rows)).cast(pa.int64()),
+            "copy": array_of(copies.astype(np.int64)),
+            "augmentation": array_of(texts, pa.string()),
+            "label": lists(labels) if labels.ndim > 1 else array_of(labels),
         }
         return pa.table(columns)
 
     out = HashedFile(file)
     parts = map(part_of, chunks(len(plan.records), _ROW_GROUP))
     first = next(parts)
-    with pq.ParquetWriter(out, first.schema) as writer:
+    with out.parquet(first.schema) as writer:
         for part in itertools.chain([first], parts):
             writer.write_table(part, row_group_size=_ROW_GROUP)
     return FileEntry(RECORDS_FILE, out.size, out.hexdigest())

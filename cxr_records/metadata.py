@@ -10,13 +10,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cxr_records.columns import chunks, texts
+from cxr_records.columns import Column, chunks, texts
 from cxr_records.drawings import DRAWN_BY_US, DRAWN_COLUMN
 from cxr_records.errors import CxrError
 from cxr_records.findings import FINDINGS, parse_findings
@@ -88,14 +88,14 @@ class Metadata:
     drawn: int = 0
 
     def __post_init__(self) -> None:
-        types = {name: kind for name, kind in _TYPES.items() if name in self.table}
+        types: Any = {name: kind for name, kind in _TYPES.items() if name in self.table}
         object.__setattr__(self, "table", self.table.astype(types))
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
-    def image_ids(self) -> pa.StringArray:
+    def image_ids(self) -> Column:
         """The column image_id as Arrow has it."""
         return texts(self.table["image_id"])
 

@@ -24,7 +24,9 @@ def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         pyarrow.ArrowException: the bytes are no Parquet file, or damaged.
         OSError: they are cut short.
     """
-    table: pa.Table = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
+    table: pa.Table = pq.ParquetFile(io.BytesIO(data)).read(
+        None if columns is None else list(columns), use_threads=False
+    )
     return table if columns is None else table.select(list(columns))
 
 
@@ -61,6 +63,11 @@ class HashedFile(io.RawIOBase):
         """How many bytes were written."""
         return self.size
 
+    def parquet(self, schema: pa.Schema) -> pq.ParquetWriter:
+        """Opens a Parquet file in it."""
+        to: Any = self  # any file does
+        return pq.ParquetWriter(to, schema)
+
     def hexdigest(self) -> str:
         """The sha256 of what was written."""
         return self._sha256.hexdigest()
@@ -70,7 +77,7 @@ def write_work(path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> Work
     """Writes what workers have to do, a row group for each table; one is held at a time."""
     with storage.atomic_file(path) as file:
         out = HashedFile(file)
-        with pq.ParquetWriter(out, schema) as writer:
+        with out.parquet(schema) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=len(table))
     return WorkFile(path, out.hexdigest())

@@ -13,7 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr_records import storage
-from cxr_records.columns import chunks, equals, joined, known, lists, one_chunk, rows_of_bytes, texts, to_hex
+from cxr_records.columns import (
+    Column,
+    array_of,
+    chunks,
+    equals,
+    joined,
+    known,
+    lists,
+    one_chunk,
+    rows_of_bytes,
+    texts,
+    to_hex,
+)
 from cxr_records.config import DatasetConfig
 from cxr_records.errors import CxrError
 from cxr_records.examples import FEATURES
@@ -243,8 +255,9 @@ def make_plan(
         start += len(keys)
         parts.append(part)
     row, copy = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    split_codes = np.repeat(np.arange(len(SPLITS), dtype=np.int8), [len(rows) for rows, _ in parts])
-    records = {"row": row, "copy": copy, "split": pd.Categorical.from_codes(split_codes, list(SPLITS))}
+    codes = np.repeat(np.arange(len(SPLITS), dtype=np.int8), [len(rows) for rows, _ in parts])
+    of_split = pd.CategoricalDtype(list(SPLITS))
+    records = {"row": row, "copy": copy, "split": pd.Categorical.from_codes(codes, dtype=of_split)}
     balance = imbalance(classes, repeats[train], config.task.class_names, config.copies)
     return Plan(
         config=config,
@@ -344,7 +357,7 @@ def _left_out(
 
 
 def _in_order(
-    rows: np.ndarray, repeats: np.ndarray, image_ids: pa.StringArray, seed: int
+    rows: np.ndarray, repeats: np.ndarray, image_ids: Column, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and copies of the records of one split in their global order, and what orders them: uint64, a
     keyed hash of (seed, image, copy).
@@ -354,7 +367,7 @@ def _in_order(
     copy = np.arange(len(row), dtype=np.int32) - first
     key = np.empty(len(row), np.uint64)
     for part in chunks(len(row)):
-        key[part] = keyed_hashes(seed, "order", image_ids.take(row[part]), pa.array(copy[part]))
+        key[part] = keyed_hashes(seed, "order", image_ids.take(row[part]), array_of(copy[part]))
     # Two equal keys of 64 bits are all but impossible; the table's order would decide, which is sorted.
     order = np.argsort(key, kind="stable")
     return row[order], copy[order], key[order]
@@ -402,7 +415,7 @@ def _record_bytes(image_format: ImageFormat, stored: pa.Table | None) -> float:
     """Bytes of one record: exact for raw pixels, the mean of what is stored for PNG and JPEG."""
     image_bytes = image_format.size**2 * BYTES_PER_PIXEL[image_format.codec]
     if image_format.codec != "raw" and stored is not None:
-        lengths = stored["length"].filter(pa.array(equals(stored["status"], OK))).drop_null()
+        lengths = stored["length"].filter(array_of(equals(stored["status"], OK))).drop_null()
         if len(lengths):
             image_bytes = float(lengths.to_numpy().mean())
     return image_bytes + EXAMPLE_BYTES + OVERHEAD_BYTES
@@ -430,7 +443,7 @@ def _shard_digests(plan: Plan, columns: Mapping[str, Any]) -> list[str]:
         rows, copies = records["row"].to_numpy()[here], records["copy"].to_numpy()[here]
         names = ("image_id", "patient_id", "view", "sex", "age_years")
         cells = [columns[name].take(rows).cast(pa.string()) for name in names]
-        cells += [pa.array(copies).cast(pa.string()), to_hex(rows_of_bytes(columns["sha256"].take(rows)))]
+        cells += [array_of(copies).cast(pa.string()), to_hex(rows_of_bytes(columns["sha256"].take(rows)))]
         heads = pc.binary_join_element_wise(*cells, "\0")
         digest = hashlib.sha256(repr((settings, config.seed, shard.file)).encode())
         digest.update(joined(heads, "\n"))
@@ -453,7 +466,7 @@ def _record_table(plan: Plan, shard: PlannedShard, columns: Mapping[str, Any]) -
                 for name in ("patient_id", "age_years", "offset", "length", "crc32c")
             },
             "findings": lists(plan.metadata.findings[rows]),
-            "label": lists(labels) if labels.ndim > 1 else pa.array(labels),
-            "copy": pa.array(records["copy"].to_numpy().astype(np.int64)),
+            "label": lists(labels) if labels.ndim > 1 else array_of(labels),
+            "copy": array_of(records["copy"].to_numpy().astype(np.int64)),
         }
     ).select(_PLAN_COLUMNS)

@@ -17,13 +17,15 @@ def keyed_hashes(seed: int, *identity: Any) -> np.ndarray:
 
     What is no array stands in every row.
     """
-    import pyarrow as pa  # the other two are for workers, which need none
-    import pyarrow.compute as pc
+    from cxr_records.columns import chunks, pa, pc  # the other two are for workers, which need no Arrow
 
     parts = [part.cast(pa.string()) if isinstance(part, pa.Array) else str(part) for part in identity]
-    joined = pc.binary_join_element_wise(str(seed), *parts, "\0").cast(pa.binary())
-    digests = b"".join([hashlib.blake2b(text, digest_size=8).digest() for text in joined.to_pylist()])
-    return np.frombuffer(digests, ">u8").astype(np.uint64)
+    texts = pc.binary_join_element_wise(str(seed), *parts, "\0").cast(pa.binary())
+    hashes = np.empty(len(texts), np.uint64)
+    for part in chunks(len(texts)):
+        some = [hashlib.blake2b(text, digest_size=8).digest() for text in texts[part].to_pylist()]
+        hashes[part] = np.frombuffer(b"".join(some), ">u8")
+    return hashes
 
 
 def generator(seed: int, *identity: str | int) -> np.random.Generator:

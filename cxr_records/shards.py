@@ -46,10 +46,14 @@ class ShardInfo:
     image_bytes: Sequence[int]
 
     def compact(self) -> "ShardInfo":
-        """The same with arrays of bytes for lists of objects, for a command that holds all shards'."""
-        lists = {name: getattr(self, name) for name in ("offsets", "image_offsets", "image_bytes")}
-        kinds = {name: "I" if max(values, default=0) < 1 << 32 else "Q" for name, values in lists.items()}
-        return dataclasses.replace(self, **{name: array(kinds[name], lists[name]) for name in lists})
+        """The same with bytes for lists of objects, for a command that holds all shards'."""
+        kind = "I" if self.bytes < 1 << 32 else "Q"
+        return dataclasses.replace(
+            self,
+            offsets=array(kind, self.offsets),
+            image_offsets=array(kind, self.image_offsets),
+            image_bytes=array(kind, self.image_bytes),
+        )
 
 
 def read_shard_info(spec: ShardSpec) -> ShardInfo | None:

@@ -10,7 +10,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from cxr_records.archives import (
     named_kind,
     open_archive,
 )
-from cxr_records.columns import chunks, rows_of
+from cxr_records.columns import Column, array_of, chunks, rows_of
 from cxr_records.errors import UsageError
 from cxr_records.names import IMAGE_ENDINGS, base_name, has_image_ending, is_litter, stem
 from cxr_records.urls import name_of, redacted_text
@@ -94,20 +94,18 @@ class Entries(Sequence[Entry]):
     """
 
     _BATCH = 1 << 13  # entries that are packed together
-    _SCHEMA = pa.schema(
-        [
-            ("place", pa.int32()),
-            ("tail", pa.binary()),  # of the source of a file, or of a member: what follows its place
-            ("name", pa.binary()),  # null where it is the tail
-            ("offset", pa.int64()),
-            ("num_bytes", pa.int64()),
-            ("mtime_ns", pa.int64()),  # of a file, and so are the next
-            # The end of a version as `storage.local_state` writes it: it begins with size and mtime_ns.
-            ("ctime_ns", pa.int64()),
-            ("inode", pa.int64()),
-            ("version", pa.binary()),  # where it is another
-        ]
-    )
+    _COLUMNS: ClassVar[dict[str, pa.DataType | None]] = {
+        "place": None,  # whole numbers are of the smallest type that holds those of a batch
+        "tail": pa.binary(),  # of the source of a file, or of a member: what follows its place
+        "name": pa.binary(),  # null where it is the tail
+        "offset": None,
+        "num_bytes": None,
+        "mtime_ns": None,  # of a file, and so are the next
+        # The end of a version as `storage.local_state` writes it: it begins with size and mtime_ns.
+        "ctime_ns": None,
+        "inode": None,
+        "version": pa.binary(),  # where it is another
+    }
 
     def __init__(self, entries: Iterable[Entry] = ()):
         self._places: list[_Place] = []
@@ -152,38 +150,55 @@ class Entries(Sequence[Entry]):
         for batch in np.unique(batch_of).tolist():
             here = places[batch_of == batch]
             if batch < len(self._packed):
-                taken.extend(self._unpack(self._packed[batch].take(pa.array(here))))
+                taken.extend(self._unpack(self._packed[batch].take(array_of(here))))
             else:
                 taken.extend(self._last[place] for place in here.tolist())
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return [taken[place] for place in back.tolist()]
 
-    def names(self) -> pa.ChunkedArray:
+    def names(self) -> Column:
         """The names as bytes of UTF-8; what is no text in a name is none there either."""
-        return pa.chunked_array(
-            [pc.coalesce(batch["name"], batch["tail"]) for batch in self._batches()], pa.binary()
-        )
 
-    def reading_order(self) -> np.ndarray:
-        """Returns the numbers of the entries in the order in which they are read: int64 [entries].
+        def of(batch: pa.RecordBatch) -> Column:
+            if batch["name"].null_count == len(batch):
+                return batch["tail"]  # as it is, without a copy
+            return pc.coalesce(batch["name"], batch["tail"])
+
+        return pa.chunked_array(list(map(of, self._batches())), pa.binary())
+
+    def reading_order(self) -> np.ndarray | None:
+        """Returns the numbers of the entries in the order in which they are read; None where that is theirs.
 
         Files go first, by folder and name; members of an archive by their place in it.
         """
+        batches = list(self._batches())  # first, as packing the last one finds places
         sources = [(place.kind != "file", place.source) for place in self._places]
         rank_of = {source: rank for rank, source in enumerate(sorted(set(sources)))}
         rank = np.array([rank_of[source] for source in sources], np.int32)
-        batches = list(self._batches())
-        keys = pa.table(
-            {
-                "rank": pa.chunked_array([pa.array(rank[batch["place"]]) for batch in batches], pa.int32()),
-                "offset": pa.chunked_array([batch["offset"] for batch in batches], pa.int64()),
-                "tail": pa.chunked_array([batch["tail"] for batch in batches], pa.binary()),
-            }
-        )
-        ascending = [(name, "ascending") for name in keys.column_names]
-        order: np.ndarray = pc.sort_indices(keys, sort_keys=ascending).to_numpy()
-        return order.astype(np.int64, copy=False)
+        keys: list[tuple[np.ndarray, np.ndarray, Column]] = []
+        ordered, last = True, (-1, -1, b"")
+        for batch in batches:
+            ranks, offsets, tails = rank[batch["place"]], batch["offset"].to_numpy(), batch["tail"]
+            keys.append((ranks, offsets, tails))
+            ends = [(int(ranks[at]), int(offsets[at]), tails[at].as_py()) for at in (0, -1)]
+            same = (ranks[1:] == ranks[:-1]) & (offsets[1:] == offsets[:-1])
+            rising = pc.less_equal(tails[:-1], tails[1:]).to_numpy(zero_copy_only=False)
+            further = (ranks[1:] > ranks[:-1]) | ((ranks[1:] == ranks[:-1]) & (offsets[1:] > offsets[:-1]))
+            ordered = ordered and last <= ends[0] and bool((further | (same & rising)).all())
+            last = ends[1]
+        if ordered:
+            return None
+        columns: dict[str, Any] = {
+            "rank": pa.chunked_array([array_of(ranks) for ranks, _, _ in keys], pa.int32()),
+            "offset": pa.chunked_array([array_of(offsets, pa.int64()) for _, offsets, _ in keys], pa.int64()),
+            "tail": pa.chunked_array([tails for _, _, tails in keys], pa.binary()),
+        }
+        sort: Any = pc.sort_indices
+        order: np.ndarray = sort(
+            pa.table(columns), sort_keys=[(name, "ascending") for name in columns]
+        ).to_numpy()
+        return order.astype(np.int32)
 
     def distinct(self) -> "Entries":
         """Returns the entries without those that are there before, in the same order."""
@@ -209,9 +224,11 @@ class Entries(Sequence[Entry]):
 
     def _pack(self, entries: Sequence[Entry]) -> pa.RecordBatch:
         columns = zip(*map(self._row, entries), strict=True)
-        kinds = self._SCHEMA.types
-        arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
-        return pa.RecordBatch.from_arrays(arrays, schema=self._SCHEMA)
+        kinds = self._COLUMNS.values()
+        arrays = [
+            array_of(values, kind or _smallest(values)) for values, kind in zip(columns, kinds, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=list(self._COLUMNS))
 
     def _row(self, entry: Entry) -> tuple[Any, ...]:
         name, source, kind, member, offset, num_bytes, mtime_ns, version = entry
@@ -225,8 +242,8 @@ class Entries(Sequence[Entry]):
         row = (number, _to_bytes(tail), None if name == tail else _to_bytes(name), offset, num_bytes)
         if kind != "file":
             return (*row, 0, 0, 0, None)
-        *_, ctime_ns, inode = 0, 0, *filter(str.isdecimal, version.split("-"))
-        ctime_ns, inode = min(int(ctime_ns), _MOST), min(int(inode), _MOST)
+        *_, last, end = "0", "0", *filter(str.isdecimal, version.split("-"))
+        ctime_ns, inode = min(int(last), _MOST), min(int(end), _MOST)
         same = version == f"{num_bytes}-{mtime_ns}-{ctime_ns}-{inode}"
         return (*row, mtime_ns, ctime_ns, inode, None if same else _to_bytes(version))
 
@@ -241,6 +258,14 @@ class Entries(Sequence[Entry]):
                 continue
             version = f"{num_bytes}-{mtime_ns}-{ctime_ns}-{inode}" if told is None else _to_text(told)
             yield Entry(name, source + tail, kind, member, offset, num_bytes, mtime_ns, version)
+
+
+def _smallest(values: Sequence[int]) -> pa.DataType:
+    low, high = min(values), max(values)
+    kinds = ((8, pa.int8()), (16, pa.int16()), (32, pa.int32()))
+    return next(
+        (kind for bits, kind in kinds if -(1 << bits - 1) <= low and high < 1 << bits - 1), pa.int64()
+    )
 
 
 _MOST = 2**63 - 1  # of a whole number in a column
@@ -315,7 +340,7 @@ class ImageFiles:
         present: bool [num_images], whether there is a file of the image.
     """
 
-    def __init__(self, image_ids: pa.StringArray, entries: Entries, rows: np.ndarray):
+    def __init__(self, image_ids: Column, entries: Entries, rows: np.ndarray):
         self.image_ids = image_ids
         self._entries = entries
         counts = np.bincount(rows[rows >= 0], minlength=len(image_ids))
@@ -342,19 +367,26 @@ class ImageFiles:
         return [list(itertools.islice(entries, count)) for count in counts.tolist()]
 
     def parts(self) -> Iterator[tuple[np.ndarray, list[list[Entry]]]]:
-        """Yields rows of the table and their files, some at a time, in the order in which they are read."""
-        order = self.reading_order(self.present)
-        for part in chunks(len(order), 1 << 13):
-            yield order[part], self.files(order[part])
+        """Yields rows of the table and their files, some at a time, in the order of the list."""
+        rows = self._first_files(self.present)
+        rows = rows[rows >= 0]
+        for part in chunks(len(rows), 1 << 13):
+            yield rows[part], self.files(rows[part])
 
     def reading_order(self, wanted: np.ndarray) -> np.ndarray:
-        """Returns the rows of wanted images, bool [num_images], in the order of their first files."""
+        """Returns the rows of wanted images, bool [num_images], in the order in which they are read."""
+        rows = self._first_files(wanted)
+        if (order := self._entries.reading_order()) is not None:
+            rows = rows[order]
+        found: np.ndarray = rows[rows >= 0]
+        return found
+
+    def _first_files(self, wanted: np.ndarray) -> np.ndarray:
+        """For each entry the row of the wanted image whose first file it is; else -1: int32 [entries]."""
         rows = np.flatnonzero(wanted & self.present)
         row_of = np.full(len(self._entries), -1, np.int32)
         row_of[self._numbers[self._ends[rows] - self._counts(rows)]] = rows
-        in_order = row_of[self._entries.reading_order()]
-        found: np.ndarray = in_order[in_order >= 0]
-        return found
+        return row_of
 
     def forget(self) -> None:
         """Forgets all but how many there are, once the files are read."""
@@ -367,7 +399,7 @@ class ImageFiles:
         return counts
 
 
-def match_entries(entries: Entries, image_ids: pa.StringArray) -> tuple[ImageFiles, np.ndarray]:
+def match_entries(entries: Entries, image_ids: Column) -> tuple[ImageFiles, np.ndarray]:
     """Joins entries to a table by file name; returns the images' files, and numbers of entries of no image.
 
     A file whose name differs in its ending alone (a DICOM of the same image) matches too, where the
@@ -381,25 +413,25 @@ def match_entries(entries: Entries, image_ids: pa.StringArray) -> tuple[ImageFil
     if len(others):
         stems = _stems(image_ids)
         for part in chunks(len(others), max(1 << 16, len(image_ids) // 10)):
-            found = _row_of_others(names.take(pa.array(others[part])), ids, stems)
+            found = _row_of_others(names.take(array_of(others[part])), ids, stems)
             rows[others[part]] = np.where(by_name[found], -1, found)
     return ImageFiles(image_ids, entries, rows), np.flatnonzero(rows < 0)
 
 
-def _stems(image_ids: pa.StringArray) -> pa.ChunkedArray:
+def _stems(image_ids: Column) -> Column:
     parts = (image_ids[part].to_pylist() for part in chunks(len(image_ids)))
-    return pa.chunked_array([pa.array(map(_stem, part), pa.binary()) for part in parts], pa.binary())
+    return pa.chunked_array([array_of(map(_stem, part), pa.binary()) for part in parts], pa.binary())
 
 
 def _stem(name: str) -> bytes:
     return _to_bytes(stem(name))
 
 
-def _row_of_others(names: pa.ChunkedArray, ids: pa.BinaryArray, stems: pa.ChunkedArray) -> np.ndarray:
+def _row_of_others(names: Column, ids: Column, stems: Column) -> np.ndarray:
     """As `names.ImageNames.find` does it, for names that are no image's: by what is in them, or the stem."""
     bases = [base_name(_to_text(name).strip()) for name in names.to_pylist()]
-    rows = rows_of(pa.array(map(_to_bytes, bases), pa.binary()), ids)
-    of_stem = rows_of(pa.array(map(_stem, bases), pa.binary()), stems)
+    rows = rows_of(array_of(map(_to_bytes, bases), pa.binary()), ids)
+    of_stem = rows_of(array_of(map(_stem, bases), pa.binary()), stems)
     return np.where(rows >= 0, rows, of_stem)
 
 

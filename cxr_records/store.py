@@ -25,7 +25,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_records import locks, storage
-from cxr_records.columns import chunks, equals, from_hex, rows_of, rows_of_bytes, whole_bytes
+from cxr_records.columns import (
+    Column,
+    array_of,
+    chunks,
+    equals,
+    from_hex,
+    rows_of,
+    rows_of_bytes,
+    whole_bytes,
+)
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.examples import example_parts
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image, decoder_version
@@ -184,18 +193,6 @@ class ImageStore:
         """A context that keeps other commands from decoding into this store."""
         return locks.lock(storage.join(self.path, LOCK_FILE), f"the image store {self.path}")
 
-    def read_index(self) -> pa.Table:
-        """Returns the rows of all units in a fixed order: the columns of INDEX_SCHEMA and `unit`, a name."""
-        empty = INDEX_SCHEMA.append(pa.field("unit", pa.string())).empty_table()
-        units = self._units()
-        read = ((unit, self._read_unit(unit, INDEX_SCHEMA.names)) for unit in units)
-        tables = [
-            table.append_column("unit", pa.array([unit] * len(table), pa.string()))
-            for unit, table in read
-            if table is not None
-        ]
-        return pa.concat_tables([empty, *tables])
-
     def _units(self) -> list[str]:
         return sorted(_whole_units(storage.list_names(self.path)))
 
@@ -239,7 +236,7 @@ class ImageStore:
 
     def locate(
         self,
-        image_ids: pa.StringArray,
+        image_ids: Column,
         signatures: np.ndarray,
         columns: Sequence[str] = LOCATED,
         lost_as_rejected: bool = False,
@@ -264,19 +261,19 @@ class ImageStore:
         for table, of_row in self._index(units, read):
             rows = rows_of(table["image_id"], image_ids)
             known = rows >= 0
-            search.add(table if known.all() else table.filter(pa.array(known)), of_row[known], rows[known])
+            search.add(table if known.all() else table.filter(array_of(known)), of_row[known], rows[known])
         return search.table(units, lost_as_rejected)
 
-    def _contents(self, image_ids: pa.StringArray, wanted: np.ndarray) -> dict[int, list[str]]:
+    def _contents(self, image_ids: Column, wanted: np.ndarray) -> dict[int, list[str]]:
         """The digests of the files of which there are records, for each row of wanted images."""
         contents: dict[int, list[str]] = {}
         for table, _ in self._index(self._units(), ["image_id", "sha256", "status"]):
-            recorded = table.filter(pa.array(equals(table["status"], OK)))
+            recorded = table.filter(array_of(equals(table["status"], OK)))
             rows = rows_of(recorded["image_id"], image_ids)
             known = np.flatnonzero((rows >= 0) & wanted[rows])
-            digests = recorded["sha256"].take(pa.array(known)).to_pylist()
+            digests = rows_of_bytes(recorded["sha256"])[known]
             for row, digest in zip(rows[known].tolist(), digests, strict=True):
-                contents.setdefault(row, []).append(digest.hex())
+                contents.setdefault(row, []).append(digest.tobytes().hex())
         return contents
 
     def clean(self) -> None:
@@ -340,9 +337,8 @@ class ImageStore:
         """
         settled: set[str] = set()
         for table, _ in self._index(self._units(), ["image_id", "status"]):
-            settled.update(
-                table["image_id"].filter(pa.array(~equals(table["status"], UNREADABLE))).to_pylist()
-            )
+            image_ids: Column = table["image_id"].filter(array_of(~equals(table["status"], UNREADABLE)))
+            settled.update(image_ids.to_pylist())
         kept: set[str] = set()
         for unit in sorted(_outdated_units(storage.list_names(self.path))):
             images = self._images_of_outdated(unit)
@@ -420,7 +416,7 @@ class _Cut:
     ) -> "_Cut":
         """Takes these rows of the table."""
         return cls(
-            files.image_ids.take(pa.array(rows)).to_pylist(),
+            files.image_ids.take(array_of(rows)).to_pylist(),
             [signature.tobytes().hex() for signature in signatures[rows]],
             [known.get(row, []) for row in rows.tolist()],
             files.files(rows),
@@ -446,9 +442,8 @@ class _Cut:
             for entry in entries
         ]
         columns = zip(*rows, strict=True)
-        return pa.table(
-            [pa.array(c, kind) for c, kind in zip(columns, _WORK_SCHEMA.types, strict=True)], _WORK_SCHEMA
-        )
+        kinds = _WORK_COLUMNS.items()
+        return pa.table({n: array_of(c, kind) for (n, kind), c in zip(kinds, columns, strict=True)})
 
 
 def open_store(path: str, image_format: ImageFormat, create: bool = True) -> ImageStore | None:
@@ -525,7 +520,7 @@ class _Search:
     def __init__(self, signatures: np.ndarray, columns: Sequence[str]):
         count = len(signatures)
         self._signatures = signatures.view(np.uint64)
-        self._at_hand = self._signatures.any(axis=1)
+        self._at_hand = np.asarray(self._signatures.any(axis=1))
         # The best row with an image's signature: its rank, and of which bytes it tells. Of a digest the first
         # eight bytes are held: it is compared with those of the few other files that an image had.
         self._rank = np.full(count, len(_RANKS), np.int8)
@@ -548,14 +543,17 @@ class _Search:
             unit: number of the unit of each.
             rows: of the images in the table.
         """
-        rank = pc.index_in(table["status"], value_set=pa.array(_RANKS)).to_numpy()
+        rank = pc.index_in(table["status"], value_set=array_of(_RANKS)).to_numpy()
         digests = rows_of_bytes(table["sha256"])
         content = digests.view(np.uint64)[:, 0]
-        same = (rows_of_bytes(table["signature"]).view(np.uint64) == self._signatures[rows]).all(axis=1)
-        same &= self._at_hand[rows]
+        wanted = self._signatures[rows]
+        differs: np.ndarray = rows_of_bytes(table["signature"]).view(np.uint64) != wanted
+        same: np.ndarray = self._at_hand[rows] & ~differs.any(axis=1)
         # What one decoder rejected, another may be able to read.
         ours = equals(table["decoder"], decoder_version())
-        settled = same & ((rank <= _RANKS.index(SAME)) | ((rank == _RANKS.index(REJECTED)) & ours))
+        settled: np.ndarray = same & (
+            (rank <= _RANKS.index(SAME)) | ((rank == _RANKS.index(REJECTED)) & ours)
+        )
         better = _first_of_each(rows, rank, settled & (rank < self._rank[rows]))
         self._rank[rows[better]], self._content[rows[better]] = rank[better], content[better]
         for place in better[rank[better] == _RANKS.index(REJECTED)].tolist():
@@ -604,22 +602,21 @@ class _Search:
                 self._reasons[row] = self._unsettled.get(row, ("", ""))[1]
         reasons = {row: text for row, text in self._reasons.items() if rejected[row]}
         texts = list(dict.fromkeys(["", *reasons.values()]))
+        code_of = {text: code for code, text in enumerate(texts)}
         reason = np.zeros(len(decoded), np.int32)
-        reason[list(reasons)] = list(
-            map({text: code for code, text in enumerate(texts)}.get, reasons.values())
-        )
-        status = pa.array(rejected.astype(np.int8), mask=~(decoded | rejected))
-        columns = {
-            "status": pa.DictionaryArray.from_arrays(status, pa.array([OK, REJECTED])),
-            "reason": pa.DictionaryArray.from_arrays(pa.array(reason), pa.array(texts)),
+        reason[list(reasons)] = [code_of[text] for text in reasons.values()]
+        status = array_of(rejected.astype(np.int8), mask=~(decoded | rejected))
+        columns: dict[str, Column] = {
+            "status": pa.DictionaryArray.from_arrays(status, array_of([OK, REJECTED])),
+            "reason": pa.DictionaryArray.from_arrays(array_of(reason), array_of(texts)),
             "unit": pa.DictionaryArray.from_arrays(
-                pa.array(self._unit, mask=~decoded), pa.array(units, pa.string())
+                array_of(self._unit, mask=~decoded), array_of(units, pa.string())
             ),
         }
         for name in list(self._told):
-            values = self._told.pop(name)
-            values[~decoded] = 0
-            columns[name] = whole_bytes(values) if values.ndim > 1 else pa.array(values)
+            told = self._told.pop(name)
+            told[~decoded] = 0
+            columns[name] = whole_bytes(told) if told.ndim > 1 else array_of(told)
         return pa.table(columns)
 
 
@@ -635,12 +632,13 @@ def _with_bytes(table: pa.Table) -> pa.Table:
     """Rows of an index with digests as bytes; zeros where there are none."""
     for name, num_bytes in _DIGESTS.items():
         if name in table.column_names:
-            values = from_hex(table[name].fill_null("0" * 2 * num_bytes), num_bytes)
+            text: Column = table[name]
+            values = from_hex(text.fill_null("0" * 2 * num_bytes), num_bytes)
             table = table.set_column(table.column_names.index(name), name, whole_bytes(values))
     return table
 
 
-def _values(column: pa.ChunkedArray, name: str) -> np.ndarray:
+def _values(column: Column, name: str) -> np.ndarray:
     """A column of an index as `_LOCATED` says."""
     kind, shape = _LOCATED[name]
     if shape:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from cxr_records import sources, storage
-from cxr_records.columns import equals, known
+from cxr_records.columns import Column, equals, known
 from cxr_records.errors import CxrError, FoundProblems, UsageError
 from cxr_records.images import ImageDecodeError, ImageFormat, decode_image
 from cxr_records.metadata import Metadata, read_metadata
@@ -62,7 +62,9 @@ class ImagesAtHand:
 
 def pending(store: ImageStore, files: ImageFiles, signatures: np.ndarray) -> np.ndarray:
     """Tells which images at hand the store has not settled: bool [num_images]."""
-    return files.present & ~known(store.locate(files.image_ids, signatures, columns=())["status"])
+    settled = known(store.locate(files.image_ids, signatures, columns=())["status"])
+    waiting: np.ndarray = files.present & ~settled
+    return waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class DecodedImages:
 
     at_hand: ImagesAtHand
     store: str
-    image_ids: pa.StringArray
+    image_ids: Column
     images: pa.Table
     decoded: int
     warnings: tuple[str, ...] = ()
@@ -285,7 +287,7 @@ def _remove_outdated(store: ImageStore) -> list[str]:
     ]
 
 
-def grey_warnings(images: pa.Table, image_ids: pa.StringArray) -> list[str]:
+def grey_warnings(images: pa.Table, image_ids: Column) -> list[str]:
     """Says which images show little: of a blank film, or of a file that holds fewer bits than it says.
 
     Args:

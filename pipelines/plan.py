@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr_records.columns import known
+from cxr_records.columns import Column, array_of, known
 from cxr_records.dataset import open_dataset
 from cxr_records.metadata import Metadata, read_metadata
 from cxr_records.pipelines.decode import (
@@ -117,10 +117,9 @@ def _hoped(held: pa.Table | None, waiting: np.ndarray) -> pa.Table:
     if held is None:
         nothing = pa.nulls(len(waiting), pa.string())
         held = pa.table({"status": nothing, "reason": nothing, "length": pa.nulls(len(waiting), pa.int32())})
-    return pa.table(
-        {
-            "status": pc.if_else(pa.array(waiting), OK, held["status"].cast(pa.string())),
-            "reason": held["reason"],
-            "length": pc.if_else(pa.array(waiting), pa.scalar(None, pa.int32()), held["length"]),
-        }
-    )
+    columns: dict[str, Column] = {
+        "status": pc.if_else(array_of(waiting), OK, held["status"].cast(pa.string())),
+        "reason": held["reason"],
+        "length": pc.if_else(array_of(waiting), pa.scalar(None, pa.int32()), held["length"]),
+    }
+    return pa.table(columns)

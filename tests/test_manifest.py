@@ -20,7 +20,7 @@ from cxr_records.errors import UsageError
 from cxr_records.examples import decode_example
 from cxr_records.findings import FINDINGS, NO_FINDING
 from cxr_records.finish import check_folder, clear_stale, left_out_csv
-from cxr_records.layout import BUILD_FOLDER
+from cxr_records.layout import BUILD_FOLDER, is_shard
 from cxr_records.manifest import ManifestError, manifest_bytes, read_manifest
 from cxr_records.metadata import read_metadata
 from cxr_records.parquet import WorkFile
@@ -133,14 +133,14 @@ def test_the_manifest_is_written_last_and_is_away_while_anything_else_is_written
     build, copied_dataset, monkeypatch
 ):
     written = []
-    atomic = storage.write_bytes
+    atomic = storage.atomic_file
 
-    def write_bytes(path, data):
+    def atomic_file(path):
         if BUILD_FOLDER not in path:
             written.append((os.path.basename(path), (copied_dataset / "manifest.json").exists()))
-        atomic(path, data)
+        return atomic(path)
 
-    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    monkeypatch.setattr(storage, "atomic_file", atomic_file)
     build(copied_dataset, task="binary")
 
     names = [name for name, _ in written]
@@ -155,14 +155,14 @@ def test_the_manifest_is_away_while_another_file_alone_is_written_anew(
 ):
     (copied_dataset / lost).unlink()
     away = {}
-    atomic = storage.write_bytes
+    atomic = storage.atomic_file
 
-    def write_bytes(path, data):
-        if BUILD_FOLDER not in path:
+    def atomic_file(path):
+        if BUILD_FOLDER not in path and not is_shard(os.path.basename(path)):
             away[os.path.basename(path)] = not (copied_dataset / "manifest.json").exists()
-        atomic(path, data)
+        return atomic(path)
 
-    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    monkeypatch.setattr(storage, "atomic_file", atomic_file)
     build(copied_dataset)
 
     assert away[lost]

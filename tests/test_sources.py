@@ -29,6 +29,7 @@ from source_files import (
 
 from cxr_records import storage
 from cxr_records.errors import UsageError
+from cxr_records.names import ImageNames
 from cxr_records.sources import (
     Entries,
     Entry,
@@ -555,3 +556,79 @@ def test_every_entry_is_either_matched_once_or_given_back(found, table):
     for image_id, of_image in matched.items():
         stems = {e.name.rsplit(".", 1)[0] for e in of_image}
         assert stems == {image_id.rsplit(".", 1)[0]}
+
+
+# ---- entries as columns -----------------------------------------------------------------------------------
+
+odd_names = st.sampled_from(["a.png", "b.png", "\udcff.png", "caf\xe9.png", "a\\b.png", ""])
+folders = st.sampled_from(["", "/", "/x/", "/x/y/", "https://h/x/"])
+numbers = st.one_of(st.integers(0, 3), st.sampled_from([10**18, 2**63 - 1, 127, 128, 2**31]))
+versions = st.one_of(
+    st.just(""),
+    st.just("untold-1"),
+    st.builds("{}-{}-{}-{}".format, numbers, numbers, st.integers(0, 2**65), numbers),
+    st.sampled_from(["1-1-01-1", "1-1--1-1", "1-1-\u0661-1", '"etag"']),
+)
+
+
+@st.composite
+def any_entries(draw) -> Entry:
+    kind, name, size, mtime = (
+        draw(st.sampled_from(["file", "zip"])),
+        draw(odd_names),
+        draw(numbers),
+        draw(numbers),
+    )
+    path = draw(folders) + name
+    version = draw(st.one_of(versions, st.just(f"{size}-{mtime}-{mtime}-7")))
+    of_place = (path, "file", "") if kind == "file" else ("/a.zip", kind, path)
+    return Entry(draw(st.sampled_from([name, "other.png"])), *of_place, draw(numbers), size, mtime, version)
+
+
+@given(st.lists(any_entries(), max_size=12), st.integers(1, 5), st.data())
+def test_entries_in_columns_are_the_entries_that_went_in(given_entries, batch, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Entries, "_BATCH", batch)
+        packed = Entries(given_entries)
+        assert (len(packed), list(packed)) == (len(given_entries), given_entries)
+        assert packed[1:] == given_entries[1:]
+        chosen = data.draw(st.lists(st.sampled_from(range(len(given_entries))))) if given_entries else []
+        assert packed.take(chosen) == [given_entries[number] for number in chosen]
+        assert list(packed.distinct()) == list(dict.fromkeys(given_entries))
+
+
+@given(st.lists(any_entries(), max_size=12), st.integers(1, 5))
+def test_files_are_read_by_folder_and_name_and_members_by_their_place(given_entries, batch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Entries, "_BATCH", batch)
+        order = Entries(given_entries).reading_order()
+
+    def key(entry: Entry) -> tuple:
+        path = entry.source if entry.kind == "file" else entry.member
+        before, mark, tail = path.rpartition("/")
+        place = before + mark if entry.kind == "file" else entry.source
+        return (entry.kind != "file", place, entry.offset, tail.encode("utf-8", "surrogatepass"))
+
+    in_order = [given_entries[number] for number in (range(len(given_entries)) if order is None else order)]
+    assert list(map(key, in_order)) == sorted(map(key, given_entries))
+    if list(map(key, given_entries)) == sorted(map(key, given_entries)):
+        assert order is None  # nothing is sorted that is sorted already
+
+
+listed_names = st.sampled_from(["a.png", "a.jpg", " a.png", "A.PNG", "b", "b.dcm", "b.png", "\udcff.png"])
+
+
+@given(st.lists(listed_names, max_size=9), st.lists(listed_names, unique=True, max_size=6))
+def test_images_are_matched_as_by_the_rule_of_names(found, table):
+    table = [name for name in table if name.isprintable() and name == name.strip()]  # as tables' are
+    matched, others = joined([entry(name, f"/{place}") for place, name in enumerate(found)], table)
+    rule = ImageNames(table)
+    expected: dict[str, list[str]] = {}
+    for name in found:
+        image_id = rule.find(name)
+        if image_id is not None and (name == image_id or image_id not in found):
+            expected.setdefault(image_id, []).append(name)
+    assert {image_id: sorted(e.name for e in its) for image_id, its in matched.items()} == {
+        image_id: sorted(its) for image_id, its in expected.items()
+    }
+    assert len(others) == len(found) - sum(map(len, expected.values()))

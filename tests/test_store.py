@@ -57,7 +57,11 @@ class Place:
             os.utime(self.images / f"{name}.png", ns=(now, now))
 
     def index(self) -> pd.DataFrame:
-        return self.store.read_index().to_pandas()
+        units = self.store._units()
+        read = ((unit, self.store._read_unit(unit, INDEX_SCHEMA.names)) for unit in units)
+        tables = [(unit, table.to_pandas()) for unit, table in read if table is not None]
+        empty = INDEX_SCHEMA.empty_table().to_pandas()
+        return pd.concat([empty.assign(unit=""), *(table.assign(unit=unit) for unit, table in tables)])
 
     def matched(self, *sources: str) -> ImageFiles:
         entries = list_sources(sources or [str(self.images)], self.store.archive_folder).entries
@@ -458,6 +462,71 @@ def test_locating_in_an_empty_store_or_nothing_finds_nothing(place):
     place.decode()
     assert place.located(nothing).empty
     assert place.located(others).empty
+
+
+class Told(store.ImageStore):
+    """A store that is no more than the rows of its units."""
+
+    def _units(self) -> list[str]:
+        return sorted(UNITS_TOLD)
+
+    def _read_unit(self, unit: str, columns=()) -> pa.Table:
+        return pa.Table.from_pylist(UNITS_TOLD[unit], INDEX_SCHEMA).select(list(columns))
+
+
+UNITS_TOLD: dict[str, list[dict]] = {}
+index_rows = st.fixed_dictionaries(
+    {
+        "image_id": st.sampled_from(["a", "b", "c", "strange"]),
+        "signature": st.sampled_from(["1" * 32, "2" * 32]),
+        "sha256": st.sampled_from(["3" * 64, "4" * 64]),
+        "status": st.sampled_from(["ok", "same", "rejected", "unreadable"]),
+        "decoder": st.sampled_from(["ours", "another"]),
+        "reason": st.sampled_from(["", "broken", "cut short"]),
+        "offset": st.integers(0, 2**40),
+    }
+)
+
+
+def settled_by_hand(rows: list[tuple[str, dict]], image_id: str, signature: str) -> tuple | None:
+    """The rule: the best row of this file decides; the first record of its bytes tells where these are."""
+    ranks = ["ok", "same", "rejected", "unreadable"]
+    its = [(unit, row) for unit, row in rows if row["image_id"] == image_id]
+    own = [row for _, row in its if row["signature"] == signature and row["status"] != "unreadable"]
+    own = [row for row in own if row["status"] != "rejected" or row["decoder"] == "ours"]
+    if not own:
+        return None
+    best = min(own, key=lambda row: ranks.index(row["status"]))
+    if best["status"] == "rejected":
+        return ("rejected", best["reason"], None, 0)
+    records = [(unit, row) for unit, row in its if row["status"] == "ok" and row["sha256"] == best["sha256"]]
+    return ("ok", "", records[0][0], records[0][1]["offset"]) if records else None
+
+
+@given(
+    st.lists(st.lists(index_rows, max_size=5, unique_by=lambda row: row["image_id"]), max_size=5),
+    st.lists(st.sampled_from(["", "1" * 32, "2" * 32]), min_size=3, max_size=3),
+    st.integers(1, 3),
+    st.sampled_from([("offset", "sha256"), ("offset",)]),
+)
+def test_what_is_located_is_what_the_rows_of_all_units_say(units, wanted, at_once, columns):
+    UNITS_TOLD.clear()
+    UNITS_TOLD.update({f"v2-{number}": rows for number, rows in enumerate(units)})
+    rows = [(unit, row) for unit, its in UNITS_TOLD.items() for row in its]
+    told = np.frombuffer(bytes.fromhex("".join(text or "0" * 32 for text in wanted)), np.uint8).reshape(3, 16)
+    image_ids = ["a", "b", "c"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "decoder_version", lambda: "ours")
+        patch.setattr(store, "_UNITS_AT_ONCE", at_once)
+        located = Told("nowhere", FORMAT).locate(pa.array(image_ids), told, columns)
+    found = [
+        None if row["status"] is None else (row["status"], row["reason"], row["unit"], row["offset"])
+        for row in located.to_pylist()
+    ]
+    assert found == [
+        settled_by_hand(rows, image_id, signature) if signature else None
+        for image_id, signature in zip(image_ids, wanted, strict=True)
+    ]
 
 
 def test_a_signature_tells_path_place_size_and_version_in_any_order_of_files():
