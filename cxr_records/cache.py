@@ -240,7 +240,7 @@ def _download(path: str, descriptor: int, num_bytes: int, sha256: str) -> None:
                     offset += len(block)
         except FileNotFoundError:
             raise CxrError(f"{path} is missing; run cxr-records verify on the dataset") from None
-        except CxrError:
+        except (CxrError, MemoryError):
             raise
         except Exception as error:  # each storage has its own kinds
             trouble = " ".join(f"{type(error).__name__}: {error}".split())

@@ -178,6 +178,8 @@ def _by_gdcm(dicom: "pydicom.Dataset") -> np.ndarray:
     try:
         with stderr_kept() as lines:
             pixels: np.ndarray = dicom.pixel_array
+    except MemoryError:  # about the machine, not the image
+        raise
     except Exception as error:
         raise ImageDecodeError(f"damaged JPEG in DICOM: {lines[-1] if lines else error}") from error
     for line in lines:
@@ -347,6 +349,8 @@ def _first_table(dicom: "pydicom.Dataset", name: str) -> tuple[int, np.ndarray, 
             order = "<" if dicom.original_encoding[1] else ">"
             data = np.frombuffer(data, np.uint8 if len(data) <= (count or 65536) + 1 else f"{order}u2")
         entries = np.asarray(data).ravel()[: count or 65536].astype(np.int64)
+    except MemoryError:  # about the machine, not the image
+        raise
     except Exception:  # what is odd in it comes as errors of many kinds; see decoding.decoding
         return None
     readable = len(entries) == (count or 65536) and 8 <= bits <= 16 and entries.max() < 2**bits
@@ -357,6 +361,8 @@ def _first_number(dicom: "pydicom.Dataset", name: str) -> float | None:
     """Returns the first of an element's numbers; None where there is none, or one that cannot be read."""
     try:
         number = float(np.atleast_1d(np.asarray(dicom[name].value, dtype=np.float64))[0])
+    except MemoryError:  # about the machine, not the image
+        raise
     except Exception:  # see _first_table
         return None
     return number if np.isfinite(number) else None

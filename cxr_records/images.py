@@ -174,6 +174,8 @@ def _decode_picture(data: bytes, kind: str) -> tuple[Image.Image | np.ndarray, s
         image: Image.Image = Image.open(io.BytesIO(data), formats=[kind.upper()])
     except Image.DecompressionBombError as error:
         raise ImageDecodeError("far more pixels than any X-ray") from error
+    except MemoryError:  # about the machine, not the image
+        raise
     except Exception as error:  # see decoding.decoding: what is raised on bad headers is no contract
         raise ImageDecodeError(f"a {kind.upper()} whose header is damaged or cut short") from error
     with decoding(), image:
@@ -200,5 +202,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None  # what is asked of Pillow takes longer
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:  # about the machine, not the image
+        raise
     except Exception:  # see decoding.decoding
         return None

@@ -619,7 +619,7 @@ def _said_clearly(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except CxrError:
+    except (CxrError, MemoryError):
         raise
     except Exception as error:
         if not is_url(url):

@@ -136,7 +136,7 @@ def read_content(path: str, argument: str, also: Sequence[str] = ()) -> bytes:
     except (FileNotFoundError, IsADirectoryError) as error:
         what = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
         raise UsageError(f"{path}: found {what}; `{argument}` must name an existing file") from error
-    except CxrError:
+    except (CxrError, MemoryError):  # the last is about the machine, not the file
         raise
     except Exception as error:  # each object store raises exceptions of its own
         problem = f"{type(error).__name__}: {short(error)}"
@@ -281,7 +281,7 @@ def _only_file(path: str, argument: str, content: bytes) -> bytes | None:
                 )
             with archive.open(files[0]) as file:
                 return file.read(MAX_BYTES + 1)
-    except CxrError:
+    except (CxrError, MemoryError):  # the last is about the machine, not the file
         raise
     except Exception as error:  # zipfile raises whatever the broken part led to
         problem = f"{type(error).__name__}: {short(error)}"
@@ -444,7 +444,7 @@ def _sheets(path: str, content: bytes) -> list[_Sheet]:
         sheets = [_sheet(sheet) for sheet in book.worksheets]
         if _has_formulas(content):
             _check_formulas(path, book, openpyxl.load_workbook(io.BytesIO(content), read_only=True))
-    except CxrError:
+    except (CxrError, MemoryError):  # the last is about the machine, not the file
         raise
     except Exception as error:  # openpyxl raises whatever the broken part of the archive led to
         problem = f"{type(error).__name__}: {short(error)}"

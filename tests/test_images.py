@@ -450,3 +450,12 @@ def test_nothing_is_written_to_stderr_for_odd_images(tmp_path):
     assert ended.stderr == ""
     assert ended.stdout.split("\n")[-3:] == ["large rejected", "palette decoded", ""]
     assert ended.returncode == 0
+
+
+def test_an_image_is_never_rejected_for_want_of_memory(monkeypatch):
+    def no_memory(*given, **more):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(MemoryError):
+        decode_image(saved(Image.fromarray(ramp()), "JPEG"), SMALL)

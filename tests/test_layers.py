@@ -200,3 +200,30 @@ def test_help_loads_none_of_the_large_packages(command):
     large = {"numpy", "pandas", "pyarrow", "PIL", "fsspec", "google_crc32c", "scipy", "matplotlib", "sklearn"}
     assert loaded & (HEAVY | large) == set()
     assert "click" in loaded
+
+
+# Where used-up memory is told as what it is (`errors.is_out_of_memory`), or goes on after a word of its own.
+TOLD_LATER = {
+    "cxr_records/cli.py _run": "says it to the user",
+    "pipelines/beam_job.py main": "prints it, and the command reads it",
+}
+
+
+def test_used_up_memory_is_never_told_as_a_broken_file():
+    """Whoever turns any error into a word about a file or an image lets MemoryError pass first."""
+    found = set()
+    for path in sorted(
+        [*ROOT.glob("cxr_records/*.py"), *ROOT.glob("pipelines/*.py"), *ROOT.rglob("trainers/**/*.py")]
+    ):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for block in (node for node in ast.walk(function) if isinstance(node, ast.Try)):
+                names: set[str] = set()
+                for handler in block.handlers:
+                    kinds = ast.unparse(handler.type) if handler.type else "Exception"
+                    passed_on = isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+                    if kinds == "Exception" and not passed_on and "MemoryError" not in names:
+                        found.add(f"{path.relative_to(ROOT).as_posix()} {function.name}")
+                    names |= set(re.findall(r"\w+", kinds))
+    assert found == set(TOLD_LATER)

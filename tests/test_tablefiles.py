@@ -521,3 +521,12 @@ def test_names_of_columns_are_alike_up_to_a_slip_of_the_pen():
     assert alike("Veiw Position", "View Position")
     assert alike("Patient_Genders", "Patient Gender")
     assert not alike("Patient Sex", "Patient Age")
+
+
+def test_used_up_memory_while_a_table_is_read_is_no_fault_of_the_table(tmp_path, monkeypatch):
+    def no_memory(path):
+        raise MemoryError
+
+    monkeypatch.setattr("cxr_records.storage.open_read", no_memory)
+    with pytest.raises(MemoryError):
+        tablefiles.read_content(str(tmp_path / "table.csv"), "metadata")

@@ -211,6 +211,8 @@ def _tensorflow_tpu() -> Devices:
 
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(os.environ["TPU_NAME"])
+    except MemoryError:
+        raise
     except Exception as error:  # the resolver raises whatever its transport does
         raise CxrError(f"TPU_NAME={os.environ['TPU_NAME']}: cannot be reached: {error}") from error
     strategy = tf.distribute.TPUStrategy(resolver)

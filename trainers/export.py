@@ -333,7 +333,7 @@ def _said_of(run: runs.Run, format: str) -> Iterator[None]:
         logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
         with stderr_kept():
             yield
-    except (CxrError, ModuleNotFoundError):
+    except (CxrError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # as many kinds as there are ways for a graph not to fit
         text = str(error)

@@ -451,6 +451,8 @@ def _application(name: str, x: keras.KerasTensor, spec: ModelSpec) -> keras.Kera
                 pooling="avg",
                 **own,
             )
+    except MemoryError:  # about the machine, not the file
+        raise
     except Exception as error:  # as many kinds as networks and files have ways to fail
         reason = " ".join(str(error).split())
         if weights == "imagenet":
@@ -520,5 +522,7 @@ def _read_weights(path: str, custom: Mapping[str, Any], say: Callable[[str], Non
             return {weight.path: np.asarray(weight.value) for weight in model.weights}
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {n.removeprefix("model/"): file[n] for n in file.files if n.startswith("model/")}
+    except MemoryError:  # about the machine, not the file
+        raise
     except Exception as error:  # a file of another kind fails in as many ways as there are kinds
         raise CxrError(f"`weights={path}`: cannot be read: {' '.join(str(error).split())}") from error

@@ -148,6 +148,8 @@ def calling(what: str, name: str) -> Iterator[None]:
     """
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
         kind = "" if isinstance(error, CxrError) else f"{type(error).__name__}: "
         text = error.msg if isinstance(error, SyntaxError) else str(error).strip().split("\n")[0]

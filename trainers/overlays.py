@@ -88,6 +88,8 @@ def is_ours(data: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return image.info.get("Software") == _MADE_BY
+    except MemoryError:  # about the machine, not the file
+        raise
     except Exception:  # whatever Pillow raises on what is no PNG
         return False
 

@@ -50,10 +50,14 @@ def load_model(run: runs.Run, dataset: Dataset | None = None) -> keras.Model:
         try:
             # What runs of before saved still holds the layers that made training random.
             return models.inert(keras.saving.load_model(local, compile=False))
+        except MemoryError:  # about the machine, not the file
+            raise
         except Exception as error:  # as many kinds as there are ways for a file to be damaged
             custom = named.objects(settings, run.code)
             try:
                 return models.inert(keras.saving.load_model(local, compile=False, custom_objects=custom))
+            except MemoryError:
+                raise
             except Exception:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise CxrError(f"{path} cannot be loaded: {reason}") from error

@@ -41,6 +41,8 @@ def read_weights(data: bytes, where: str) -> dict[str, np.ndarray]:
             size = int.from_bytes(file.read(8), "little")
             storages[key] = np.frombuffer(file.read(size * _size_of(tensors, key)), np.uint8)
         return {name: tensor.read(storages) for name, tensor in tensors.items()}
+    except MemoryError:  # about the machine, not the file
+        raise
     except Exception as error:  # a file of another kind fails in as many ways as there are kinds
         reason = " ".join(str(error).split())
         raise CxrError(f"{where}: not weights that PyTorch saved, or damaged ({reason})") from error
