@@ -148,6 +148,7 @@ def load_split(
 
     by_number = reading.function()
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # which takes a while
     def batch(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
         trouble, *parts = python_call(by_number, [number], [tf.string, *types])
         # An error of Python's would come with its traceback.
