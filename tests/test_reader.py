@@ -4,6 +4,8 @@ import gc
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
@@ -570,6 +572,32 @@ def test_shards_are_held_open_while_they_are_read_and_somewhat_longer(copied_dat
     again = load_split(str(copied_dataset), "test", 4)
     assert held() == 2 * test
     del still, again
+
+
+def test_a_process_may_load_a_split_any_number_of_times(copied_dataset):
+    shards = len(manifest_json(copied_dataset)["splits"]["test"]["shards"])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        load_split(str(copied_dataset), "test", 4)
+    assert len(os.listdir("/proc/self/fd")) - before <= 17 * shards
+
+
+ENDING = """
+import sys
+from cxr_records.reader import load_split
+reading = [iter(load_split(sys.argv[1], "train", 32)) for _ in range(3)]
+for one in reading:
+    next(one)
+"""
+
+
+def test_a_process_that_ends_while_images_are_decoded_ahead_says_nothing_of_it(build, tmp_path):
+    build(tmp_path / "data", codec="png")
+    run = subprocess.run(
+        [sys.executable, "-c", ENDING, str(tmp_path / "data")], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_more_shards_than_a_process_may_open_are_said(copied_dataset, monkeypatch):
