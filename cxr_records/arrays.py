@@ -236,6 +236,10 @@ class Arrays:
         # A generator outermost refuses a second thread; an islice would crash.
         return (self.batch(run, numbers) for numbers in islice(self.numbers(run, run.first), run.num_batches))
 
+    def free_buffers(self) -> None:
+        """Lets go of the memory that is kept for batches to come."""
+        self._buffers = _Buffers()
+
     def check_room(self, run: Epochs) -> None:
         """Makes sure that the cache of a remote dataset is large enough for the shards that are read in turn.
 

@@ -231,6 +231,7 @@ class _Reading:
 
     def _leave(self) -> None:
         self._kept = False
+        self._arrays.free_buffers()  # the files stay open; memory, a strategy's batches take anew
 
     def _batch(self, number: int) -> tuple[np.ndarray, ...]:
         self._used = time.monotonic()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
@@ -18,7 +19,7 @@ import pytest
 import tensorflow as tf
 from conftest import manifest_json, pixels, stored
 
-from cxr_records import order, reader, shard_files, storage
+from cxr_records import arrays, order, reader, shard_files, storage
 from cxr_records.balancing import expected_draws, reached, times_drawn
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
@@ -580,6 +581,33 @@ def test_a_process_may_load_a_split_any_number_of_times(copied_dataset):
     for _ in range(50):
         load_split(str(copied_dataset), "test", 4)
     assert len(os.listdir("/proc/self/fd")) - before <= 17 * shards
+
+
+def test_memory_of_batches_is_free_when_nobody_refers_to_them(copied_dataset):
+    def held() -> int:
+        return sum(size for array, size in tracked if array() is not None)
+
+    tracked, empty = [], np.empty
+
+    def traced(*args):
+        array = empty(*args)
+        tracked.append((weakref.ref(array), array.nbytes))
+        return array
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays.np, "empty", traced)
+        batches = load_split(str(copied_dataset), "train", 16)
+        reading = iter(batches.map(lambda image, label: image))
+        for _ in range(10):
+            batch = next(reading)
+    del batches
+    gc.collect()
+    assert held() > 0
+    kept = batch.numpy().copy()
+    del reading
+    gc.collect()
+    assert held() <= 2 * kept.nbytes  # that of the batch
+    np.testing.assert_array_equal(batch.numpy(), kept)
 
 
 ENDING = """
