@@ -26,6 +26,11 @@ def array_of(values: Any, kind: Any = None, mask: Any = None) -> Column:
     return pa.array(values, kind, mask=mask)
 
 
+def give_back() -> None:
+    """Gives memory that was freed back to the system: large arrays that come next could not use it."""
+    pa.default_memory_pool().release_unused()
+
+
 def one_chunk(values: Column) -> Column:
     """Returns a column of pandas or Arrow as one Arrow array, without a copy where it is one already."""
     array = pa.array(values) if not isinstance(values, pa.Array | pa.ChunkedArray) else values

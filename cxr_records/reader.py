@@ -149,6 +149,7 @@ def load_split(
 
     by_number, at_end = reading.function(), _refused("Python ends", len(types))
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # which takes a while
     def batch(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
         trouble, *parts = python_call(by_number, [number], [tf.string, *types], at_end)
         # An error of Python's would come with its traceback.

@@ -26,7 +26,7 @@ from cxr_records.archives import (
     named_kind,
     open_archive,
 )
-from cxr_records.columns import Column, array_of, chunks, rows_of
+from cxr_records.columns import Column, array_of, chunks, give_back, rows_of
 from cxr_records.errors import UsageError
 from cxr_records.names import IMAGE_ENDINGS, base_name, has_image_ending, is_litter, stem
 from cxr_records.urls import name_of, redacted_text
@@ -383,14 +383,17 @@ class ImageFiles:
 
     def _first_files(self, wanted: np.ndarray) -> np.ndarray:
         """For each entry the row of the wanted image whose first file it is; else -1: int32 [entries]."""
-        rows = np.flatnonzero(wanted & self.present)
+        chosen = wanted & self.present
+        counts = np.diff(self._ends, prepend=np.int32(0))
+        firsts = self._numbers[(self._ends - counts)[chosen]]
         row_of = np.full(len(self._entries), -1, np.int32)
-        row_of[self._numbers[self._ends[rows] - self._counts(rows)]] = rows
+        row_of[firsts] = np.flatnonzero(chosen)
         return row_of
 
     def forget(self) -> None:
         """Forgets all but how many there are, once the files are read."""
         self._entries, self._numbers, self._ends = Entries(), np.empty(0, np.int32), np.empty(0, np.int32)
+        give_back()
 
     def _counts(self, rows: Any) -> np.ndarray:
         """How many files each of these images has."""

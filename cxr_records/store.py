@@ -31,6 +31,7 @@ from cxr_records.columns import (
     chunks,
     equals,
     from_hex,
+    give_back,
     rows_of,
     rows_of_bytes,
     whole_bytes,
@@ -262,7 +263,9 @@ class ImageStore:
             rows = rows_of(table["image_id"], image_ids)
             known = rows >= 0
             search.add(table if known.all() else table.filter(array_of(known)), of_row[known], rows[known])
-        return search.table(units, lost_as_rejected)
+        located = search.table(units, lost_as_rejected)
+        give_back()
+        return located
 
     def _contents(self, image_ids: Column, wanted: np.ndarray) -> dict[int, list[str]]:
         """The digests of the files of which there are records, for each row of wanted images."""

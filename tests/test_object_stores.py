@@ -91,7 +91,7 @@ def test_an_object_that_was_replaced_by_one_of_the_same_size_is_another(bucket):
     for _ in range(2):
         storage.write_bytes(f"{bucket}/set/a.png", b"one")
         (first,) = list_sources([f"{bucket}/set"]).entries
-        assert list_sources([f"{bucket}/set"]).entries == [first]
+        assert list(list_sources([f"{bucket}/set"]).entries) == [first]
         with SourceReader(None) as reader:
             assert reader.read(first) == b"one"
             storage.write_bytes(f"{bucket}/set/a.png", b"two")
