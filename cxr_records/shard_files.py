@@ -260,6 +260,10 @@ class FetchedShards:
             with self._lock:
                 self._held[shard] = fetched
             return fetched
+        except OSError as error:  # of the cache's disk; what a storage raises is a CxrError by now
+            self._dataset.check_unchanged()
+            url, said = storage.join(self._dataset.path, entry.file), error.strerror or error
+            raise CxrError(f"{url} could not be put into the cache: {said}") from None
         except Exception:
             self._dataset.check_unchanged()  # a rebuild is the cause
             raise

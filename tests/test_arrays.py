@@ -732,6 +732,36 @@ def test_a_remote_shard_is_fetched_by_its_reader_once_no_thread_begins_work(many
     assert contents(read.batches(4, epochs=1)) == expected
 
 
+def test_a_cache_that_is_removed_meanwhile_is_made_again(many_shards, remote, tmp_path):
+    cache = tmp_path / "cache"
+    expected = contents(opened(many_shards).batches(4, epochs=2))
+    batches = opened(remote, cache_dir=str(cache), cache_bytes=10 * largest_of(many_shards)).batches(
+        4, epochs=2
+    )
+    found = []
+    for number, batch in enumerate(batches):
+        found.append(batch)
+        if number in (1, 5):
+            shutil.rmtree(cache, ignore_errors=True)
+    assert contents(found) == expected
+
+
+def test_a_cache_that_cannot_be_written_is_said(remote, tmp_path, monkeypatch):
+    read = opened(remote, cache_dir=str(tmp_path))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "ftruncate", full)
+    with pytest.raises(CxrError) as error:
+        read[0]
+    shard = read.records.shards[0][0]
+    assert (
+        str(error.value)
+        == f"memory://bucket/{shard} could not be put into the cache: No space left on device"
+    )
+
+
 def test_a_cache_that_is_too_small_is_refused_with_what_it_needs(many_shards, remote, tmp_path):
     largest = largest_of(many_shards)
     for limit, at_once in ((4 * largest - 1, 1), (10 * largest - 1, 7)):
