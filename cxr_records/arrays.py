@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import groupby, islice
 from typing import Any
 
@@ -28,7 +28,7 @@ from cxr_records.dataset import Dataset, SplitRecords
 from cxr_records.epochs import Epochs
 from cxr_records.errors import UsageError
 from cxr_records.order import INTERLEAVED_SHARDS
-from cxr_records.shard_files import Fetch, OpenShard, ShardFiles, open_shards
+from cxr_records.shard_files import Fetch, OpenShard, ShardFiles, open_shards, submitted
 from cxr_records.tfrecord import HEADER_BYTES, RecordError, unframe
 
 _ALIGNED = 64  # bytes, to which TensorFlow and others want arrays aligned that they take as they are
@@ -126,7 +126,8 @@ class Arrays:
             CxrError: as `gather`.
         """
         number = operator.index(number)
-        return self.gather([number])[0], self.labels[number]
+        image = self.gather([number])[0]
+        return image, self.labels[number].copy()  # who writes to it changes no other
 
     def __getitems__(self, numbers: Sequence[int]) -> list[tuple[np.ndarray, Any]]:
         """Returns several records, read together: so PyTorch's DataLoader asks for those of a batch."""
@@ -150,10 +151,10 @@ class Arrays:
                 f"found numbers of shape {list(wanted.shape)} and type {wanted.dtype}; expected a list of "
                 "whole numbers"
             )
-        wanted = wanted.astype(np.int64)
         wrong = (wanted < -len(self)) | (wanted >= len(self))
         if wrong.any():
             raise IndexError(f"found record {wanted[wrong][0]} of split {self._split}, which has {len(self)}")
+        wanted = wanted.astype(np.int64)  # now that all fit: of uint64 the largest would become -1
         wanted[wanted < 0] += len(self)
         shape = (len(wanted), self.size, self.size, 1)
         if out is None:
@@ -172,8 +173,10 @@ class Arrays:
         shares = min(self._threads, -(-len(wanted) // _LEAST_SHARE))
         if shares > 1:
             parts = np.array_split(order, 4 * shares)  # so that none waits long for the slowest
-            for done in [self._workers().submit(self._fill, images, wanted, part) for part in parts]:
-                done.result()
+            filled = [submitted(self._workers(), self._fill, images, wanted, part) for part in parts]
+            wait(filled)  # for all: none writes to the array once an error is raised
+            for part_filled in filled:
+                part_filled.result()
         else:
             self._fill(images, wanted, order)
         return out
@@ -230,8 +233,12 @@ class Arrays:
             num_hosts=num_hosts,
         )
         self.check_room(run)
-        batches = (self.batch(run, numbers) for numbers in self.numbers(run, run.first))
-        return islice(batches, run.num_batches)
+        # A generator outermost refuses a second thread; an islice would crash.
+        return (self.batch(run, numbers) for numbers in islice(self.numbers(run, run.first), run.num_batches))
+
+    def free_buffers(self) -> None:
+        """Lets go of the memory that is kept for batches to come."""
+        self._buffers = _Buffers()
 
     def check_room(self, run: Epochs) -> None:
         """Makes sure that the cache of a remote dataset is large enough for the shards that are read in turn.
@@ -296,7 +303,11 @@ class Arrays:
         lists = (column.tolist() for column in columns)
         for shard, records in groupby(zip(*lists, strict=True), key=operator.itemgetter(0)):
             file = self._files[shard]
-            mapped = file.mapped()
+            try:
+                mapped = file.mapped()
+            except OSError as error:  # more files or maps than the system allows
+                said = f"cannot be read: {error.strerror or error}"
+                raise self._files.trouble(shard, said) from None
             for _, row, number, start, known in records:
                 try:
                     if not known:
@@ -310,7 +321,7 @@ class Arrays:
                         images[row] = self._decoded(mapped[start : start + int(self._image_bytes[number])])
                 except (ValueError, OSError) as error:
                     kind = "cannot be read" if isinstance(error, OSError) else "is damaged"
-                    said = getattr(error, "strerror", None) or error
+                    said = str(getattr(error, "strerror", None) or error)
                     record = f"record {self._places[number]} ({self.records.image_ids[number]})"
                     raise self._files.trouble(shard, f"{record} {kind}: {said}") from None
 

@@ -106,6 +106,7 @@ class ShardCache:
         while True:
             if held := self._hold(final, num_bytes, sha256):
                 return held
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
             with self._part_of(final) as (descriptor, part):
                 if descriptor is None or final.exists():
                     continue  # another thread or process has fetched it meanwhile

@@ -2,7 +2,8 @@
 
 `tf.numpy_function` runs in a thread of TensorFlow's. One that waits for Python's lock while the interpreter
 is taken down waits for ever, and with it whoever collects its iterator: the process would never end. So at
-exit what is called returns at once, with an error, and the exit goes on when nothing is called any more.
+exit what is called returns at once, with what was given for that, and the exit goes on when nothing is called
+any more. (An error would be logged, with its traceback, by each iterator that makes batches ahead.)
 """
 
 import atexit
@@ -13,12 +14,13 @@ from typing import Any
 
 import tensorflow as tf
 
-QUIET_SECONDS = 0.03  # in which nothing was called: what is made ahead is full, of errors if need be
+QUIET_SECONDS = 0.03  # in which nothing was called: what is made ahead is full
 MOST_SECONDS = 10.0  # for a call that does not return, as a download that stands still
 
 
+@tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # nor what is called
 def python_call(
-    function: Callable[..., Any], arguments: Sequence[tf.Tensor], types: Sequence[tf.DType]
+    function: Callable[..., Any], arguments: Sequence[tf.Tensor], types: Sequence[tf.DType], at_end: Any
 ) -> list[tf.Tensor]:
     """Calls a function with the values of tensors, as NumPy has them, whenever the operation runs.
 
@@ -29,12 +31,16 @@ def python_call(
         function: returns as many arrays or numbers as there are types.
         arguments: what it is called with.
         types: of the tensors that it returns; their shapes are unknown.
+        at_end: what is returned in its place once Python ends.
     """
 
-    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # as is tried, at each call, with what a pipeline calls
     def called(*values: Any) -> Any:
-        with _calls:
+        if not _calls.begin():
+            return at_end
+        try:
             return function(*values)
+        finally:
+            _calls.finish()
 
     return list(tf.numpy_function(called, arguments, list(types)))
 
@@ -45,14 +51,15 @@ class _Calls:
     def __init__(self) -> None:
         self._lock, self._begun, self._running, self._closed = threading.Lock(), 0, 0, False
 
-    def __enter__(self) -> None:
+    def begin(self) -> bool:
+        """Tells whether a call may run; if so, `finish` follows it."""
         with self._lock:
             self._begun += 1
-            if self._closed:
-                raise RuntimeError("Python ends")
-            self._running += 1
+            self._running += not self._closed
+            return not self._closed
 
-    def __exit__(self, *_: object) -> None:
+    def finish(self) -> None:
+        """Says that a call is over."""
         with self._lock:
             self._running -= 1
 

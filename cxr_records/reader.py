@@ -36,6 +36,7 @@ from cxr_records.tfio import enable_tensorflow_io, fetch_by_tensorflow
 
 PREFETCH_BYTES, PREFETCH_BATCHES = 64 << 20, (2, 16)  # of batches ready for the trainer
 LINGER_SECONDS = 60.0  # for which a split stays open that nobody refers to and nobody reads
+_MOST_LINGERING = 16  # of such splits: a process that makes many soon could open no more files
 _MOST_PLACES = 16  # of iterators in a run, remembered
 
 _STOPPED = "reading stopped: "  # begins what `shard_errors` knows again
@@ -146,11 +147,11 @@ def load_split(
     rows = None if run.last_batch == "smaller" else batch_size
     shapes = [[rows, *shape] for shape in ([arrays.size, arrays.size, 1], arrays.labels.shape[1:], [])]
 
-    by_number = reading.function()
+    by_number, at_end = reading.function(), _refused("Python ends", len(types))
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # which takes a while
     def batch(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        trouble, *parts = python_call(by_number, [number], [tf.string, *types])
+        trouble, *parts = python_call(by_number, [number], [tf.string, *types], at_end)
         # An error of Python's would come with its traceback.
         with tf.control_dependencies([tf.debugging.Assert(tf.equal(trouble, ""), [trouble])]):
             return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=False))
@@ -186,9 +187,10 @@ def shard_errors() -> Iterator[None]:
 class _Reading:
     """The batches of a run by number, for whatever iterators TensorFlow makes of it.
 
-    TensorFlow never lets go of a function, so the one that it gets finds this object by a name, and an object
-    that nobody refers to, and whose batches nobody asked for during LINGER_SECONDS, is closed when another is
-    made. (What derives from a tf.data.Dataset refers to it, but for a strategy's own.)
+    TensorFlow never lets go of a function, so the one that it gets finds this object by a name. One that
+    nobody refers to is closed when another is made: after LINGER_SECONDS in which nobody asked for a batch,
+    or when _MOST_LINGERING others were asked since. (What derives from a tf.data.Dataset refers to it, but
+    for a strategy's own.)
     """
 
     _open: ClassVar[dict[int, "_Reading"]] = {}
@@ -201,9 +203,10 @@ class _Reading:
         self._places: OrderedDict[int, Iterator[np.ndarray]] = OrderedDict()
         self._failed: dict[int, str] = {}  # said of a batch, as the one before it was not read
         self._kept, self._used = True, time.monotonic()
-        for name, other in list(self._open.items()):
-            if not other._kept and other._used < time.monotonic() - LINGER_SECONDS:
-                del self._open[name]
+        left = [(other._used, name) for name, other in list(self._open.items()) if not other._kept]
+        for place, (used, name) in enumerate(sorted(left, reverse=True)):
+            if place >= _MOST_LINGERING or used < time.monotonic() - LINGER_SECONDS:
+                self._open.pop(name, None)
         self._name = next(self._names)
         self._open[self._name] = self
 
@@ -215,22 +218,21 @@ class _Reading:
 
     def function(self) -> Callable[[np.int64], tuple[Any, ...]]:
         """Returns what TensorFlow calls with the number of a batch, for its parts behind what went wrong."""
-        name = self._name
-        types = (np.uint8, np.int32, np.float32)[: 3 if self._run.last_batch == "pad" else 2]
-        nothing = [np.empty(0, kind) for kind in types]
+        name, parts = self._name, 3 if self._run.last_batch == "pad" else 2
 
         def batch(number: np.int64) -> tuple[Any, ...]:
             try:
-                if name not in _Reading._open:
+                if (reading := _Reading._open.get(name)) is None:
                     raise CxrError("its shards were closed, as nobody referred to what load_split returned")
-                return b"", *_Reading._open[name]._batch(int(number))
+                return b"", *reading._batch(int(number))
             except CxrError as error:
-                return f"{_STOPPED}{error}".encode(), *nothing
+                return _refused(str(error), parts)
 
         return batch
 
     def _leave(self) -> None:
         self._kept = False
+        self._arrays.free_buffers()  # the files stay open; memory, a strategy's batches take anew
 
     def _batch(self, number: int) -> tuple[np.ndarray, ...]:
         self._used = time.monotonic()
@@ -251,6 +253,12 @@ class _Reading:
             while len(self._places) > _MOST_PLACES:
                 self._places.popitem(last=False)
         return made
+
+
+def _refused(said: str, parts: int) -> tuple[Any, ...]:
+    """What went wrong, before the empty parts of a batch."""
+    types = np.uint8, np.int32, np.float32
+    return f"{_STOPPED}{said}".encode(), *(np.empty(0, kind) for kind in types[:parts])
 
 
 class _Keeper:

@@ -4,6 +4,7 @@ What is read belongs to the dataset that was opened: shards on disk are held ope
 puts others under their names, changes nothing; those that are fetched are known by their sha256.
 """
 
+import contextlib
 import mmap
 import os
 import resource
@@ -12,7 +13,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from cxr_records.record_table import VERIFY
 
 FETCH_AHEAD = 4  # remote shards fetched before they are read
 _HELD_SHARDS = 16  # remote ones at most: what is released stays in the cache, as long as it has room
+T = TypeVar("T")
 _OTHER_FILES = 64  # that a process may open beside the shards it holds
 
 
@@ -183,7 +185,7 @@ class FetchedShards:
         self._process = os.getpid()
         self._held: OrderedDict[int, _FetchedShard] = OrderedDict()
         self._coming: dict[int, Future[_FetchedShard]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # for `submitted`
         self._pool = ThreadPoolExecutor(self._fetches)
 
     def check_room(self, at_once: int) -> None:
@@ -208,13 +210,14 @@ class FetchedShards:
             CxrError: it cannot be fetched, or the dataset was rebuilt since it was opened.
         """
         self.check_room(1)
-        coming = self._ask_for(shard)
+        coming = self._ask_for(shard, self._in_thread_or_here)
         return coming if isinstance(coming, _FetchedShard) else coming.result()
 
     def ahead(self, shards: Sequence[int]) -> None:
         """Begins to fetch the first few of them."""
-        for shard in shards[: self._fetches]:
-            self._ask_for(shard)
+        with contextlib.suppress(RuntimeError):  # Python ends, and no thread begins more work
+            for shard in shards[: self._fetches]:
+                self._ask_for(shard, self._in_thread)
 
     def trouble(self, shard: int, found: str) -> CxrError:
         """As `ShardFiles.trouble`."""
@@ -224,7 +227,15 @@ class FetchedShards:
         where = f" ({held.path})" if held else ""
         return CxrError(f"{url} {found}, in the cache{where}; delete it there")
 
-    def _ask_for(self, shard: int) -> "_FetchedShard | Future[_FetchedShard]":
+    def _in_thread(self, shard: int) -> "Future[_FetchedShard]":
+        return self._pool.submit(self._fetch, shard)
+
+    def _in_thread_or_here(self, shard: int) -> "Future[_FetchedShard]":
+        return submitted(self._pool, self._fetch, shard)
+
+    def _ask_for(
+        self, shard: int, begin: "Callable[[int], Future[_FetchedShard]]"
+    ) -> "_FetchedShard | Future[_FetchedShard]":
         if os.getpid() != self._process:
             self._begin()
         with self._lock:
@@ -232,7 +243,10 @@ class FetchedShards:
                 self._held.move_to_end(shard)
                 return self._held[shard]
             if shard not in self._coming:
-                self._coming[shard] = self._pool.submit(self._fetch, shard)
+                coming = begin(shard)
+                if coming.done():
+                    return coming
+                self._coming[shard] = coming
             return self._coming[shard]
 
     def _fetch(self, shard: int) -> "_FetchedShard":
@@ -246,12 +260,16 @@ class FetchedShards:
             with self._lock:
                 self._held[shard] = fetched
             return fetched
+        except OSError as error:  # of the cache's disk; what a storage raises is a CxrError by now
+            self._dataset.check_unchanged()
+            url, said = storage.join(self._dataset.path, entry.file), error.strerror or error
+            raise CxrError(f"{url} could not be put into the cache: {said}") from None
         except Exception:
             self._dataset.check_unchanged()  # a rebuild is the cause
             raise
         finally:
             with self._lock:
-                del self._coming[shard]
+                self._coming.pop(shard, None)
 
 
 class _FetchedShard(_Mapped):
@@ -263,6 +281,19 @@ class _FetchedShard(_Mapped):
 
     def __del__(self) -> None:
         self._held.release()
+
+
+def submitted(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Returns what a pool's thread makes of it; once Python ends and begins no more work, it is done here."""
+    try:
+        return pool.submit(function, *arguments)
+    except RuntimeError:  # from the end of the main thread on, though others may read still
+        done: Future[T] = Future()
+        try:
+            done.set_result(function(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def check_sizes(dataset: str, entries: Sequence[ShardEntry]) -> None:
@@ -292,12 +323,15 @@ def allow_open_files(number: int) -> None:
         CxrError: it does not go so far.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * number + _OTHER_FILES + len(os.listdir("/dev/fd"))
+    opened = len(os.listdir("/dev/fd"))
+    wanted = 2 * (number + opened) + _OTHER_FILES  # as shards of other splits may not be mapped yet
     if soft == resource.RLIM_INFINITY or wanted <= soft:
         return
-    if hard != resource.RLIM_INFINITY and wanted > hard:
+    if hard != resource.RLIM_INFINITY and 2 * number + opened + _OTHER_FILES > hard:
         raise CxrError(
             f"found {number:,} shards, which are held open while they are read, and a limit of {hard:,} open "
             "files; raise that (ulimit -Hn), or build with a larger `shard_mb`"
         )
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

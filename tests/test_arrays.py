@@ -1,5 +1,6 @@
 """Images and labels as NumPy arrays: what they hold, their order, damage, other processes, URLs."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -8,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -154,6 +157,27 @@ def test_what_is_no_list_of_whole_numbers_is_refused(dataset, numbers, said):
     with pytest.raises(UsageError) as error:
         opened(dataset).gather(numbers)
     assert str(error.value) == f"found numbers of {said}; expected a list of whole numbers"
+
+
+@pytest.mark.parametrize(
+    "numbers", [np.array([2**64 - 1], np.uint64), np.array([0, 2**63], np.uint64), [2**64 - 1]]
+)
+def test_a_number_that_is_no_int64_is_out_of_range_and_not_one_from_the_end(dataset, numbers):
+    with pytest.raises(IndexError, match=f"found record {max(np.array(numbers))} of split train, which has"):
+        opened(dataset).gather(numbers)
+
+
+def test_who_writes_to_a_record_changes_it_for_nobody_else(dataset):
+    read = opened(dataset)
+    image, label = read[0]
+    before = image.copy(), label.copy()
+    for mine in (read[0], read.__getitems__([0])[0]):
+        for part in mine:
+            part[...] = 9
+
+    np.testing.assert_array_equal(read[0][0], before[0])
+    np.testing.assert_array_equal(read[0][1], before[1])
+    np.testing.assert_array_equal(read.labels[0], before[1])
 
 
 def test_a_derived_task_has_its_own_records_and_labels(many_shards):
@@ -332,6 +356,61 @@ def test_several_threads_read_at_once(build, tmp_path, codec):
         np.testing.assert_array_equal(images, expected[numbers])
 
 
+def test_threads_that_share_an_iterator_are_refused_and_harm_nothing(many_shards):
+    """Those of itertools crash the process."""
+    read = opened(many_shards)
+    batches = read.batches(4, seed=1)
+
+    def some(_) -> None:
+        with contextlib.suppress(ValueError):  # "generator already executing"
+            for _ in range(200):
+                next(batches, None)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(some, range(20)))
+    assert len(next(read.batches(4, seed=1))[0]) == 4
+
+
+def test_nothing_is_written_to_an_array_any_more_once_an_error_was_raised(build, tmp_path, monkeypatch):
+    build(tmp_path / "data", codec="png")
+    read = opened(tmp_path / "data", threads=4, check=False)
+    out = np.zeros((96, read.size, read.size, 1), np.uint8)
+    first, decode = threading.Event(), ImageFormat.decode
+
+    def slow(self, data):
+        if not first.is_set():
+            first.set()
+            raise ValueError("cut short")
+        time.sleep(0.002)
+        return decode(self, data)
+
+    monkeypatch.setattr(ImageFormat, "decode", slow)
+    with pytest.raises(CxrError, match="is damaged: cut short"):
+        read.gather([0] * 96, out)
+    then = out.copy()
+    time.sleep(0.1)
+    np.testing.assert_array_equal(out, then)
+
+
+def test_a_thread_reads_on_after_the_main_thread_has_ended(build, tmp_path):
+    """From then on Python begins no threads for what pools are asked for."""
+    build(tmp_path / "data", codec="png")
+    code = f"""
+import threading
+import cxr_records
+
+read = cxr_records.open({str(tmp_path / "data")!r}).arrays("train", threads=4)
+
+def read_on():
+    threading.main_thread().join()
+    print(read.gather([0] * 64).any(), flush=True)
+
+threading.Thread(target=read_on).start()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "True\n", "")
+
+
 def read_elsewhere(read: Arrays, numbers: list[int]) -> bytes:
     return read.gather(numbers).tobytes() + read.labels[numbers].tobytes()
 
@@ -494,6 +573,19 @@ def test_a_disk_that_fails_is_said_with_the_record(dataset, monkeypatch):
     )
 
 
+def test_more_maps_than_the_system_allows_are_said(dataset, monkeypatch):
+    read = opened(dataset, "test")
+
+    def fail(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(shard_files.mmap, "mmap", fail)
+    with pytest.raises(CxrError) as error:
+        read[3]
+    shard = dataset / row_of(dataset, "test", 3)["shard"]
+    assert str(error.value) == f"{shard} cannot be read: Cannot allocate memory; {VERIFY}"
+
+
 def test_calls_that_give_a_part_of_the_bytes_give_the_same_images(dataset, monkeypatch):
     expected = opened(dataset).gather(range(20))
     pread, preadv = os.pread, os.preadv
@@ -570,6 +662,19 @@ def test_more_shards_than_a_process_may_open_are_said(dataset, monkeypatch):
     )
 
 
+def test_several_splits_that_are_opened_before_one_is_read_may_be_mapped_all(dataset, monkeypatch):
+    """A map takes a descriptor of its own."""
+    limits = [20, 4096]
+    monkeypatch.setattr(shard_files.resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(shard_files.resource, "setrlimit", lambda _, wanted: limits.__setitem__(0, wanted[0]))
+    monkeypatch.setattr(shard_files, "_OTHER_FILES", 0)
+
+    reads = [opened(dataset) for _ in range(20)]
+    for read in reads:
+        read.gather(range(len(read)))
+    assert len(os.listdir("/proc/self/fd")) <= limits[0]
+
+
 def test_nothing_of_tensorflow_is_loaded(dataset):
     code = f"""
 import sys
@@ -618,6 +723,43 @@ def test_images_of_a_remote_dataset_are_gathered_with_the_smallest_cache_and_sev
         numbers = rng.integers(0, n, 30)
         np.testing.assert_array_equal(read.gather(numbers), expected[numbers])
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+
+
+def test_a_remote_shard_is_fetched_by_its_reader_once_no_thread_begins_work(many_shards, remote, tmp_path):
+    read = opened(remote, cache_dir=str(tmp_path))
+    read._files._pool.shutdown()  # as Python does when its main thread has ended
+    expected = contents(opened(many_shards).batches(4, epochs=1))
+    assert contents(read.batches(4, epochs=1)) == expected
+
+
+def test_a_cache_that_is_removed_meanwhile_is_made_again(many_shards, remote, tmp_path):
+    cache = tmp_path / "cache"
+    expected = contents(opened(many_shards).batches(4, epochs=2))
+    batches = opened(remote, cache_dir=str(cache), cache_bytes=10 * largest_of(many_shards)).batches(
+        4, epochs=2
+    )
+    found = []
+    for number, batch in enumerate(batches):
+        found.append(batch)
+        if number in (1, 5):
+            shutil.rmtree(cache, ignore_errors=True)
+    assert contents(found) == expected
+
+
+def test_a_cache_that_cannot_be_written_is_said(remote, tmp_path, monkeypatch):
+    read = opened(remote, cache_dir=str(tmp_path))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "ftruncate", full)
+    with pytest.raises(CxrError) as error:
+        read[0]
+    shard = read.records.shards[0][0]
+    assert (
+        str(error.value)
+        == f"memory://bucket/{shard} could not be put into the cache: No space left on device"
+    )
 
 
 def test_a_cache_that_is_too_small_is_refused_with_what_it_needs(many_shards, remote, tmp_path):

@@ -4,6 +4,9 @@ import gc
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
@@ -16,7 +19,7 @@ import pytest
 import tensorflow as tf
 from conftest import manifest_json, pixels, stored
 
-from cxr_records import order, reader, shard_files, storage
+from cxr_records import arrays, order, reader, shard_files, storage
 from cxr_records.balancing import expected_draws, reached, times_drawn
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
@@ -570,6 +573,59 @@ def test_shards_are_held_open_while_they_are_read_and_somewhat_longer(copied_dat
     again = load_split(str(copied_dataset), "test", 4)
     assert held() == 2 * test
     del still, again
+
+
+def test_a_process_may_load_a_split_any_number_of_times(copied_dataset):
+    shards = len(manifest_json(copied_dataset)["splits"]["test"]["shards"])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        load_split(str(copied_dataset), "test", 4)
+    assert len(os.listdir("/proc/self/fd")) - before <= 17 * shards
+
+
+def test_memory_of_batches_is_free_when_nobody_refers_to_them(copied_dataset):
+    def held() -> int:
+        return sum(size for array, size in tracked if array() is not None)
+
+    tracked, empty = [], np.empty
+
+    def traced(*args):
+        array = empty(*args)
+        tracked.append((weakref.ref(array), array.nbytes))
+        return array
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays.np, "empty", traced)
+        batches = load_split(str(copied_dataset), "train", 16)
+        reading = iter(batches.map(lambda image, label: image))
+        for _ in range(10):
+            batch = next(reading)
+    del batches
+    gc.collect()
+    assert held() > 0
+    kept = batch.numpy().copy()
+    del reading
+    gc.collect()
+    assert held() <= 2 * kept.nbytes  # that of the batch
+    np.testing.assert_array_equal(batch.numpy(), kept)
+
+
+ENDING = """
+import sys
+from cxr_records.reader import load_split
+reading = [iter(load_split(sys.argv[1], "train", 32)) for _ in range(3)]
+for one in reading:
+    next(one)
+"""
+
+
+def test_a_process_that_ends_while_images_are_decoded_ahead_says_nothing_of_it(build, tmp_path):
+    build(tmp_path / "data", codec="png")
+    run = subprocess.run(
+        [sys.executable, "-c", ENDING, str(tmp_path / "data")], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_more_shards_than_a_process_may_open_are_said(copied_dataset, monkeypatch):
