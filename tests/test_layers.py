@@ -205,6 +205,7 @@ def test_help_loads_none_of_the_large_packages(command):
 # Where used-up memory is told as what it is (`errors.is_out_of_memory`), or goes on after a word of its own.
 TOLD_LATER = {
     "cxr_records/cli.py _run": "says it to the user",
+    "cxr_records/shard_files.py submitted": "whoever asks for the result gets it as it is",
     "pipelines/beam_job.py main": "prints it, and the command reads it",
 }
 
@@ -213,7 +214,7 @@ def test_used_up_memory_is_never_told_as_a_broken_file():
     """Whoever turns any error into a word about a file or an image lets MemoryError pass first."""
     found = set()
     for path in sorted(
-        [*ROOT.glob("cxr_records/*.py"), *ROOT.glob("pipelines/*.py"), *ROOT.rglob("trainers/**/*.py")]
+        [*ROOT.glob("cxr_records/*.py"), *ROOT.glob("pipelines/*.py"), *ROOT.glob("trainers/**/*.py")]
     ):
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef):
