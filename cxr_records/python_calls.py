@@ -18,7 +18,6 @@ QUIET_SECONDS = 0.03  # in which nothing was called: what is made ahead is full
 MOST_SECONDS = 10.0  # for a call that does not return, as a download that stands still
 
 
-@tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # nor what is called
 def python_call(
     function: Callable[..., Any], arguments: Sequence[tf.Tensor], types: Sequence[tf.DType], at_end: Any
 ) -> list[tf.Tensor]:
@@ -34,6 +33,14 @@ def python_call(
         at_end: what is returned in its place once Python ends.
     """
 
+    made: list[tf.Tensor] = _operation(function, arguments, types, at_end)
+    return made
+
+
+@tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # nor what is called, each time
+def _operation(
+    function: Callable[..., Any], arguments: Sequence[tf.Tensor], types: Sequence[tf.DType], at_end: Any
+) -> list[tf.Tensor]:
     def called(*values: Any) -> Any:
         if not _calls.begin():
             return at_end

@@ -31,7 +31,7 @@ class WaitMeter:
 
         def clock() -> tf.Tensor:
             # TensorFlow's own clock refuses to run where kernels are to be deterministic.
-            (now,) = python_call(time.monotonic, [], [tf.float64])
+            (now,) = python_call(time.monotonic, [], [tf.float64], 0.0)
             return tf.ensure_shape(now, [])
 
         def note(asked_at: tf.Tensor, batch: Any) -> Any:
