@@ -136,8 +136,8 @@ def rebuild_once(asked: argparse.Namespace, linked: Path, workers: int) -> dict[
                     for path in (folder / "out").glob("*.tfrecord-*")
                 },
             )
-            found[f"{step}_shards"] = sum(before.get(name) != now for name, now in written.items())
-        found["shards"] = len(written)
+            found[f"{step}_written"] = sum(before.get(name) != now for name, now in written.items())
+            found[f"{step}_shards"] = len(written)
     return found
 
 
@@ -169,7 +169,7 @@ def rebuild_tables(log: Log) -> list[str]:
                 name,
                 *(harness.spread([m[f"{step}_{what}"] for m in lines], 2) for what in ("wall", "cpu")),
             ]
-            shards = f"{max(m[f'{step}_shards'] for m in lines)} of {lines[0]['shards']}"
+            shards = f"{max(m[f'{step}_written'] for m in lines)} of {lines[0][f'{step}_shards']}"
             rows.append([*row, f"{faster:.1f}", shards, str(len(lines))])
         header = ["build", "wall, s", "CPU, s", "times faster", "shards written", "rounds"]
         errors = [line["error"] for line in log.find(part="rebuild", count=count) if "error" in line]

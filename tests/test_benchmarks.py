@@ -296,7 +296,7 @@ def test_builds_and_rebuilds_are_measured(tmp_path):
     assert [m.get("builder") for m in lines] == [*builders, None, None]
     assert all("error" not in line for line in lines)
     assert lines[0]["decode"] < lines[0]["wall"]
-    assert (lines[4]["first_shards"], lines[4]["unchanged_shards"]) == (lines[4]["shards"], 0)
-    assert lines[4]["other_task_shards"] == lines[4]["shards"]
+    assert (lines[4]["first_written"], lines[4]["unchanged_written"]) == (lines[4]["first_shards"], 0)
+    assert lines[4]["other_task_written"] == lines[4]["other_task_shards"]
     assert "| first build |" in done.stdout
     assert not list(tmp_path.glob("tmp*"))
