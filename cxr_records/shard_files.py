@@ -224,6 +224,8 @@ class FetchedShards:
         url = storage.join(self._dataset.path, self._entries[shard].file)
         with self._lock:
             held = self._held.get(shard)
+        if held and not held.path:  # a copy without a name, of which nothing is left to delete
+            return CxrError(f"{url} {found}, in the copy that was fetched; {VERIFY}")
         where = f" ({held.path})" if held else ""
         return CxrError(f"{url} {found}, in the cache{where}; delete it there")
 

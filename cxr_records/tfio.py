@@ -46,7 +46,7 @@ def enable_tensorflow_io() -> None:
 
 
 def fetch_by_tensorflow(url: str, num_bytes: int, sha256: str) -> HeldFile:
-    """Brings a file by TensorFlow's own means to an unnamed temporary one; as `ShardCache.fetch`.
+    """Brings a file by TensorFlow's own means to a temporary one without a name; as `ShardCache.fetch`.
 
     Raises:
         CxrError: it is missing, cannot be read, or its bytes are not those expected.
@@ -66,4 +66,4 @@ def fetch_by_tensorflow(url: str, num_bytes: int, sha256: str) -> HeldFile:
         if (count, digest.hexdigest()) != (num_bytes, sha256):
             raise CxrError(f"{url} is damaged, cut short or missing; {VERIFY}")
         file.flush()
-        return HeldFile(url, os.dup(file.fileno()))
+        return HeldFile("", os.dup(file.fileno()))

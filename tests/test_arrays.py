@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from cxr_records import arrays, shard_files
 from cxr_records.arrays import Arrays
+from cxr_records.cache import HeldFile
 from cxr_records.dataset import open_dataset
 from cxr_records.errors import CxrError, UsageError
 from cxr_records.images import ImageFormat
@@ -848,3 +849,22 @@ def test_memory_of_batches_is_used_again_once_nobody_refers_to_them(dataset):
     assert len(places) <= 2
     assert len({images.__array_interface__["data"][0] for images in kept}) == 5
     assert all(images.__array_interface__["data"][0] % 64 == 0 for images in kept)
+
+
+def test_damage_in_a_copy_without_a_name_never_sends_anybody_to_delete_the_dataset(remote, tmp_path):
+    """As TensorFlow fetches shards for `direct=True`."""
+
+    def fetch(url: str, num_bytes: int, sha256: str) -> HeldFile:
+        data = bytearray(fsspec.filesystem("memory").cat(url.removeprefix("memory:/")))
+        data[100] ^= 1
+        (tmp_path / "copy").write_bytes(data)
+        return HeldFile("", os.open(tmp_path / "copy", os.O_RDONLY))
+
+    read = opened(remote, "test", fetch=fetch)
+    with pytest.raises(CxrError) as error:
+        read[0]
+    shard = read.records.shards[0][0]
+    assert str(error.value) == (
+        f"memory://bucket/{shard} record 0 ({read.records.image_ids[0]}) is damaged: the checksum of the "
+        "record's data does not match, in the copy that was fetched; run cxr-records verify on the dataset"
+    )
